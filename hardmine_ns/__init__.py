@@ -1,0 +1,1 @@
+"""instant-ngp trained by online hard-sample mining, as nerfstudio methods."""

@@ -1,0 +1,1 @@
+"""What both methods share. Only `threads` stands on torch alone; the other modules meet nerfstudio."""

@@ -1,0 +1,51 @@
+"""Run a Numba kernel on every core without Numba's own thread pool.
+
+The kernels are compiled with `nogil=True` and each thread takes its share of the work. Numba's `parallel=True` is not
+used: its `workqueue` layer aborts the process when two threads launch at once (training and the viewer do), and its
+OpenMP layer does not survive a fork after first use (data workers do).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=4)
+def _pool(process_id: int, size: int) -> ThreadPoolExecutor:
+    # Keyed by process: a forked child must not wait for threads that only its parent has.
+    return ThreadPoolExecutor(max_workers=size, thread_name_prefix=f"numba-kernel-{process_id}")
+
+
+def num_threads() -> int:
+    """Threads a kernel may use: torch's own setting, so that `torch.set_num_threads` rules both."""
+    return torch.get_num_threads()
+
+
+def run_on_threads(worker: Callable[[int, int], None], threads: int | None = None) -> None:
+    """Call `worker(thread, threads)` for every thread at once and return when all have finished.
+
+    A worker should release the GIL. Callers on different threads may do this at the same time.
+
+    Args:
+        worker: called with its thread's index and the number of threads.
+        threads: how many; `num_threads()` when None.
+
+    Raises:
+        Exception: the first error that a worker raised.
+    """
+    threads = num_threads() if threads is None else threads
+    if threads <= 1:
+        worker(0, 1)
+        return
+    futures = [_pool(os.getpid(), threads - 1).submit(worker, i, threads) for i in range(1, threads)]
+    try:
+        worker(0, threads)
+    finally:
+        wait(futures)
+    for future in futures:
+        future.result()

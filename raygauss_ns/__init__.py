@@ -1,0 +1,1 @@
+"""RayGauss: volumetric ray casting of Gaussians, as a nerfstudio method."""
