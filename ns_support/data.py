@@ -1,0 +1,128 @@
+"""Say what is wrong with a data folder in one sentence, instead of a traceback from deep inside nerfstudio."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+
+from ns_support.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
+)
+"""File name endings, in lower case, that count as an image."""
+_LIST_SUFFIXES = frozenset({".json", ".npz"})
+"""Endings of the files in which a parser may find images that lie outside the folder."""
+_READERS = frozenset({"get_dataparser_outputs", "get_data"})
+"""The functions through which every parser and every data set reads the user's files, nerfstudio's or another's."""
+_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError)
+"""What they raise over a missing file, a missing entry or a broken image."""
+_MARKS = {
+    "transforms.json": "nerfstudio-data",
+    "transforms_train.json": "blender-data",
+    "colmap": "colmap",
+    "sparse": "colmap --colmap-path sparse/0",
+}
+"""What tells a folder's format, and the parser for it."""
+
+
+def check_data_folder(path: Path) -> None:
+    """Refuse a data path in which no parser could find an image.
+
+    A `.json` file is accepted, as it is by the parsers that take one.
+
+    Args:
+        path: what the user gave as `--data`.
+
+    Raises:
+        UserError: when the path does not exist, is neither a folder nor a `.json` file, or holds neither an image
+            nor a list of images at any depth.
+    """
+    if not path.exists():
+        raise UserError(f"The data folder {path} does not exist.")
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            raise UserError(f"The data path {path} is a file; give the folder that holds the images.")
+    elif not _holds(path, IMAGE_SUFFIXES | _LIST_SUFFIXES):
+        raise UserError(f"The data folder {path} has no image in it, nor in any folder below.")
+
+
+@contextmanager
+def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
+    """Turn an error met while reading the user's files into a `UserError` with a sentence; leave others alone.
+
+    Args:
+        path: the data folder, to name it and to guess its format.
+        parser: the parser's name on the command line.
+
+    Raises:
+        UserError: names the parser, the folder, what was looked for, and the parser that fits the folder better.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _USERS_FAULT as error:
+        if not any(frame.f_code.co_name in _READERS for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        hint = _better_parser(path, parser)
+        raise UserError(f"{parser} can't read the data in {path}: {_reason(error)}.{hint}") from error
+
+
+class ChecksData:
+    """Mixin, named before nerfstudio's datamanager, that reports bad data in a sentence.
+
+    Example:
+        >>> class MyDataManager(ChecksData, VanillaDataManager[InputDataset]):  # doctest: +SKIP
+        ...     pass
+    """
+
+    def __init__(
+        self,
+        config: DataManagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        path, parser = Path(config.data or config.dataparser.data), parser_name(config.dataparser)
+        if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them
+            check_data_folder(path)
+        with explained_data_errors(path, parser):
+            super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
+
+
+def parser_name(config: object) -> str:
+    """The name by which a data parser's configuration is called on the command line."""
+    names = [name for name, known in all_dataparsers.items() if type(known) is type(config)]
+    return names[0] if names else type(config).__name__
+
+
+def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    walk = os.walk(folder, followlinks=True)
+    return any(os.path.splitext(name)[1].lower() in suffixes for _, _, names in walk for name in names)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no {error.filename}"
+    if isinstance(error, KeyError):
+        return f"an entry {error} is missing"
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or f"{type(error).__name__} while parsing"
+
+
+def _better_parser(path: Path, parser: str) -> str:
+    fitting = [name for mark, name in _MARKS.items() if (path / mark).exists()]
+    if not fitting or parser in (name.split()[0] for name in fitting):
+        return ""
+    return f" The folder looks like one for {fitting[0]}: name it at the end of the command."

@@ -1,0 +1,132 @@
+"""Image metrics and comparison pictures, the same for both methods."""
+
+from __future__ import annotations
+
+import pickle
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.utils import colormaps
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+_SSIM_WINDOW = 11
+"""Width in pixels of SSIM's window."""
+_ALEXNET_MIN_SIZE = 31
+"""Height and width in pixels below which nothing is left after AlexNet's strides and poolings."""
+_CONNECT_SECONDS = 5.0
+"""How long the weights' server may take to answer; torch.hub itself waits for minutes where packets are dropped."""
+_NO_WEIGHTS = (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError)
+"""What a failed download or a broken file raises: URLError and timeouts are OSErrors, a wrong hash a RuntimeError."""
+
+
+class LazyLPIPS:
+    """LPIPS (AlexNet), built when it is first asked for and never part of a model's state.
+
+    nerfstudio's models build it in their constructor, which downloads AlexNet's weights, dies offline, and puts 10 MB
+    into every checkpoint. This one is no `torch.nn.Module`, so that a model may hold it as an attribute. Where the
+    weights can't be had it says so once and gives None from then on.
+
+    Example:
+        >>> lpips = LazyLPIPS()
+        >>> lpips(torch.rand(64, 64, 3), torch.rand(64, 64, 3))  # doctest: +SKIP
+        0.93
+    """
+
+    def __init__(self) -> None:
+        self._metric: Any = None
+        self._unavailable = False
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, ground_truth: Tensor) -> float | None:
+        """LPIPS of two [H, W, 3] images in [0, 1], on the device of `image`.
+
+        Returns:
+            None where there are no weights, or where the images are too small for the network (under 31 pixels).
+        """
+        if self._unavailable or min(image.shape[:2]) < _ALEXNET_MIN_SIZE:
+            return None
+        if self._metric is None:
+            self._metric = self._build()
+        if self._metric is None:
+            return None
+        value = self._metric.to(image.device)(_to_batch(image), _to_batch(ground_truth))
+        self._metric.reset()
+        return float(value)
+
+    def _build(self) -> Any:  # noqa: ANN401
+        # torchvision takes a second to import: only who evaluates should wait for it.
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights  # type: ignore[import-untyped]
+
+        try:
+            _check_obtainable(AlexNet_Weights.DEFAULT.url)
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+        except _NO_WEIGHTS as error:
+            self._unavailable = True
+            CONSOLE.print(f"LPIPS is left out: its AlexNet weights can't be had ({error}).", style="yellow")
+            return None
+
+
+def _check_obtainable(url: str) -> None:
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).exists():
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_CONNECT_SECONDS).close()
+
+
+def _to_batch(image: Tensor) -> Tensor:
+    return image.clamp(0.0, 1.0).permute(2, 0, 1)[None]
+
+
+@torch.no_grad()
+def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None = None) -> dict[str, float]:
+    """Scores of an image against the ground truth, both clamped to [0, 1].
+
+    Args:
+        image: [H, W, 3] float.
+        ground_truth: [H, W, 3] float, same device.
+        lpips: the model's LPIPS; None leaves it out.
+
+    Returns:
+        "psnr" in dB; "ssim" (11-pixel Gaussian window, data range 1) unless the image is smaller than the window;
+        "lpips" (AlexNet) unless it is unavailable.
+
+    Raises:
+        ValueError: when the two are not [H, W, 3] of one size.
+    """
+    if image.shape != ground_truth.shape or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"images must be [H, W, 3], got {list(image.shape)} and {list(ground_truth.shape)}")
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    pair = _to_batch(image), _to_batch(ground_truth)
+    metrics = {"psnr": float(peak_signal_noise_ratio(*pair, data_range=1.0))}
+    if min(image.shape[:2]) >= _SSIM_WINDOW:
+        metrics["ssim"] = float(structural_similarity_index_measure(*pair, data_range=1.0))
+    perceptual = None if lpips is None else lpips(image, ground_truth)
+    if perceptual is not None:
+        metrics["lpips"] = perceptual
+    return metrics
+
+
+@torch.no_grad()
+def comparison_images(outputs: dict[str, Tensor], ground_truth: Tensor) -> dict[str, Tensor]:
+    """Pictures for nerfstudio's log and `ns-eval`, under the keys that its own models use.
+
+    Args:
+        outputs: "rgb" [H, W, 3]; "accumulation" and "depth" [H, W, 1].
+        ground_truth: [H, W, 3], same device.
+
+    Returns:
+        "img" [H, 2W, 3], ground truth on the left; "accumulation" and "depth" [H, W, 3], colour-mapped. The depth's
+        colours span what is covered (accumulation > 0.5), so that an empty background doesn't use up the range.
+    """
+    accumulation, depth = outputs["accumulation"], outputs["depth"].nan_to_num()
+    covered = depth[accumulation > 0.5]
+    near, far = (float(covered.min()), float(covered.max())) if covered.numel() else (None, None)
+    return {
+        "img": torch.cat([ground_truth, outputs["rgb"]], dim=1),
+        "accumulation": colormaps.apply_colormap(accumulation),
+        "depth": colormaps.apply_depth_colormap(depth, accumulation, near_plane=near, far_plane=far),
+    }
