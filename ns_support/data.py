@@ -23,7 +23,7 @@ _LIST_SUFFIXES = frozenset({".json", ".npz"})
 """Endings of the files in which a parser may find images that lie outside the folder."""
 _READERS = frozenset({"get_dataparser_outputs", "get_data"})
 """The functions through which every parser and every data set reads the user's files, nerfstudio's or another's."""
-_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError)
+_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError)
 """What they raise over a missing file, a missing entry or a broken image."""
 _MARKS = {
     "transforms.json": "nerfstudio-data",
@@ -117,6 +117,10 @@ def _reason(error: Exception) -> str:
         return f"there is no {error.filename}"
     if isinstance(error, KeyError):
         return f"an entry {error} is missing"
+    if isinstance(error, ZeroDivisionError):  # in scaling the cameras' distances to 1
+        return (
+            "all its cameras stand in one place; `--auto-scale-poses False` after the parser's name leaves them there"
+        )
     text = " ".join(str(error).split()).rstrip(".")
     return text or f"{type(error).__name__} while parsing"
 

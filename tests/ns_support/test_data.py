@@ -1,0 +1,133 @@
+import pytest
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+
+from ns_support.data import ChecksData, check_data_folder, explained_data_errors, parser_name
+from ns_support.errors import UserError
+from ns_support.full_images import FullImagesConfig
+
+
+class CheckedRays(ChecksData, VanillaDataManager[InputDataset]):
+    """What the ray-based method does."""
+
+
+@pytest.fixture(params=["whole images", "rays"])
+def start(request):
+    """Starts either kind of datamanager on a folder with a parser, as `ns-train` does."""
+
+    def setup(folder, parser, **kwargs):
+        if request.param == "rays":
+            config = VanillaDataManagerConfig(_target=CheckedRays, data=folder, dataparser=parser)
+        else:
+            config = FullImagesConfig(data=folder, dataparser=parser)
+        return config.setup(device="cpu", **kwargs)
+
+    return setup
+
+
+PARSERS = pytest.mark.parametrize("parser", [BlenderDataParserConfig(), NerfstudioDataParserConfig()])
+
+
+class TestCheckDataFolder:
+    @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "deep/er/a.Png", "a.webp", "a.TIFF"])
+    def test_an_image_at_any_depth_will_do(self, tmp_path, name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        check_data_folder(tmp_path)
+
+    def test_a_list_of_images_elsewhere_will_do(self, tmp_path):
+        (tmp_path / "transforms.json").touch()
+        check_data_folder(tmp_path)
+        check_data_folder(tmp_path / "transforms.json")
+
+    def test_refuses_a_missing_folder(self, tmp_path):
+        with pytest.raises(UserError, match=f"^The data folder {tmp_path}/no does not exist.$"):
+            check_data_folder(tmp_path / "no")
+
+    def test_refuses_a_file(self, tmp_path):
+        (tmp_path / "a.png").touch()
+        with pytest.raises(UserError, match="is a file"):
+            check_data_folder(tmp_path / "a.png")
+
+    def test_refuses_a_folder_without_images(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "notes.txt").touch()
+        with pytest.raises(UserError, match="no image in it"):
+            check_data_folder(tmp_path)
+
+
+class TestDatamanagers:
+    @PARSERS
+    def test_missing_folder(self, start, tmp_path, parser):
+        with pytest.raises(UserError, match="does not exist"):
+            start(tmp_path / "no", parser)
+
+    def test_missing_folder_given_to_the_parser(self, start, tmp_path):
+        with pytest.raises(UserError, match="does not exist"):
+            start(None, BlenderDataParserConfig(data=tmp_path / "no"))
+
+    @PARSERS
+    def test_folder_without_images(self, start, tmp_path, parser):
+        with pytest.raises(UserError, match="no image in it"):
+            start(tmp_path, parser)
+
+    @PARSERS
+    def test_folder_without_cameras(self, start, tmp_path, parser):
+        (tmp_path / "a.png").touch()
+        with pytest.raises(UserError, match=r"data can't read the data in .*: there is no .*transforms.*\.json\.$"):
+            start(tmp_path, parser)
+
+    def test_another_parsers_folder(self, start, blender_scene):
+        with pytest.raises(UserError, match="looks like one for blender-data: name it at the end"):
+            start(blender_scene(train=1), NerfstudioDataParserConfig())
+
+    def test_missing_entry(self, start, blender_scene):
+        folder = blender_scene(train=1, val=1)
+        (folder / "transforms_train.json").write_text("{}")
+        with pytest.raises(UserError, match="an entry 'frames' is missing"):
+            start(folder, BlenderDataParserConfig())
+
+    def test_no_json(self, start, blender_scene):
+        folder = blender_scene(train=1, val=1)
+        (folder / "transforms_train.json").write_text("{")
+        with pytest.raises(UserError, match=r"blender-data can't read the data in .*: .*line 1"):
+            start(folder, BlenderDataParserConfig())
+
+    def test_missing_image(self, start, blender_scene):
+        folder = blender_scene(train=3, val=1)
+        (folder / "train_1.png").unlink()
+        with pytest.raises(UserError, match=r"train_1\.png"):
+            start(folder, BlenderDataParserConfig()).next_train(0)
+
+    def test_one_image(self, start, nerfstudio_scene):
+        with pytest.raises(UserError, match="all its cameras stand in one place; `--auto-scale-poses False`"):
+            start(nerfstudio_scene(1), NerfstudioDataParserConfig())
+        start(nerfstudio_scene(1), NerfstudioDataParserConfig(auto_scale_poses=False)).next_train(0)
+
+    def test_images_need_not_be_there_to_view_a_trained_scene(self, start, blender_scene, tmp_path):
+        folder = blender_scene(train=1, val=1, test=1)
+        datamanager = start(folder, BlenderDataParserConfig(), test_mode="inference")
+        assert len(datamanager.train_dataset) == 1
+
+
+class TestExplainedDataErrors:
+    def test_leaves_other_errors_alone(self, tmp_path):
+        with pytest.raises(KeyError, match="a bug"), explained_data_errors(tmp_path, "blender-data"):
+            raise KeyError("a bug")
+
+    def test_keeps_the_cause(self, tmp_path):
+        def get_data():
+            raise OSError("broken image")
+
+        with pytest.raises(UserError) as caught, explained_data_errors(tmp_path, "blender-data"):
+            get_data()
+        assert isinstance(caught.value.__cause__, OSError)
+        assert str(caught.value) == f"blender-data can't read the data in {tmp_path}: broken image."
+
+
+def test_parsers_are_named_as_on_the_command_line():
+    assert parser_name(BlenderDataParserConfig(scale_factor=2.0)) == "blender-data"
+    assert parser_name(NerfstudioDataParserConfig()) == "nerfstudio-data"
+    assert parser_name(object()) == "object"
