@@ -1,0 +1,89 @@
+"""The caster as a differentiable function: 13 moments per Gaussian become gradients of its parameters.
+
+With y = A (x - mu), f = sigma exp(-|y|^2 / 2) and w = dL/df summed over all samples:
+
+    M0 = sum w f,  Y1 = sum w f (x - mu),  Y2 = sum w f (x - mu)(x - mu)^T
+    dL/dmu = A^T A Y1,   dL/dA = -A Y2,   dL/dsigma = M0 / sigma,   dL/dc = sum over samples of P f g
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raygauss_ns.casting.bvh import build_bvh
+from raygauss_ns.casting.cpu import cast_backward, cast_forward
+from raygauss_ns.casting.packets import FloatArray, Rays
+from raygauss_ns.casting.types import CastSettings
+
+
+def _array(tensor: Tensor) -> FloatArray:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, counts: Tensor, image_width: int) -> Rays:
+    """The rays as the kernels' arrays, float32 on the host.
+
+    Args:
+        origins: [R, 3].
+        directions: [R, 3].
+        nears: [R].
+        counts: [R] int32, samples of each ray.
+        image_width: pixels of a row, 0 for rays of no order.
+    """
+    return Rays(_array(origins), _array(directions), _array(nears), counts.cpu().numpy(), image_width)
+
+
+def moments_to_gradients(
+    moments: Tensor, whitenings: Tensor, densities: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of means, A, densities and colours from the 13 moments.
+
+    Args:
+        moments: [N, 13]: M0, Y1 (3), Y2 (xx, xy, xz, yy, yz, zz), colour (3).
+        whitenings: [N, 3, 3] the matrices A.
+        densities: [N] peak densities.
+
+    Returns:
+        [N, 3], [N, 3, 3], [N] and [N, 3]; zero for a Gaussian whose moments are zero, whatever its parameters.
+    """
+    m0, y1, y2, grad_colors = moments.split([1, 3, 6, 3], dim=-1)
+    second = y2[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    grad_means = torch.einsum("nji,nj->ni", whitenings, torch.einsum("nij,nj->ni", whitenings, y1))
+    grad_whitenings = -whitenings @ second
+    grad_densities = torch.where(m0[:, 0] != 0, m0[:, 0] / densities, 0.0)
+    return grad_means, grad_whitenings, grad_densities, grad_colors
+
+
+class CpuCast(torch.autograd.Function):
+    """`cast_forward` and `cast_backward` as one differentiable operation; not differentiable in the rays."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        means: Tensor,
+        whitenings: Tensor,
+        densities: Tensor,
+        colors: Tensor,
+        rays: Rays,
+        settings: CastSettings,
+    ) -> Tensor:
+        """[R, 5]: red, green, blue, transmittance, depth."""
+        bvh = build_bvh(
+            _array(means), _array(whitenings), _array(densities), _array(colors), settings.density_threshold
+        )
+        out = cast_forward(bvh, rays, settings)
+        ctx.save_for_backward(whitenings, densities)
+        ctx.bvh, ctx.rays, ctx.settings, ctx.out = bvh, rays, settings, out
+        return torch.from_numpy(out.copy()).to(means.device)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of means, A, densities and colours."""
+        whitenings, densities = ctx.saved_tensors
+        moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(densities))
+        gradients = moments_to_gradients(torch.from_numpy(moments).to(densities.device), whitenings, densities)
+        return *gradients, None, None

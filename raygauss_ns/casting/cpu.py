@@ -1,0 +1,342 @@
+"""The caster on a CPU: Numba kernels over packets of 16 lanes (see `packets`).
+
+A packet marches its rows slab by slab:
+
+    collect the Gaussians whose boxes meet the slab -> accumulate sigma, E = sum f c on its rows -> composite the rows
+
+Nothing is dropped: Gaussians are added as they are found. The backward pass recomputes a slab's rows, turns them into P
+and Q, and visits the same Gaussians again:
+
+    dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . what comes later) + depth's part
+
+It keeps 13 sums per Gaussian: sum w f, sum w f (x - mu), sum w f (x - mu)(x - mu)^T, sum P f g. Along a ray x - mu is
+p + d tau with tau = t - t*, so that four sums over the samples (of w f, w f tau, w f tau^2 and P f) give all 13.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ns_support.threads import num_threads, run_on_threads
+from raygauss_ns.casting.bvh import RECORD_SIZE, Bvh
+from raygauss_ns.casting.compositing import composite, composite_gradients
+from raygauss_ns.casting.packets import (
+    DEPTH,
+    DX,
+    DY,
+    DZ,
+    GB,
+    GDEPTH,
+    GG,
+    GR,
+    LATER,
+    LOCAL,
+    OX,
+    OY,
+    OZ,
+    ROW_SIZE,
+    ROWS,
+    TILE,
+    B,
+    FloatArray,
+    G,
+    IntArray,
+    March,
+    P,
+    Q,
+    R,
+    RayPointers,
+    Rays,
+    T,
+    enter_slab,
+    finished,
+    open_packet,
+)
+from raygauss_ns.casting.simd import LANES, Pointer, Vector, exp, get, load, pointer, put, reduce_add, splat, where
+from raygauss_ns.casting.slabs import (
+    FIRST,
+    HIT_SIZE,
+    LAST,
+    MAX_HITS,
+    NUM_INTS,
+    RECORD,
+    Scene,
+    collect,
+    fill_slab,
+    project,
+)
+from raygauss_ns.casting.types import CastSettings
+
+NUM_MOMENTS = 13
+"""Sums per Gaussian: M0 1, Y1 3, Y2 6 (xx, xy, xz, yy, yz, zz), colour 3."""
+
+_SUMS_STRIDE = 16  # a Gaussian's sums fill one cache line
+
+
+@njit(cache=True, nogil=True)
+def _differentiate(
+    ws: Pointer, ints: Pointer, scene: Scene, hit: int, slot: int, row: int, march: March, sums: Pointer
+) -> None:
+    """Add the slab's part to a Gaussian's 13 sums."""
+    first, last = get(ints, FIRST + hit), get(ints, LAST + hit)
+    if last < first:
+        return
+    closest, bb, h2 = load(ws, slot), load(ws, slot + LANES), load(ws, slot + 2 * LANES)
+    record = get(ints, RECORD + hit)
+    reach = get(scene.reach, record)
+    at = record * RECORD_SIZE
+    density = get(scene.records, at + 12)
+    gr, gg, gb = load(ws, GR), load(ws, GG), load(ws, GB)
+    g_c = gr * get(scene.records, at + 13) + gg * get(scene.records, at + 14) + gb * get(scene.records, at + 15)
+    s0, s1, s2, sp = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+    for j in range(first, last + 1):
+        tau = np.float32(j) * march.pitch - closest
+        q = tau * tau * bb + h2
+        f = where(q < reach, exp(q * -0.5) * density, 0.0)
+        source = ROWS + (j - row) * ROW_SIZE
+        p_f = load(ws, source + P) * f
+        w_f = p_f * g_c + load(ws, source + Q) * f
+        w_f_tau = w_f * tau
+        sp = sp + p_f
+        s0 = s0 + w_f
+        s1 = s1 + w_f_tau
+        s2 = s2 + w_f_tau * tau
+    dx, dy, dz = load(ws, DX), load(ws, DY), load(ws, DZ)
+    along = closest + load(ws, LOCAL)
+    x = load(ws, OX) - get(scene.records, at) + along * dx
+    y = load(ws, OY) - get(scene.records, at + 1) + along * dy
+    z = load(ws, OZ) - get(scene.records, at + 2) + along * dz
+    # Y1 = p s0 + d s1 and Y2 = p (p s0 + d s1)^T + d (p s1 + d s2)^T.
+    x1, y1, z1 = x * s0 + dx * s1, y * s0 + dy * s1, z * s0 + dz * s1
+    x2, y2, z2 = x * s1 + dx * s2, y * s1 + dy * s2, z * s1 + dz * s2
+    to = record * _SUMS_STRIDE
+    _add(sums, to, s0)
+    _add(sums, to + 1, x1)
+    _add(sums, to + 2, y1)
+    _add(sums, to + 3, z1)
+    _add(sums, to + 4, x * x1 + dx * x2)
+    _add(sums, to + 5, x * y1 + dx * y2)
+    _add(sums, to + 6, x * z1 + dx * z2)
+    _add(sums, to + 7, y * y1 + dy * y2)
+    _add(sums, to + 8, y * z1 + dy * z2)
+    _add(sums, to + 9, z * z1 + dz * z2)
+    _add(sums, to + 10, gr * sp)
+    _add(sums, to + 11, gg * sp)
+    _add(sums, to + 12, gb * sp)
+
+
+@njit(cache=True, nogil=True)
+def _add(sums: Pointer, index: int, lanes: Vector) -> None:
+    put(sums, index, get(sums, index) + reduce_add(lanes))
+
+
+@njit(cache=True, nogil=True)
+def _differentiate_slab(
+    ws: Pointer, ints: Pointer, scene: Scene, row: int, march: March, found: int, complete: bool, sums: Pointer
+) -> None:
+    """Differentiate every Gaussian of the slab; the list of hits is taken as it is when it is complete."""
+    slots = ROWS + march.slab * ROW_SIZE
+    if complete:
+        for hit in range(found):
+            _differentiate(ws, ints, scene, hit, slots + hit * HIT_SIZE, row, march, sums)
+        return
+    node = 0
+    while node < scene.nodes:
+        found, node = collect(ws, ints, scene, node)
+        for hit in range(found):
+            project(ws, ints, scene, hit, slots, row, march)
+            _differentiate(ws, ints, scene, hit, slots, row, march, sums)
+
+
+@njit(cache=True, nogil=True)
+def _pointers(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
+    scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.links), len(bvh.links))
+    origins, directions = pointer(rays.origins), pointer(rays.directions)
+    nears, counts = pointer(rays.nears), pointer(rays.counts)
+    return scene, RayPointers(origins, directions, nears, counts, len(rays.nears), rays.width)
+
+
+@njit(cache=True, nogil=True)
+def _forward_share(
+    thread: int,
+    threads: int,
+    packets: int,
+    bvh: Bvh,
+    rays: Rays,
+    march: March,
+    workspace: FloatArray,
+    integers: IntArray,
+    out: FloatArray,
+) -> None:
+    """Cast every `threads`-th packet."""
+    scene, ray_pointers = _pointers(bvh, rays)
+    ws, ints, outputs = pointer(workspace), pointer(integers), pointer(out)
+    single = rays.width == 0
+    for packet in range(thread, packets, threads):
+        rows = open_packet(ws, ints, ray_pointers, packet, scene.boxes, march)
+        for row in range(0, rows, march.slab):
+            if enter_slab(ws, row, march):
+                total, _ = fill_slab(ws, ints, scene, row, march, False)
+                if total > 0:
+                    composite(ws, row, march, single)
+            elif finished(ws, row, march):
+                break
+        if single:
+            put(outputs, 5 * packet, reduce_add(load(ws, R)))
+            put(outputs, 5 * packet + 1, reduce_add(load(ws, G)))
+            put(outputs, 5 * packet + 2, reduce_add(load(ws, B)))
+            put(outputs, 5 * packet + 3, get(ws, T))
+            put(outputs, 5 * packet + 4, reduce_add(load(ws, DEPTH)))
+        else:
+            for lane in range(LANES):
+                ray = get(ints, lane)
+                if ray >= 0:
+                    put(outputs, 5 * ray, get(ws, R + lane))
+                    put(outputs, 5 * ray + 1, get(ws, G + lane))
+                    put(outputs, 5 * ray + 2, get(ws, B + lane))
+                    put(outputs, 5 * ray + 3, get(ws, T + lane))
+                    put(outputs, 5 * ray + 4, get(ws, DEPTH + lane))
+
+
+@njit(cache=True, nogil=True)
+def _open_gradients(ws: Pointer, ints: Pointer, outputs: Pointer, gradients: Pointer) -> None:
+    """Load the lanes' output gradients and g . (all that the ray will bring), the transmittance at its end included."""
+    for lane in range(LANES):
+        ray = get(ints, lane)
+        later = np.float32(0.0)
+        red, green, blue, depth = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        if ray >= 0:
+            for channel in range(5):
+                later += get(gradients, 5 * ray + channel) * get(outputs, 5 * ray + channel)
+            red, green = get(gradients, 5 * ray), get(gradients, 5 * ray + 1)
+            blue, depth = get(gradients, 5 * ray + 2), get(gradients, 5 * ray + 4)
+        put(ws, GR + lane, red)
+        put(ws, GG + lane, green)
+        put(ws, GB + lane, blue)
+        put(ws, GDEPTH + lane, depth)
+        put(ws, LATER + lane, later)
+
+
+@njit(cache=True, nogil=True)
+def _backward_share(
+    thread: int,
+    threads: int,
+    packets: int,
+    bvh: Bvh,
+    rays: Rays,
+    march: March,
+    workspace: FloatArray,
+    integers: IntArray,
+    out: FloatArray,
+    grad_out: FloatArray,
+    sums: FloatArray,
+) -> None:
+    """Differentiate every `threads`-th packet into this thread's own sums [M, 16]."""
+    scene, ray_pointers = _pointers(bvh, rays)
+    ws, ints, outputs, gradients = pointer(workspace), pointer(integers), pointer(out), pointer(grad_out)
+    sum_pointer = pointer(sums)
+    single = rays.width == 0
+    for packet in range(thread, packets, threads):
+        rows = open_packet(ws, ints, ray_pointers, packet, scene.boxes, march)
+        if rows > 0:
+            _open_gradients(ws, ints, outputs, gradients)
+        for row in range(0, rows, march.slab):
+            if enter_slab(ws, row, march):
+                total, complete = fill_slab(ws, ints, scene, row, march, True)
+                if total > 0:
+                    composite_gradients(ws, row, march, single)
+                    _differentiate_slab(ws, ints, scene, row, march, total, complete, sum_pointer)
+            elif finished(ws, row, march):
+                break
+
+
+@njit(cache=True, nogil=True)
+def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
+    """Add up the threads' sums [threads, M, 16] and scatter them to the Gaussians' own places [N, 13]."""
+    for m in range(len(order)):
+        for i in range(NUM_MOMENTS):
+            total = parts[0, m, i]
+            for thread in range(1, len(parts)):
+                total += parts[thread, m, i]
+            out[order[m], i] = total
+
+
+def _plan(rays: Rays, settings: CastSettings) -> tuple[int, March]:
+    """Number of packets, and the settings in rows."""
+    single = rays.width == 0
+    if single:
+        packets = len(rays.nears)
+    else:
+        packets = -(-(len(rays.nears) // rays.width) // TILE) * -(-rays.width // TILE)
+    rows = max(settings.samples_per_slab // LANES, 1) if single else settings.samples_per_slab
+    dt = np.float32(settings.step)
+    pitch = np.float32(settings.step * (LANES if single else 1))
+    return packets, March(
+        settings.step, settings.sample_offset, dt, pitch, np.float32(settings.transmittance_threshold), rows
+    )
+
+
+def _workspaces(march: March, threads: int) -> tuple[FloatArray, IntArray]:
+    return (
+        np.zeros((threads, ROWS + march.slab * ROW_SIZE + MAX_HITS * HIT_SIZE), np.float32),
+        np.zeros((threads, NUM_INTS), np.int32),
+    )
+
+
+def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+    """Cast R rays.
+
+    Args:
+        bvh: the Gaussians.
+        rays: the rays.
+        settings: how they are sampled.
+
+    Returns:
+        [R, 5] float32: red, green, blue, transmittance, depth.
+    """
+    out = np.zeros((len(rays.nears), 5), np.float32)
+    out[:, 3] = 1.0
+    packets, march = _plan(rays, settings)
+    if len(bvh.order) > 0 and packets > 0:
+        threads = num_threads()
+        floats, ints = _workspaces(march, threads)
+        run_on_threads(
+            lambda thread, count: _forward_share(
+                thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out
+            ),
+            threads,
+        )
+    return out
+
+
+def cast_backward(
+    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+) -> FloatArray:
+    """Gradients of a loss on the outputs, as 13 moments per Gaussian.
+
+    Args:
+        bvh: the Gaussians.
+        rays: the rays.
+        settings: as in the forward pass.
+        out: [R, 5] what the forward pass returned.
+        grad_out: [R, 5] gradient of the loss with respect to that.
+        num_gaussians: N, dead ones included.
+
+    Returns:
+        [N, 13] float32; the sums are in the module's docstring.
+    """
+    moments = np.zeros((num_gaussians, NUM_MOMENTS), np.float32)
+    packets, march = _plan(rays, settings)
+    if len(bvh.order) > 0 and packets > 0:
+        threads = num_threads()
+        floats, ints = _workspaces(march, threads)
+        sums = np.zeros((threads, len(bvh.order), _SUMS_STRIDE), np.float32)
+        run_on_threads(
+            lambda thread, count: _backward_share(
+                thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out, grad_out, sums[thread]
+            ),
+            threads,
+        )
+        _sum_threads(sums, bvh.order, moments)
+    return moments

@@ -1,0 +1,95 @@
+"""What goes into the caster and what comes out, and the two quantities that every back end must compute alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Gaussians(NamedTuple):
+    """A set of N anisotropic Gaussians, each with peak density sigma: sigma_l exp(-|A_l (x - mu_l)|^2 / 2).
+
+    Attributes:
+        means: [N, 3] centres mu.
+        scales: [N, 3] standard deviations s > 0 along the principal axes (length).
+        quats: [N, 4] rotations as quaternions, w first; normalised here.
+        densities: [N] peak densities sigma (1/length); negative ones count as 0.
+    """
+
+    means: Tensor
+    scales: Tensor
+    quats: Tensor
+    densities: Tensor
+
+
+class CastSettings(NamedTuple):
+    """How rays are sampled. Lengths are in the units of the Gaussians' means.
+
+    Attributes:
+        step: dt > 0, distance between samples.
+        density_threshold: eps > 0, density below which a Gaussian counts as zero (1/length).
+        sample_offset: where in its step a sample sits, in [0, 1): 0 the left end, 0.5 the midpoint.
+        transmittance_threshold: a sample contributes only while the transmittance before it exceeds this; in [0, 1).
+        samples_per_slab: K, samples that are processed together; has no influence on the result.
+    """
+
+    step: float
+    density_threshold: float
+    sample_offset: float = 0.0
+    transmittance_threshold: float = 1e-4
+    samples_per_slab: int = 32
+
+
+class RayOutputs(NamedTuple):
+    """What a ray brings back; R rays.
+
+    Attributes:
+        rgb: [R, 3] sum of T alpha c, without a background.
+        transmittance: [R] T behind the last sample: what a background is seen through.
+        depth: [R] sum of T alpha t, the expected distance along the ray times its accumulation 1 - T (length).
+    """
+
+    rgb: Tensor
+    transmittance: Tensor
+    depth: Tensor
+
+
+def whitening_matrices(scales: Tensor, quats: Tensor) -> Tensor:
+    """A = diag(1/s) R(q)^T for each Gaussian, so that |A (x - mu)| is a distance in standard deviations.
+
+    Args:
+        scales: [N, 3].
+        quats: [N, 4], w first, of any length but zero.
+
+    Returns:
+        [N, 3, 3], differentiable in both.
+    """
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    transposed_rotation = torch.stack(
+        [
+            torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], -1),
+            torch.stack([2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], -1),
+            torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], -1),
+        ],
+        -2,
+    )
+    return transposed_rotation / scales[..., None]
+
+
+def sample_counts(nears: Tensor, fars: Tensor, settings: CastSettings) -> Tensor:
+    """How many samples t_k = near + (k + offset) dt lie before each ray's far end.
+
+    In float64 whatever the input, so that back ends of different precision march the same samples.
+
+    Args:
+        nears: [R] distance at which a ray begins.
+        fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+        settings: step and offset.
+
+    Returns:
+        [R] int32 >= 0.
+    """
+    steps = (fars.double() - nears.double()) / settings.step - settings.sample_offset
+    return torch.nan_to_num(steps.ceil(), nan=0.0).clamp(0, 2**30).to(torch.int32)
