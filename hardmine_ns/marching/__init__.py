@@ -1,0 +1,19 @@
+"""Occupancy-grid ray marching and packed compositing, on any device that PyTorch knows.
+
+On the CPU the loops that run along a ray are Numba kernels (`cpu.py`); elsewhere they are whole-tensor PyTorch. Each
+kernel has its PyTorch twin, and the two give the same samples.
+
+Example:
+    >>> grid = OccupancyGrid(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]), resolution=32)
+    >>> origins, directions = torch.tensor([[0.0, 0.0, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    >>> samples = march_rays(origins, directions, torch.tensor([0.0]), torch.tensor([10.0]), grid, step_size=0.01)
+    >>> density, colors = torch.ones(len(samples)), torch.ones(len(samples), 3)
+    >>> composite(density, colors, samples).accumulation  # 1 - exp(-2)
+    tensor([0.8647])
+"""
+
+from hardmine_ns.marching.compositing import Composite, composite, visible_samples
+from hardmine_ns.marching.occupancy import OccupancyGrid
+from hardmine_ns.marching.rays import PackedSamples, march_rays
+
+__all__ = ["Composite", "OccupancyGrid", "PackedSamples", "composite", "march_rays", "visible_samples"]

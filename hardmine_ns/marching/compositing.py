@@ -1,0 +1,165 @@
+"""Emission-absorption compositing of packed samples, with its exact gradient.
+
+Along a ray, with density sigma_i, interval length delta_i and x_i = sigma_i delta_i (optical thickness):
+
+    alpha_i = 1 - exp(-x_i),   T_i = exp(-sum over j < i of x_j),   w_i = T_i alpha_i
+    color = sum w_i c_i,   accumulation = sum w_i,   distance = sum w_i t_i
+
+and for a loss whose gradient with respect to w_i is q_i,
+
+    dL/dx_i = T_{i+1} q_i - sum over j > i of w_j q_j,   dL/dc_i = w_i dL/dcolor.
+
+Sums over a ray are never the difference of one float32 sum over all rays: at 258k samples that is wrong by 0.03.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hardmine_ns.marching import cpu
+from hardmine_ns.marching.rays import PackedSamples
+
+
+class Composite(NamedTuple):
+    """What compositing gives for R rays with M samples."""
+
+    color: Tensor
+    """[R, 3] without background."""
+    accumulation: Tensor
+    """[R] opacity in [0, 1]."""
+    distance: Tensor
+    """[R] sum of w t; the expected distance is this divided by the accumulation."""
+    weights: Tensor
+    """[M] w."""
+
+
+def composite(densities: Tensor, colors: Tensor, samples: PackedSamples) -> Composite:
+    """Composite every ray front to back. Differentiable in densities and colours, through all four results.
+
+    Args:
+        densities: [M] sigma >= 0, per unit of distance.
+        colors: [M, 3] of the same dtype.
+        samples: the M intervals; no gradient flows to their positions.
+
+    Returns:
+        Colour, accumulation, distance and weights.
+
+    Raises:
+        ValueError: if shapes don't fit the samples.
+    """
+    if densities.shape != (len(samples),) or colors.shape != (len(samples), 3):
+        raise ValueError(
+            f"densities must be [{len(samples)}] and colors [{len(samples)}, 3], "
+            f"got {list(densities.shape)} and {list(colors.shape)}"
+        )
+    thickness = densities * (samples.t_ends - samples.t_starts).to(densities.dtype)
+    sums, weights = _Composite.apply(thickness, colors, samples)
+    return Composite(sums[:, :3], sums[:, 3], sums[:, 4], weights)
+
+
+@torch.no_grad()
+def visible_samples(
+    densities: Tensor, samples: PackedSamples, early_stop: float = 1e-4, alpha_threshold: float = 0.0
+) -> Tensor:
+    """Say which samples still matter (nerfacc's rule).
+
+    Args:
+        densities: [M] sigma >= 0.
+        samples: the M intervals.
+        early_stop: transmittance T in [0, 1] below which a sample is hidden.
+        alpha_threshold: opacity alpha in [0, 1] below which a sample is empty. It still dims what is behind it.
+
+    Returns:
+        [M] bool: T_i >= early_stop and alpha_i >= alpha_threshold.
+    """
+    thickness = densities * (samples.t_ends - samples.t_starts)
+    if thickness.device.type == "cpu":
+        return cpu.visible(thickness, samples.offsets, early_stop, alpha_threshold)
+    transmittance = torch.exp(-_exclusive_sums(thickness, samples))
+    return (transmittance >= early_stop) & (-torch.expm1(-thickness) >= alpha_threshold)
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, thickness: Tensor, colors: Tensor, samples: PackedSamples) -> tuple[Tensor, Tensor]:
+        middles = samples.midpoints.to(thickness.dtype)
+        if thickness.device.type == "cpu":
+            weights, after, sums = cpu.composite(thickness, colors, middles, samples.offsets)
+        else:
+            weights, after, sums = composite_torch(thickness, colors, middles, samples)
+        ctx.samples = samples
+        ctx.save_for_backward(colors, middles, weights, after)
+        return sums, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor, grad_weights: Tensor) -> tuple[Tensor, Tensor, None]:
+        colors, middles, weights, after = ctx.saved_tensors
+        rest = (weights, after, grad_sums, grad_weights)
+        if weights.device.type == "cpu":
+            grads = cpu.composite_backward(colors, middles, ctx.samples.offsets, *rest)
+        else:
+            grads = composite_backward_torch(colors, middles, ctx.samples, *rest)
+        return (*grads, None)
+
+
+def composite_torch(
+    thickness: Tensor, colors: Tensor, middles: Tensor, samples: PackedSamples
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole-tensor version of the forward pass.
+
+    Args:
+        thickness: [M] x.
+        colors: [M, 3].
+        middles: [M] t, of the same dtype.
+        samples: which sample lies on which ray.
+
+    Returns:
+        (weights [M], transmittance behind each interval [M], per ray the sums of (w c, w, w t) [R, 5]).
+    """
+    before = _exclusive_sums(thickness, samples)
+    weights = torch.exp(-before) * -torch.expm1(-thickness)
+    after = torch.exp(-(before + thickness))
+    columns = torch.cat([colors, torch.ones_like(middles)[:, None], middles[:, None]], dim=1) * weights[:, None]
+    sums = columns.new_zeros(samples.num_rays, 5).index_add_(0, samples.ray_indices, columns)
+    return weights, after, sums
+
+
+def composite_backward_torch(
+    colors: Tensor,
+    middles: Tensor,
+    samples: PackedSamples,
+    weights: Tensor,
+    after: Tensor,
+    grad_sums: Tensor,
+    grad_weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Whole-tensor version of the backward pass: gradients of thickness [M] and colours [M, 3].
+
+    Args:
+        colors: [M, 3].
+        middles: [M].
+        samples: which sample lies on which ray.
+        weights: [M] from the forward pass.
+        after: [M] transmittance behind each interval, from the forward pass.
+        grad_sums: [R, 5].
+        grad_weights: [M].
+    """
+    per_sample = grad_sums.index_select(0, samples.ray_indices)
+    q = (per_sample[:, :3] * colors).sum(-1) + per_sample[:, 3] + per_sample[:, 4] * middles + grad_weights
+    share = weights * q
+    total = torch.zeros_like(grad_sums[:, 0]).index_add_(0, samples.ray_indices, share)
+    behind = total.index_select(0, samples.ray_indices) - _exclusive_sums(share, samples) - share
+    return after * q - behind, weights[:, None] * per_sample[:, :3]
+
+
+def _exclusive_sums(values: Tensor, samples: PackedSamples) -> Tensor:
+    """For each sample the sum of the values before it on its ray, [M], in the dtype of the values."""
+    inclusive = torch.cumsum(values, 0, dtype=torch.float64)
+    exclusive = torch.cat([inclusive.new_zeros(1), inclusive])
+    starts = samples.offsets[:-1].index_select(0, samples.ray_indices)
+    return (exclusive[:-1] - exclusive[starts]).to(values.dtype)

@@ -1,0 +1,153 @@
+"""The occupancy grid: where samples are worth their cost.
+
+Instant-NGP's rule as nerfacc states it: a cell remembers the optical thickness of one step (density times step size),
+decays, and counts as occupied while it exceeds min(mean over the cells, threshold).
+
+The difference is what an update costs. Querying every cell, as both do at first, takes seconds to minutes per update on
+a CPU. Here an update queries a fixed number of cells: some from a sweep that visits each cell once before it visits any
+twice, in an order that spreads over the whole grid, and some drawn from the occupied cells. A cell never visited counts
+as occupied, so that no part of the scene is lost before it was looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_GOLDEN = 0.6180339887498949
+_UNVISITED = -1.0
+
+
+class OccupancyGrid(nn.Module):
+    """Nested boxes of voxels around one centre, each box twice the size of the one before.
+
+    Buffers, all saved in checkpoints: `center`, `half_extent` [3] (of the innermost box, scene units), `thickness`
+    [levels x resolution^3] (-1: never visited), `binaries` [levels, resolution, resolution, resolution] bool, `cursor`
+    (cells the sweep has visited).
+    """
+
+    center: Tensor
+    half_extent: Tensor
+    thickness: Tensor
+    binaries: Tensor
+    cursor: Tensor
+
+    def __init__(
+        self, aabb: Tensor, resolution: int = 128, levels: int = 1, threshold: float = 0.01, decay: float = 0.95
+    ) -> None:
+        """Start with every cell occupied.
+
+        Args:
+            aabb: [6] or [2, 3]: least and greatest corner of the innermost box, scene units.
+            resolution: voxels per edge, >= 1; with more than one level a multiple of 4, so that boxes nest on voxels.
+            levels: number of boxes, 1 to 8.
+            threshold: greatest optical thickness of one step that may count as empty, > 0.
+            decay: factor on a cell's memory at each visit, in [0, 1).
+
+        Raises:
+            ValueError: if an argument is out of its range.
+        """
+        super().__init__()
+        corners = aabb.detach().to(torch.float32).reshape(2, 3)
+        if not bool((corners[1] > corners[0]).all()):
+            raise ValueError(f"aabb must have its least corner first and a positive size, got {corners.tolist()}")
+        if resolution < 1 or not 1 <= levels <= 8 or (levels > 1 and resolution % 4):
+            raise ValueError(
+                f"resolution must be >= 1 (a multiple of 4 with several levels) and levels 1 to 8, "
+                f"got {resolution} and {levels}"
+            )
+        self.resolution, self.levels, self.threshold, self.decay = resolution, levels, threshold, decay
+        cells = levels * resolution**3
+        self.register_buffer("center", (corners[0] + corners[1]) / 2)
+        self.register_buffer("half_extent", (corners[1] - corners[0]) / 2)
+        self.register_buffer("thickness", torch.full((cells,), _UNVISITED))
+        self.register_buffer("binaries", torch.ones(levels, resolution, resolution, resolution, dtype=torch.bool))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+        self._stride = _coprime_near(round(cells * _GOLDEN), cells)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all levels together."""
+        return self.thickness.numel()
+
+    @torch.no_grad()
+    def update(self, thickness_fn: Callable[[Tensor], Tensor], num_sweep: int, num_occupied: int = 0) -> None:
+        """Visit some cells and decide anew which are occupied. The cost is bounded by the two counts.
+
+        Args:
+            thickness_fn: maps positions [n, 3] to the optical thickness of a step there, [n].
+            num_sweep: cells to take from the sweep over all cells.
+            num_occupied: cells to draw from those occupied now.
+        """
+        cells = [self._next_of_sweep(min(num_sweep, self.num_cells))]
+        if num_occupied:
+            occupied = torch.nonzero(self.binaries.view(-1))[:, 0]
+            if occupied.numel() > num_occupied:
+                occupied = occupied[torch.randint(occupied.numel(), (num_occupied,), device=occupied.device)]
+            cells.append(occupied)
+        visited = torch.cat(cells)
+        found = thickness_fn(self.random_positions(visited)).reshape(-1).to(self.thickness.dtype)
+        self.thickness[visited] = self.thickness[visited] * self.decay
+        self.thickness.scatter_reduce_(0, visited, found.nan_to_num(), "amax")
+        self._decide()
+
+    def random_positions(self, cells: Tensor) -> Tensor:
+        """One uniformly drawn point [n, 3] in each of the given cells [n]."""
+        r = self.resolution
+        level = cells // r**3
+        corner = torch.stack([cells // r**2 % r, cells // r % r, cells % r], dim=-1)
+        unit = (corner + torch.rand(corner.shape, device=cells.device)) * (2.0 / r) - 1.0
+        return self.center + unit * torch.exp2(level.to(unit.dtype))[:, None] * self.half_extent
+
+    def mean_thickness(self) -> Tensor:
+        """Mean over the cells visited so far; 0 before the first visit."""
+        visited = self.thickness >= 0
+        return (self.thickness * visited).sum() / visited.sum().clamp(min=1)
+
+    def _next_of_sweep(self, count: int) -> Tensor:
+        # Multiples of a number coprime to the size visit every cell once; one near the golden ratio spreads them.
+        index = (self.cursor + torch.arange(count, device=self.cursor.device)) % self.num_cells
+        self.cursor += count
+        return index * self._stride % self.num_cells
+
+    def _decide(self) -> None:
+        limit = self.mean_thickness().clamp(max=self.threshold)
+        occupied = (self.thickness > limit) | (self.thickness < 0)
+        if not bool(occupied.any()):
+            # Nothing would ever be sampled again, and so nothing learnt. Look at every cell anew.
+            self.thickness.fill_(_UNVISITED)
+            occupied = torch.ones_like(occupied)
+        self.binaries.copy_(occupied.view_as(self.binaries))
+
+
+def locate(positions: Tensor, grid: OccupancyGrid) -> tuple[Tensor, Tensor]:
+    """Find each point's voxel in the smallest box that holds it.
+
+    Args:
+        positions: [..., 3] float32, scene units.
+        grid: on the same device.
+
+    Returns:
+        (cells [...] int64 indices into the flattened grid, 0 where outside; inside [...] bool).
+    """
+    unit = (positions - grid.center) * grid.half_extent.reciprocal()
+    reach = unit.abs().amax(-1)
+    level = torch.zeros_like(reach, dtype=torch.int64)
+    for i in range(grid.levels):
+        level += reach >= 2.0**i
+    inside = level < grid.levels
+    level = level.clamp(max=grid.levels - 1)
+    r = grid.resolution
+    scaled = (unit * torch.exp2(-level.to(unit.dtype))[..., None] * 0.5 + 0.5) * r
+    x, y, z = scaled.nan_to_num().clamp(0, r - 1).to(torch.int64).unbind(-1)
+    return (((level * r + x) * r + y) * r + z) * inside, inside
+
+
+def _coprime_near(number: int, size: int) -> int:
+    number = max(number, 1)
+    while math.gcd(number, size) != 1:
+        number += 1
+    return number

@@ -1,0 +1,384 @@
+"""Hard-sample mining: backpropagate only the samples that the loss still disagrees with.
+
+Notation, used throughout: a *field* maps B rows (samples on rays) to output rows; `y_i` are its outputs at row i, `L`
+the loss, `g_i` the hardness of row i, `p_i` its share of the total, `b` the number of rows drawn, `S` the set of them,
+`pi_i` the probability that row i enters S, and `w_i` its weight in the gradient.
+
+    forward    y = field(x), without a graph: a row costs its outputs and nothing else
+    hardness   g_i = || dL/dy_i ||_2 over all outputs, taken before their activations;  p_i = g_i / sum_j g_j
+    fraction   tau <- 0.99 tau + 0.01 sqrt(B sum_i p_i^2), from 1;   b / B = clamp(1 / tau, 0.05, 0.5)
+    backward   dL/dtheta = sum over i in S of w_i (dy_i/dtheta)^T dL/dy_i, the field being run again on S with a graph
+
+`sqrt(B sum p^2)` equals `sqrt(1 + CV^2)`, CV being the coefficient of variation of g: 1 when all rows are equally hard,
+larger as the gradient concentrates (Katharopoulos & Fleuret 2018; arXiv 2408.03193). With forward 1 and backward 2, a
+step costs 1 + 3 b/B instead of 3, and the graph holds b rows instead of B.
+
+How S is drawn, and what the mean gradient then is:
+
+    poisson      row i independently with pi_i = min(1, c p_i), sum pi = b;  w_i = 1 / pi_i: unbiased (Horvitz-Thompson)
+    multinomial  b rows without replacement in proportion to p;  w_i = 1: the published rule, biased towards hard rows
+    topk         the b hardest rows;  w_i = 1: biased, no variance
+    off          all rows, with an ordinary graph
+
+Any field can be mined, for example nerfstudio's nerfacto field (`examples/mine_nerfacto.py` is the runnable file):
+
+    mining = HardSampleMining(rule="poisson")
+    samples = ray_samples.flatten()
+
+    def rows(index):
+        outputs = field(samples[index])
+        return outputs[FieldHeadNames.DENSITY], outputs[FieldHeadNames.RGB]
+
+    density, rgb = mining(
+        rows, field.parameters(), (torch.arange(len(samples)),), before_activation=undo_activations("exp", "sigmoid")
+    )
+
+The loss, a background, a gradient scaler or a further term in the loss need no change: whatever they are, their effect
+arrives as the gradient of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+MiningRule = Literal["poisson", "multinomial", "topk", "off"]
+Activation = Literal["exp", "sigmoid", "softplus", "relu", "none"]
+Field = Callable[..., tuple[Tensor, ...]]
+"""Maps row tensors [B, ...] to a tuple of row tensors [B, ...]; rows must not depend on one another."""
+BeforeActivation = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+"""Maps (outputs, their gradients) to the gradients before the activations."""
+
+_DERIVATIVE_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": lambda y: y,
+    "sigmoid": lambda y: y * (1 - y),
+    "softplus": lambda y: -torch.expm1(-y),
+    "relu": lambda y: (y > 0).to(y.dtype),
+    "none": torch.ones_like,
+}
+
+_SATURATION_ROUNDS = 8
+"""Rounds in which `poisson_probabilities` spreads what saturated rows leave over; more change b by less than 0.1 %."""
+
+
+@dataclass(frozen=True)
+class MiningStatistics:
+    """What the latest backward pass did."""
+
+    rows: int = 0
+    """B: rows that the field was asked for."""
+    selected: int = 0
+    """Rows that went through the second run; b on average."""
+    tau: float = 1.0
+    """The running mean of sqrt(B sum p^2), at least 1."""
+    finite: bool = True
+    """False when a gradient was NaN or infinite, and all rows were therefore used."""
+
+    @property
+    def fraction(self) -> float:
+        """The fraction b / B as it came out, in [0, 1]."""
+        return self.selected / self.rows if self.rows else 0.0
+
+
+def undo_activations(*activations: Activation) -> BeforeActivation:
+    """Hardness before the activations, for a field that applies them itself.
+
+    Args:
+        activations: one name for each output of the field, in its order.
+
+    Returns:
+        The function that multiplies each gradient by its activation's derivative, taken from the output alone:
+        exp: y; sigmoid: y (1 - y); softplus: 1 - exp(-y); relu: y > 0; none: 1.
+
+    Raises:
+        ValueError: for an unknown name, or, when called, for a number of outputs other than the number of names.
+    """
+    for name in activations:
+        if name not in _DERIVATIVE_FROM_OUTPUT:
+            raise ValueError(f"activation must be one of {sorted(_DERIVATIVE_FROM_OUTPUT)}, got {name!r}")
+
+    def convert(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        if len(outputs) != len(activations):
+            raise ValueError(f"{len(activations)} activations were named for a field with {len(outputs)} outputs")
+        return [
+            gradient * _DERIVATIVE_FROM_OUTPUT[name](output)
+            for name, output, gradient in zip(activations, outputs, gradients, strict=True)
+        ]
+
+    return convert
+
+
+def poisson_probabilities(hardness: Tensor, expected: float) -> Tensor:
+    """Inclusion probabilities pi = min(1, c p) with sum pi = expected, without sorting or asking the host.
+
+    Args:
+        hardness: [B], not negative, finite, not all zero.
+        expected: b, the wanted mean number of rows, in (0, B].
+
+    Returns:
+        [B] in [0, 1]. Where fewer than `expected` rows are hard at all, those have 1 and the others 0.
+    """
+    share = hardness / hardness.sum()
+    probability = (expected * share).clamp(max=1)
+    for _ in range(_SATURATION_ROUNDS):
+        saturated = probability >= 1
+        rest = share.masked_fill(saturated, 0)
+        scale = (expected - saturated.sum()).clamp(min=0) / rest.sum().clamp(min=torch.finfo(rest.dtype).tiny)
+        probability = torch.where(saturated, probability, (scale * rest).clamp(max=1))
+    return probability
+
+
+def select_rows(hardness: Tensor, count: int, rule: MiningRule) -> tuple[Tensor, Tensor | None]:
+    """Draw the rows to backpropagate. A row with hardness 0 is never drawn.
+
+    Args:
+        hardness: [B] g, not negative, finite, not all zero.
+        count: b, in [1, B]: exact for `multinomial` and `topk`, the mean for `poisson`.
+        rule: as in this module's head; not "off".
+
+    Returns:
+        (indices [b] int64, weights [b] of hardness' dtype, or None where every weight is 1).
+    """
+    if rule == "poisson":
+        probability = poisson_probabilities(hardness, count)
+        (rows,) = torch.nonzero(torch.rand_like(probability) < probability, as_tuple=True)
+        return rows, probability[rows].reciprocal()
+    # An exponential race: the b largest g_i / e_i with e_i ~ Exp(1) are b draws without replacement in proportion to g.
+    # Unlike torch.multinomial it has no limit of 2^24 rows, and it cannot raise.
+    key = hardness if rule == "topk" else hardness / torch.empty_like(hardness).exponential_()
+    values, rows = key.topk(count, sorted=False)
+    return rows[values > 0], None
+
+
+class HardSampleMining(nn.Module):
+    """Wraps a field so that its backward pass runs on the hard rows only; keeps tau, which checkpoints save.
+
+    Calling it gives the same outputs as calling the field. The field must be deterministic (it is run again on the
+    chosen rows) and must treat rows independently: no batch normalisation, no dropout.
+
+    Example:
+        >>> layer, mining = nn.Linear(3, 4), HardSampleMining("topk")
+        >>> (y,) = mining(lambda x: (layer(x),), layer.parameters(), (torch.rand(100, 3),))
+        >>> y.square().sum().backward()  # layer.weight.grad comes from the 50 hardest rows
+    """
+
+    tau: Tensor
+
+    def __init__(
+        self,
+        rule: MiningRule = "poisson",
+        min_fraction: float = 0.05,
+        max_fraction: float = 0.5,
+        decay: float = 0.99,
+    ) -> None:
+        """Check and keep the settings.
+
+        Args:
+            rule: as in this module's head.
+            min_fraction: least b / B, in (0, 1].
+            max_fraction: greatest b / B, in [min_fraction, 1]; 1 together with min_fraction 1 uses all rows.
+            decay: of tau's running mean, in [0, 1).
+
+        Raises:
+            ValueError: if a setting is out of its range.
+        """
+        super().__init__()
+        if rule not in get_args(MiningRule):
+            raise ValueError(f"mining rule must be one of {get_args(MiningRule)}, got {rule!r}")
+        if not 0 < min_fraction <= max_fraction <= 1:
+            raise ValueError(
+                f"mining fractions must satisfy 0 < min <= max <= 1, got min {min_fraction} and max {max_fraction}"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay of tau must be in [0, 1), got {decay}")
+        self.rule: MiningRule = rule
+        self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
+        self.statistics = MiningStatistics()
+        self.register_buffer("tau", torch.ones(()))
+
+    def forward(
+        self,
+        field: Field,
+        parameters: Iterable[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        search: Field | None = None,
+        before_activation: BeforeActivation | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Evaluate the field; its gradient will come from the rows that turn out hard.
+
+        Args:
+            field: called as `field(*inputs)` with B rows, and in the backward pass with the chosen rows of `inputs`.
+            parameters: every tensor that the field uses and that wants a gradient.
+            inputs: row tensors [B, ...] of any dtype. One that wants a gradient gets it on the chosen rows, else 0.
+            search: what the forward pass calls instead of the field, when the same outputs can be had for less, for
+                instance because a part of them is known already. Runs without a graph.
+            before_activation: converts gradients for the hardness when the field applies activations itself, as
+                `undo_activations` makes it; without it the outputs are taken to be before their activations.
+
+        Returns:
+            The field's outputs, each [B, ...].
+
+        Raises:
+            ValueError: if there are no inputs, or if inputs or outputs differ in their number of rows.
+        """
+        inputs = tuple(inputs)
+        if not inputs or any(x.shape[:1] != inputs[0].shape[:1] for x in inputs):
+            raise ValueError(
+                f"inputs must share their first dimension B, got shapes {[tuple(x.shape) for x in inputs]}"
+            )
+        if self.rule == "off" or not torch.is_grad_enabled():
+            count = inputs[0].shape[0]
+            self.statistics = MiningStatistics(count, count, self.statistics.tau)
+            return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+        parameters = tuple(p for p in parameters if p.requires_grad)
+        call = _Call(self, field, search or field, parameters, len(inputs), before_activation)
+        return _MinedField.apply(call, *inputs, *parameters)
+
+    @torch.no_grad()
+    def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Turn output gradients into the rows to backpropagate, and advance tau.
+
+        Args:
+            gradients: of each output, [B, ...], before the activations, with any loss scale.
+
+        Returns:
+            (rows, weights). Rows None means all of them, weights None means 1. Rows are all when a gradient is not
+            finite, so that a gradient scaler sees it, and none when every gradient is 0; tau then stays.
+        """
+        count = gradients[0].shape[0]
+        flat = [g.reshape(count, -1) for g in gradients if g.numel()]
+        flat = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
+        # Divided by the largest entry, so that squares neither overflow nor vanish whatever the loss scale is.
+        peak = torch.stack([g.abs().amax().to(torch.float64) for g in flat]).amax() if flat else torch.zeros(())
+        if not torch.isfinite(peak):
+            self.statistics = MiningStatistics(count, count, float(self.tau), finite=False)
+            return None, None
+        if peak == 0:
+            self.statistics = MiningStatistics(count, 0, float(self.tau))
+            return torch.empty(0, dtype=torch.int64, device=gradients[0].device), None
+        square = [(g / peak.to(g.dtype)).square().sum(-1) for g in flat]
+        hardness = torch.stack(square).sum(0).sqrt()
+
+        share = hardness / hardness.sum()
+        self.tau.lerp_((count * share.square().sum()).sqrt().to(self.tau.dtype), 1 - self.decay)
+        tau = float(self.tau)
+        wanted = count * min(max(1 / tau, self.min_fraction), self.max_fraction)
+        drawn = max(1, round(wanted))
+        rows, weights = (None, None) if drawn >= count else select_rows(hardness, drawn, self.rule)
+        self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
+        return rows, weights
+
+    def extra_repr(self) -> str:
+        """Show the settings in the module's printout."""
+        return f"rule={self.rule!r}, min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a mined field: what the backward pass needs and autograd need not know."""
+
+    mining: HardSampleMining
+    field: Field
+    search: Field
+    parameters: tuple[Tensor, ...]
+    num_inputs: int
+    before_activation: BeforeActivation | None
+
+
+class _MinedField(torch.autograd.Function):
+    """The seam. Parameters are inputs, so that hooks on them (data-parallel reduction, scalers) fire as usual."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        inputs = tensors[: call.num_inputs]
+        outputs = tuple(call.search(*inputs))
+        rows = inputs[0].shape[0]
+        if any(y.shape[:1] != (rows,) for y in outputs):
+            raise ValueError(f"the field must return {rows} rows, got shapes {[tuple(y.shape) for y in outputs]}")
+        ctx.call = call
+        device = inputs[0].device.type
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *(outputs if call.before_activation is not None else ()))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        call: _Call = ctx.call
+        inputs = ctx.saved_tensors[: call.num_inputs]
+        outputs = ctx.saved_tensors[call.num_inputs :]
+        given = [i for i, g in enumerate(gradients) if g is not None]
+        present = [g for g in gradients if g is not None]
+        measured: Sequence[Tensor] = present
+        if call.before_activation is not None:
+            filled = [torch.zeros_like(y) if g is None else g for g, y in zip(gradients, outputs, strict=True)]
+            measured = call.before_activation(outputs, filled)
+        rows, weights = call.mining.choose(measured)
+        if rows is not None:
+            present = [g[rows] for g in present]
+        if weights is not None:
+            present = [g * weights.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for g in present]
+        return None, *_rerun(ctx, inputs, rows, given, present)
+
+
+def _rerun(
+    ctx: FunctionCtx, inputs: Sequence[Tensor], rows: Tensor | None, given: Sequence[int], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Run the field on the chosen rows with a graph and return the gradients of inputs and parameters.
+
+    Args:
+        ctx: of `_MinedField`.
+        inputs: all rows of every input.
+        rows: the chosen ones, or None for all.
+        given: indices of the outputs that have a gradient.
+        gradients: of those outputs, on the chosen rows, weighted.
+    """
+    call: _Call = ctx.call  # type: ignore[attr-defined]
+    wants: tuple[bool, ...] = ctx.needs_input_grad[1 : 1 + call.num_inputs]  # type: ignore[attr-defined]
+    chosen = [(x if rows is None else x[rows]).detach().requires_grad_(w) for x, w in zip(inputs, wants, strict=True)]
+    targets = [x for x, w in zip(chosen, wants, strict=True) if w] + list(call.parameters)
+    found: Sequence[Tensor | None] = [None] * len(targets)
+    if rows is None or rows.numel():
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):  # type: ignore[attr-defined]
+            outputs = call.field(*chosen)
+        pairs = [(outputs[i], g) for i, g in zip(given, gradients, strict=True) if outputs[i].requires_grad]
+        if pairs:
+            with _without_tensor_hooks(call.parameters):
+                found = torch.autograd.grad([y for y, _ in pairs], targets, [g for _, g in pairs], allow_unused=True)
+
+    remaining = iter(found)
+    result: list[Tensor | None] = []
+    for x, w in zip(inputs, wants, strict=True):
+        gradient = next(remaining) if w else None
+        if gradient is not None and rows is not None:
+            gradient = torch.zeros_like(x).index_copy_(0, rows, gradient)
+        result.append(gradient)
+    # Zeros rather than None: optimisers, scalers and data-parallel hooks expect a gradient after every backward pass.
+    result += [torch.zeros_like(p) if g is None else g for p, g in zip(call.parameters, remaining, strict=True)]
+    return result
+
+
+@contextmanager
+def _without_tensor_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Take hooks of `Tensor.register_hook` off: the outer backward pass will call them on the gradient we return."""
+    hooked = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for p, _ in hooked:
+        p._backward_hooks = None
+    try:
+        yield
+    finally:
+        for p, hooks in hooked:
+            p._backward_hooks = hooks
