@@ -1,25 +1,17 @@
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 COUNTS = {"train": 3, "val": 1, "test": 2}
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def make_scene():
-    spec = importlib.util.spec_from_file_location("make_scene", EXAMPLES / "make_scene.py")
-    module = sys.modules["make_scene"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["make_scene"]
+def make_scene(example):
+    return example("make_scene")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,140 @@
+"""The whole way of a scene in one command: make it, train on it, evaluate, and lay the result out in a picture.
+
+    python examples/demo.py
+
+Everything lands in `demo_output/` at the root of the repository; a second run starts afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from make_scene import make_scene
+from PIL import Image, ImageDraw, ImageFont
+
+STEPS = 1500
+"""Training steps: a few minutes on two CPU cores."""
+TRAIN_OPTIONS = (
+    # No viewer: the command ends when the training does.
+    *("--vis", "tensorboard"),
+    # Looking at test images is left to `ns-eval`.
+    *("--steps-per-eval-image", "100000"),
+    *("--steps-per-eval-all-images", "100000"),
+)
+"""Options of `ns-train` beside those that name the data, the output and the number of steps."""
+
+OUTPUT = Path(__file__).resolve().parents[1] / "demo_output"
+VIEWS = 3
+"""Test views in the picture."""
+TILE = 256
+"""Pixels on a side of each image in the picture."""
+GAP, CAPTION = 12, 28
+"""Pixels between images, and for the line of captions above them."""
+
+# nerfstudio raises these while it imports its own models, before a plugin could silence them.
+_NERFSTUDIOS_WARNINGS = (
+    "`torch.jit.script` is deprecated",
+    "`torch.cuda.amp.custom_fwd(args...)` is deprecated",
+    "`torch.cuda.amp.custom_bwd(args...)` is deprecated",
+)
+
+
+def run(command: str, *arguments: str | Path) -> None:
+    """Run one of nerfstudio's commands on this terminal.
+
+    Raises:
+        SystemExit: with a sentence, when the command is not installed or fails.
+    """
+    executable = shutil.which(command, path=sysconfig.get_path("scripts")) or shutil.which(command)
+    if executable is None:
+        sys.exit(f"The demo needs nerfstudio's command {command}, which is not installed beside {sys.executable}.")
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ {shlex.join([command, *words])}\n", flush=True)
+    filters = [
+        os.environ.get("PYTHONWARNINGS", ""),
+        *(f"ignore:{text}:FutureWarning" for text in _NERFSTUDIOS_WARNINGS),
+    ]
+    environment = os.environ | {"PYTHONWARNINGS": ",".join(filter(None, filters))}
+    code = subprocess.run([executable, *words], env=environment, check=False).returncode
+    if code != 0:
+        sys.exit(f"The demo stopped because {command} failed with exit code {code}; its output is above.")
+
+
+def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.Image:
+    """Ground truth beside prediction beside depth, a row for each of a few test views.
+
+    Args:
+        images: folder that `ns-eval --render-output-path` filled: `eval_img_*.png`, where ground truth and prediction
+            stand side by side, and `eval_depth_*.png`.
+        captions: one for each of the three columns.
+        views: how many rows; spread evenly over all test views.
+
+    Raises:
+        SystemExit: with a sentence, when there are no such images.
+    """
+    pairs, depths = sorted(images.glob("eval_img_*.png")), sorted(images.glob("eval_depth_*.png"))
+    if not pairs or len(pairs) != len(depths):
+        sys.exit(f"The demo found no images of the test views in {images}.")
+    chosen = [i * len(pairs) // views for i in range(min(views, len(pairs)))]
+
+    sheet = Image.new("RGB", (3 * TILE + 4 * GAP, CAPTION + len(chosen) * (TILE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for column, caption in enumerate(captions):
+        middle = GAP + column * (TILE + GAP) + TILE // 2
+        draw.text((middle, CAPTION // 2), caption, fill="#444444", font=font, anchor="mm")
+    for row, view in enumerate(chosen):
+        pair, depth = Image.open(pairs[view]).convert("RGB"), Image.open(depths[view]).convert("RGB")
+        width, height = pair.width // 2, pair.height
+        tiles = pair.crop((0, 0, width, height)), pair.crop((width, 0, 2 * width, height)), depth
+        for column, tile in enumerate(tiles):
+            corner = GAP + column * (TILE + GAP), CAPTION + row * (TILE + GAP)
+            sheet.paste(tile.resize((TILE, TILE), Image.Resampling.LANCZOS), corner)
+    return sheet
+
+
+def demo(method: str = "raygauss", steps: int = STEPS, options: str = "", resolution: int = 128) -> None:
+    """Train, evaluate and picture a method on a scene that is made on the spot.
+
+    Args:
+        method: Any method that nerfstudio knows.
+        steps: Training steps.
+        options: Further options for ns-train, in one string.
+        resolution: Height and width of the scene's images in pixels.
+    """
+    scene, training, images = OUTPUT / "scene", OUTPUT / "training", OUTPUT / "eval_images"
+    for folder in (scene, training, images):
+        shutil.rmtree(folder, ignore_errors=True)
+    make_scene(scene, resolution=resolution)
+
+    names: list[str | Path] = ["--output-dir", training, "--experiment-name", "demo", "--timestamp", "run"]
+    train_options = ["--max-num-iterations", str(steps), *TRAIN_OPTIONS, *shlex.split(options)]
+    run("ns-train", method, "--data", scene, *names, *train_options, "blender-data")
+
+    config, scores = training / "demo" / method / "run" / "config.yml", OUTPUT / "eval.json"
+    run("ns-eval", "--load-config", config, "--output-path", scores, "--render-output-path", images)
+
+    results = json.loads(scores.read_text())["results"]
+    known = {"psnr": "{:.2f} dB PSNR", "ssim": "{:.3f} SSIM", "lpips": "{:.3f} LPIPS"}
+    print(
+        f"\n{method} on the test views:",
+        ", ".join(text.format(results[k]) for k, text in known.items() if k in results),
+    )
+    path = OUTPUT / "picture.png"
+    picture(images, ["ground truth", f"{method}, {results['psnr']:.1f} dB", "depth"]).save(path)
+    print(path)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(demo)
+    except KeyboardInterrupt:
+        sys.exit("The demo was interrupted.")
