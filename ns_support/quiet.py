@@ -40,6 +40,8 @@ KNOWN_WARNINGS = (
         FutureWarning,
         r"torchmetrics\.utilities\.prints",
     ),
+    # nerfstudio asks for four whatever the machine has, and uses threads instead.
+    KnownWarning(r"This DataLoader will create 4 worker processes", UserWarning, r"torch\.utils\.data\.dataloader"),
 )
 
 
