@@ -92,7 +92,7 @@ class ChecksData:
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         path, parser = Path(config.data or config.dataparser.data), parser_name(config.dataparser)
         if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them

@@ -57,7 +57,7 @@ class LazyLPIPS:
         self._metric.reset()
         return float(value)
 
-    def _build(self) -> Any:  # noqa: ANN401
+    def _build(self) -> Any:
         # torchvision takes a second to import: only who evaluates should wait for it.
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights  # type: ignore[import-untyped]

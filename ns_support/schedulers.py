@@ -51,7 +51,7 @@ def exponential_decay(
     return lr_init * (lr_final / lr_init) ** t
 
 
-def _factor(step: int, lr_init: float, **schedule: Any) -> float:  # noqa: ANN401
+def _factor(step: int, lr_init: float, **schedule: Any) -> float:
     return exponential_decay(step, lr_init, **schedule) / lr_init
 
 
