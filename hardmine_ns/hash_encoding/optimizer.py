@@ -119,10 +119,19 @@ def _rows_of(grad: Tensor) -> tuple[Tensor | None, Tensor]:
         raise ValueError(f"a sparse gradient must be sparse in its rows alone, got sparse_dim={grad.sparse_dim()}")
     rows = grad._indices()[0]
     # Accumulating a gradient drops the mark that its rows are sorted and distinct, and restoring it means a sort.
-    if not grad.is_coalesced() and not bool((rows[1:] > rows[:-1]).all()):
+    if not grad.is_coalesced() and not (rows.device.type == "cpu" and _ascend(rows.numpy())):
         grad = grad.coalesce()
         rows = grad._indices()[0]
     return rows, grad._values().contiguous()
+
+
+@njit(nogil=True, cache=True)
+def _ascend(rows: Array) -> bool:
+    """Whether each row is greater than the one before."""
+    ascend = True
+    for k in range(1, len(rows)):
+        ascend &= rows[k - 1] < rows[k]
+    return ascend
 
 
 @lru_cache(maxsize=8)
