@@ -296,7 +296,7 @@ class _MinedField(torch.autograd.Function):
     """The seam. Parameters are inputs, so that hooks on them (data-parallel reduction, scalers) fire as usual."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = tensors[: call.num_inputs]
         outputs = tuple(call.search(*inputs))
         rows = inputs[0].shape[0]
@@ -316,7 +316,7 @@ class _MinedField(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         inputs = ctx.saved_tensors[: call.num_inputs]
         outputs = ctx.saved_tensors[call.num_inputs :]

@@ -1,0 +1,75 @@
+"""The methods that nerfstudio finds through this distribution's entry points."""
+
+from __future__ import annotations
+
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+import ns_support.checkpoints
+import ns_support.quiet  # noqa: F401 - importing these two is what they are for
+from hardmine_ns.data import RayDataManagerConfig
+from hardmine_ns.model import HardMineModelConfig
+from hardmine_ns.optimizers import RowAdamOptimizerConfig
+from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
+from ns_support.device import default_device_type
+from ns_support.schedulers import FloatExponentialDecayConfig
+
+_ON_CPU = default_device_type() == "cpu"
+
+
+def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelConfig) -> TrainerConfig:
+    steps = 6_000 if _ON_CPU else 30_000
+    return TrainerConfig(
+        method_name=name,
+        steps_per_eval_batch=500,
+        steps_per_eval_image=500,
+        steps_per_save=2000,
+        max_num_iterations=steps,
+        # float32 on a CPU: half precision is slower there. nerfstudio turns it off for a CPU in any case.
+        mixed_precision=False,
+        machine=MachineConfig(device_type=default_device_type()),
+        pipeline=AdaptiveRaysPipelineConfig(
+            datamanager=datamanager,
+            model=model,
+            target_num_samples=1 << 15 if _ON_CPU else 1 << 18,
+        ),
+        optimizers={
+            "fields": {
+                "optimizer": RowAdamOptimizerConfig(),
+                "scheduler": FloatExponentialDecayConfig(lr_final=1e-3, max_steps=steps),
+            }
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
+        vis="viewer",
+    )
+
+
+instant_ngp_hardmine = MethodSpecification(
+    config=_trainer(
+        "instant-ngp-hardmine",
+        RayDataManagerConfig(dataparser=NerfstudioDataParserConfig()),
+        HardMineModelConfig(),
+    ),
+    description="Instant-NGP for unbounded scenes, on any device, backpropagating hard samples only.",
+)
+"""Four nested grids, contraction, growing steps."""
+
+instant_ngp_hardmine_bounded = MethodSpecification(
+    config=_trainer(
+        "instant-ngp-hardmine-bounded",
+        RayDataManagerConfig(dataparser=BlenderDataParserConfig()),
+        HardMineModelConfig(
+            grid_levels=1,
+            alpha_thre=0.0,
+            cone_angle=0.0,
+            disable_scene_contraction=True,
+            near_plane=0.01,
+            background_color="white",
+        ),
+    ),
+    description="Instant-NGP for bounded and synthetic scenes, on any device, backpropagating hard samples only.",
+)
+"""One grid over the scene box, steps of one length, white background."""

@@ -1,0 +1,282 @@
+"""instant-ngp-hardmine in nerfstudio.
+
+It derives from nerfstudio's `Model` and not from its `NGPModel`: that one builds its field, grid, sampler and LPIPS in
+one method, of which nothing could be kept (the field wants tiny-cuda-nn, the sampler CUDA, LPIPS a download). Options
+that both have bear the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.model_components import renderers
+from nerfstudio.models.base_model import Model, ModelConfig
+from torch import Tensor
+from torch.nn import Parameter
+
+from hardmine_ns.field import HashField, truncated_exp
+from hardmine_ns.hash_encoding import Backend, HashEncoding
+from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
+from hardmine_ns.mining import HardSampleMining, MiningRule
+from hardmine_ns.rendering import Rays, groups_of_rays, render_visible, search
+from ns_support.errors import UserError
+from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+
+_SAMPLES_AT_ONCE = 1 << 19
+"""Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
+_APPEARANCE_DIM = 32
+
+
+@dataclass
+class HardMineModelConfig(ModelConfig):
+    """Settings of instant-ngp-hardmine."""
+
+    _target: type = field(default_factory=lambda: HardMineModel)
+    """Class to instantiate."""
+    enable_collider: bool = False
+    """Not used: the occupancy grid's box bounds the rays."""
+    collider_params: dict[str, float] | None = None
+    """Not used."""
+    eval_num_rays_per_chunk: int = 8192
+    """Rays rendered at a time in evaluation and in the viewer, > 0. Memory is bounded for any value."""
+
+    mining_rule: MiningRule = "poisson"
+    """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
+    inverse (unbiased); multinomial: drawn in proportion to hardness, not weighted (the published rule); topk: the
+    hardest; off: all of them."""
+    mining_min_fraction: float = 0.05
+    """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
+    mining_max_fraction: float = 0.5
+    """Greatest fraction b / B of the visible samples to backpropagate, from mining_min_fraction to 1."""
+    mining_decay: float = 0.99
+    """Decay per step of the running mean of tau, which sets b = B / tau; in [0, 1)."""
+
+    num_levels: int = 16
+    """Levels L of the hash encoding, >= 1."""
+    features_per_level: int = 2
+    """Features F per level and vertex, >= 1."""
+    log2_hashmap_size: int = 19
+    """Base-2 logarithm of the number T of rows that a level has at most."""
+    base_res: int = 16
+    """Vertices per axis of the coarsest level, N_min."""
+    max_res: int = 2048
+    """Vertices per axis of the finest level, N_max."""
+    hidden_dim: int = 64
+    """Width of the networks' hidden layers, > 0."""
+    hash_backend: Backend = "auto"
+    """What evaluates the hash encoding. auto: the fastest at hand; tcnn: tiny-cuda-nn, if installed."""
+
+    grid_resolution: int = 128
+    """Voxels of the occupancy grid along an edge, a multiple of 4."""
+    grid_levels: int = 4
+    """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
+    grid_update_every: int = 16
+    """Steps between updates of the occupancy grid, > 0; four times as often during its warm-up."""
+    grid_warmup_steps: int = 256
+    """Steps, >= 0, during which updates visit cells in turn only, not those that are occupied."""
+    grid_cells_per_update: int = 1 << 17
+    """Cells whose density an update looks up, > 0: the bound of what it costs."""
+
+    alpha_thre: float = 0.01
+    """Opacity of a sample below which it is dropped, in [0, 1); never more than the grid's mean."""
+    early_stop_eps: float = 1e-4
+    """Transmittance below which the rest of a ray is dropped, in [0, 1)."""
+    cone_angle: float = 0.004
+    """Growth of the step with distance, >= 0: 0 for bounded scenes, 1/256 for real ones."""
+    render_step_size: float | None = None
+    """Smallest distance between samples in scene units, > 0; unset: a thousandth of the scene box's diagonal."""
+    near_plane: float = 0.05
+    """Distance in scene units at which rays start, >= 0."""
+    far_plane: float = 1e3
+    """Distance in scene units at which rays end, > near_plane."""
+    use_appearance_embedding: bool = False
+    """Whether each training image has an appearance of its own; evaluation uses their mean."""
+    background_color: Literal["random", "black", "white"] = "random"
+    """Colour behind the scene. random: a new one for each ray in training, black in pictures."""
+    disable_scene_contraction: bool = False
+    """Whether space outside the scene box is left out instead of contracted into the field's cube."""
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many samples the latest training step had at each stage."""
+
+    marched: int = 0
+    searched: int = 0
+    visible: int = 0
+
+
+class HardMineModel(Model):
+    """Instant-NGP on any device, backpropagating hard samples only."""
+
+    config: HardMineModelConfig
+    field: HashField
+    grid: OccupancyGrid
+    mining: HardSampleMining
+
+    def populate_modules(self) -> None:
+        """Build field, grid and mining.
+
+        Raises:
+            UserError: if a setting is out of its range.
+        """
+        super().populate_modules()
+        c = self.config
+        aabb = self.scene_box.aabb
+        self.step_size = c.render_step_size or float((aabb[1] - aabb[0]).norm()) / 1000
+        try:
+            self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
+            self.mining = HardSampleMining(c.mining_rule, c.mining_min_fraction, c.mining_max_fraction, c.mining_decay)
+            encoding = HashEncoding(
+                c.num_levels, c.features_per_level, c.log2_hashmap_size, c.base_res, c.max_res, c.hash_backend
+            )
+            _check(c, self.step_size)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"This configuration can't be used: {error}.") from error
+        appearance = _APPEARANCE_DIM if c.use_appearance_embedding else 0
+        self.field = HashField(encoding, c.hidden_dim, self.num_train_data, appearance)
+        self.renderer_rgb = renderers.RGBRenderer(background_color=c.background_color)
+        self.lpips = LazyLPIPS()
+        self.sample_counts = SampleCounts()
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """All parameters: the hash table's and the networks'."""
+        return {"fields": list(self.field.parameters())}
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """The occupancy grid's update, before each step."""
+        before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        return [TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)]
+
+    def update_grid(self, step: int) -> None:
+        """Visit a bounded number of the grid's cells, if it is time to.
+
+        Args:
+            step: training step, from 0.
+        """
+        c = self.config
+        warming_up = step < c.grid_warmup_steps
+        if step % max(c.grid_update_every // (4 if warming_up else 1), 1):
+            return
+        occupied = 0 if warming_up else c.grid_cells_per_update // 2
+        self.grid.update(self._thickness, c.grid_cells_per_update - occupied, occupied)
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Render rays; in training with a graph that holds the mined samples only.
+
+        Args:
+            ray_bundle: R rays.
+
+        Returns:
+            "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray.
+        """
+        rays, samples = self._march(ray_bundle)
+        settings = {"early_stop": self.config.early_stop_eps, "alpha_threshold": self._alpha_threshold()}
+        if self.training:
+            visible = search(self.field, samples, rays, self.to_unit, **settings)
+            self.sample_counts = SampleCounts(len(samples), visible.searched, len(visible.samples))
+            return self._outputs(render_visible(self.field, visible, rays, self.mining))
+        pieces = []
+        for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
+            part = rays[own]
+            visible = search(self.field, group, part, self.to_unit, **settings)
+            pieces.append(self._outputs(render_visible(self.field, visible, part)))
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def to_unit(self, positions: Tensor) -> Tensor:
+        """Map scene positions [n, 3] to the field's unit cube, contracting what lies outside the scene box.
+
+        With u the position in half extents from the box's centre and m = max |u_i|, contraction maps m > 1 to
+        (2 - 1/m) u / m (mip-NeRF 360's, with the maximum norm), so that all of space fits the cube.
+        """
+        u = (positions - self.grid.center) * self.grid.half_extent.reciprocal()
+        if self.config.disable_scene_contraction:
+            return (u * 0.5 + 0.5).clamp_(0, 1)
+        m = u.abs().amax(-1, keepdim=True).clamp_(min=1)
+        return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
+
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """PSNR of the batch in dB, its samples, and what mining did in the step before."""
+        image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        error = (outputs["rgb"].detach() - image).square().mean()
+        metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
+        if self.training:
+            counts, mined = self.sample_counts, self.mining.statistics
+            metrics["num_samples_per_batch"] = torch.tensor(float(counts.visible))
+            metrics["searched_per_visible"] = torch.tensor(counts.searched / max(counts.visible, 1))
+            metrics["mining_fraction"] = torch.tensor(mined.fraction)
+            metrics["mining_tau"] = torch.tensor(mined.tau)
+        return metrics
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Mean squared error of the colours."""
+        predicted, image = self.renderer_rgb.blend_background_for_loss_computation(
+            pred_image=outputs["rgb"],
+            pred_accumulation=outputs["accumulation"],
+            gt_image=batch["image"].to(self.device),
+        )
+        return {"rgb_loss": (predicted - image).square().mean()}
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Scores and comparison pictures of one image."""
+        image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
+
+    def _march(self, ray_bundle: RayBundle) -> tuple[Rays, PackedSamples]:
+        """Rays and their samples in the occupied part of the grid, jittered in training."""
+        c = self.config
+        origins, directions = ray_bundle.origins.contiguous(), ray_bundle.directions.contiguous()
+        nears, fars = torch.full_like(origins[:, 0], c.near_plane), torch.full_like(origins[:, 0], c.far_plane)
+        if ray_bundle.nears is not None and ray_bundle.fars is not None:  # the viewer's crop
+            nears = torch.maximum(nears, ray_bundle.nears.reshape(-1))
+            fars = torch.minimum(fars, ray_bundle.fars.reshape(-1))
+        jitter = torch.rand_like(nears) if self.training else None
+        steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
+        samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
+        cameras = ray_bundle.camera_indices if c.use_appearance_embedding else None
+        return Rays(origins, directions, None if cameras is None else cameras.reshape(-1)), samples
+
+    def _outputs(self, composite: Composite) -> dict[str, Tensor]:
+        accumulation = composite.accumulation[:, None]
+        rgb = composite.color
+        background: str | Tensor = self.config.background_color
+        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
+            background = renderers.BACKGROUND_COLOR_OVERRIDE
+        if not (isinstance(background, str) and background == "random"):
+            colors = self.renderer_rgb.get_background_color(background, shape=rgb.shape, device=rgb.device)
+            rgb = rgb + colors * (1 - accumulation)
+        if not self.training:
+            rgb = rgb.nan_to_num().clamp(0, 1)
+        depth = composite.distance[:, None] / accumulation.clamp(min=1e-6)
+        return {"rgb": rgb, "accumulation": accumulation, "depth": depth}
+
+    def _thickness(self, positions: Tensor) -> Tensor:
+        log_density = self.field.geometry(self.to_unit(positions))[:, 0]
+        return truncated_exp(log_density) * self.step_size
+
+    def _alpha_threshold(self) -> float:
+        threshold = self.config.alpha_thre
+        return min(threshold, float(self.grid.mean_thickness())) if threshold > 0 else 0.0
+
+
+def _check(config: HardMineModelConfig, step_size: float) -> None:
+    if step_size <= 0 or config.cone_angle < 0:
+        raise ValueError(f"render-step-size must be > 0 and cone-angle >= 0, got {step_size} and {config.cone_angle}")
+    if not 0 <= config.near_plane < config.far_plane:
+        raise ValueError(f"planes must satisfy 0 <= near < far, got {config.near_plane} and {config.far_plane}")
+    if not (0 <= config.alpha_thre < 1 and 0 <= config.early_stop_eps < 1):
+        raise ValueError(
+            f"alpha-thre and early-stop-eps must be in [0, 1), got {config.alpha_thre} and {config.early_stop_eps}"
+        )
+    if min(config.grid_update_every, config.grid_cells_per_update, config.hidden_dim) < 1:
+        raise ValueError("grid-update-every, grid-cells-per-update and hidden-dim must be at least 1")

@@ -1,0 +1,89 @@
+"""A pipeline whose batches have a fixed amount of work instead of a fixed number of rays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+
+from hardmine_ns.data import RayDataManager
+from ns_support.errors import UserError
+
+_GREATEST_GROWTH = 1.5
+"""Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
+
+
+@dataclass
+class AdaptiveRaysPipelineConfig(VanillaPipelineConfig):
+    """Chooses the number of rays such that a batch has the wanted number of samples."""
+
+    _target: type = field(default_factory=lambda: AdaptiveRaysPipeline)
+    """Class to instantiate."""
+    target_num_samples: int = 1 << 18
+    """Visible samples wanted in a batch (B), > 0. Mined or not: rays follow B, not the samples drawn from it."""
+    max_searched_ratio: float = 4.0
+    """Most samples whose density is looked up, as a multiple of `target_num_samples`, > 0."""
+    min_num_rays: int = 64
+    """Fewest rays in a batch, >= 2."""
+    max_num_rays: int = 1 << 15
+    """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
+
+
+class AdaptiveRaysPipeline(VanillaPipeline):
+    """Unlike nerfstudio's `DynamicBatchPipeline` it has a floor and a cap and survives batches without samples."""
+
+    config: AdaptiveRaysPipelineConfig
+    datamanager: RayDataManager
+
+    def __init__(
+        self,
+        config: AdaptiveRaysPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Any = None,
+    ) -> None:
+        if not 2 <= config.min_num_rays <= config.max_num_rays or config.target_num_samples < 1:
+            raise UserError(
+                "A batch needs 2 <= min-num-rays <= max-num-rays and target-num-samples >= 1, got "
+                f"{config.min_num_rays}, {config.max_num_rays} and {config.target_num_samples}."
+            )
+        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        # What the model's search found decides; until then, assume rays that cross the whole grid.
+        self.num_rays = config.min_num_rays
+        self._set_num_rays()
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """One training step's outputs, losses and metrics; then chooses the next batch's rays."""
+        outputs, losses, metrics = super().get_train_loss_dict(step)
+        counts = self.model.sample_counts
+        metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
+        self.num_rays = next_num_rays(self.num_rays, counts.visible, counts.searched, self.config)
+        self._set_num_rays()
+        return outputs, losses, metrics
+
+    def _set_num_rays(self) -> None:
+        sampler = self.datamanager.train_pixel_sampler
+        if sampler is not None:
+            sampler.set_num_rays_per_batch(self.num_rays)
+
+
+def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPipelineConfig) -> int:
+    """Rays for the next batch, from what this one came to.
+
+    Args:
+        rays: of this batch, > 0.
+        visible: its visible samples, >= 0.
+        searched: samples whose density was looked up, >= `visible`.
+        config: target, floor and cap.
+
+    Returns:
+        An even number (nerfstudio's sampler for images of several sizes wants one) within floor and cap.
+    """
+    fit_visible = config.target_num_samples / max(visible, 1)
+    fit_searched = config.max_searched_ratio * config.target_num_samples / max(searched, 1)
+    wanted = rays * min(fit_visible, fit_searched, _GREATEST_GROWTH)
+    return 2 * (int(min(max(wanted, config.min_num_rays), config.max_num_rays)) // 2)

@@ -1,0 +1,310 @@
+"""The methods inside nerfstudio, trained for a few steps on a scene of a few pixels."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.model_components.renderers import background_color_override_context
+
+from hardmine_ns.data import MaskedPixelSamplerConfig
+from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
+from hardmine_ns.mining import HardSampleMining
+from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.pipeline import AdaptiveRaysPipeline, AdaptiveRaysPipelineConfig, next_num_rays
+from ns_support.errors import UserError
+from tests.hardmine_ns.conftest import SIZE, write_blender, write_nerfstudio
+
+
+def small(spec, folder: Path, **model) -> TrainerConfig:
+    """The method's own configuration with a smaller table, grid and batch."""
+    config = copy.deepcopy(spec.config)
+    config.pipeline.datamanager.data = folder
+    config.pipeline.target_num_samples = 2048
+    settings = {"log2_hashmap_size": 12, "max_res": 128, "grid_resolution": 32, "grid_cells_per_update": 4096}
+    settings |= {"hidden_dim": 32, "render_step_size": 0.03, **model}
+    for name, value in settings.items():
+        assert hasattr(config.pipeline.model, name)
+        setattr(config.pipeline.model, name, value)
+    return config
+
+
+class Run:
+    """What nerfstudio's trainer does, without its files and its viewer."""
+
+    def __init__(self, config: TrainerConfig):
+        torch.manual_seed(0)
+        self.config = config
+        self.pipeline: AdaptiveRaysPipeline = config.pipeline.setup(device="cpu", test_mode="val")
+        self.optimizers = Optimizers(copy.deepcopy(config.optimizers), self.pipeline.get_param_groups())
+        self.pipeline.train()
+        self.step = 0
+
+    @property
+    def model(self) -> HardMineModel:
+        return self.pipeline.model
+
+    def train(self, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        losses = []
+        for _ in range(steps):
+            self.model.update_grid(self.step)
+            self.optimizers.zero_grad_all()
+            _, loss, metrics = self.pipeline.get_train_loss_dict(self.step)
+            loss["rgb_loss"].backward()
+            self.optimizers.optimizer_step_all()
+            losses.append(loss["rgb_loss"].item())
+            self.step += 1
+        return losses, metrics
+
+
+@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk", "off"])
+def test_training_lowers_the_loss(ball, rule):
+    run = Run(small(instant_ngp_hardmine_bounded, ball, mining_rule=rule))
+    losses, metrics = run.train(60)
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    assert {"psnr", "num_samples_per_batch", "mining_fraction", "mining_tau", "num_rays_per_batch"} <= set(metrics)
+    mined = run.model.mining.statistics
+    assert mined.rows == run.model.sample_counts.visible
+    assert mined.fraction == (1 if rule == "off" else pytest.approx(1 / mined.tau if mined.tau > 2 else 0.5, abs=0.1))
+
+
+def test_evaluation_outputs(ball):
+    run = Run(small(instant_ngp_hardmine_bounded, ball))
+    run.train(20)
+    run.pipeline.eval()
+    camera, batch = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    outputs = run.model.get_outputs_for_camera(camera)
+    assert {name: tuple(x.shape) for name, x in outputs.items()} == {
+        "rgb": (SIZE, SIZE, 3),
+        "accumulation": (SIZE, SIZE, 1),
+        "depth": (SIZE, SIZE, 1),
+    }
+    assert all(x.dtype == torch.float32 and torch.isfinite(x).all() and not x.requires_grad for x in outputs.values())
+    metrics, images = run.model.get_image_metrics_and_images(outputs, batch)
+    assert metrics["psnr"] > 8
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert images["img"].shape == (SIZE, 2 * SIZE, 3)
+    assert run.model.get_rgba_image(outputs).shape == (SIZE, SIZE, 4)
+    run.pipeline.get_eval_loss_dict(0)
+
+
+def test_evaluation_does_not_depend_on_its_chunks(ball, monkeypatch):
+    run = Run(small(instant_ngp_hardmine_bounded, ball))
+    run.train(10)
+    run.pipeline.eval()
+    camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    whole = run.model.get_outputs_for_camera(camera)
+    monkeypatch.setattr("hardmine_ns.model._SAMPLES_AT_ONCE", 500)
+    run.model.config.eval_num_rays_per_chunk = 100
+    pieces = run.model.get_outputs_for_camera(camera)
+    for name in whole:
+        assert torch.allclose(whole[name], pieces[name], atol=1e-5)
+
+
+def test_checkpoint_restores_everything(ball, tmp_path):
+    config = small(instant_ngp_hardmine_bounded, ball)
+    run = Run(config)
+    run.train(20)
+    state = {"pipeline": run.pipeline.state_dict(), "optimizers": run.optimizers.optimizers["fields"].state_dict()}
+    torch.save(state, tmp_path / "x.ckpt")
+    loaded = torch.load(tmp_path / "x.ckpt")  # with weights_only, torch's default
+    assert not any("lpips" in name for name in loaded["pipeline"])
+    other = Run(config)
+    other.pipeline.load_pipeline(loaded["pipeline"], 19)
+    other.optimizers.load_optimizers({"fields": loaded["optimizers"]})
+    assert other.model.mining.tau == run.model.mining.tau > 1
+    assert torch.equal(other.model.grid.binaries, run.model.grid.binaries)
+    for run_ in (run, other):
+        run_.pipeline.eval()
+    camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    assert torch.equal(
+        run.model.get_outputs_for_camera(camera)["rgb"], other.model.get_outputs_for_camera(camera)["rgb"]
+    )
+    other.pipeline.train()
+    other.train(2)
+
+
+def test_unbounded_method(tmp_path):
+    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "scene", 8))
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
+    run = Run(config)
+    losses, _ = run.train(40)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert run.model.grid.levels == 4
+
+
+def test_contraction_fits_all_of_space_into_the_cube(ball):
+    model = Run(small(instant_ngp_hardmine_bounded, ball, disable_scene_contraction=False)).model
+    far = torch.tensor([[1e6, 0.0, 0.0], [-3.0, 5.0, 1e3], [0.0, 0.0, 0.0], [1.5, -1.5, 1.5], [3.0, 0.0, 0.0]])
+    unit = model.to_unit(far)
+    assert ((unit >= 0) & (unit <= 1)).all()
+    assert unit[2].tolist() == [0.5] * 3
+    assert unit[3].tolist() == pytest.approx([0.75, 0.25, 0.75])  # a corner of the scene box
+    assert unit[4].tolist() == pytest.approx([0.875, 0.5, 0.5])  # m = 2: (2 - 1/2) / 4 + 1/2
+
+
+def test_one_image(tmp_path):
+    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "one", 1))
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(auto_scale_poses=False)
+    run = Run(config)
+    run.train(3)
+    with pytest.raises(UserError, match="no image to evaluate on"):
+        run.pipeline.get_average_eval_image_metrics()
+
+
+def test_blank_scene_empties_its_grid_and_trains_on(tmp_path):
+    """Nothing but background: the grid has no reason to keep any cell."""
+    run = Run(small(instant_ngp_hardmine_bounded, write_blender(tmp_path / "blank", 3, radius=0.0)))
+    losses, _ = run.train(80)
+    assert losses[-1] < 0.01
+
+
+@pytest.mark.parametrize("rule", ["poisson", "off"])
+def test_batch_without_a_visible_sample(ball, rule):
+    run = Run(small(instant_ngp_hardmine_bounded, ball, mining_rule=rule))
+    run.model.grid.binaries.zero_()
+    run.step = 1  # no update before the step
+    before = [p.detach().clone() for p in run.model.field.parameters()]
+    run.train(1)
+    assert run.model.sample_counts == SampleCounts(0, 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.field.parameters(), strict=True))
+    run.pipeline.eval()
+    camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    outputs = run.model.get_outputs_for_camera(camera)
+    assert (outputs["rgb"] == 1).all()  # the white background
+    assert (outputs["depth"] == 0).all()
+
+
+def test_masks_that_hide_everything_are_named(tmp_path):
+    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "masked", 8, mask=0))
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
+    run = Run(config)
+    with pytest.raises(UserError, match="masks hide every pixel"):
+        run.train(1)
+
+
+def test_masks_limit_the_pixels():
+    sampler = MaskedPixelSamplerConfig().setup(num_rays_per_batch=64)
+    mask = torch.zeros(2, 5, 5, 1, dtype=torch.bool)
+    mask[1, 2, 3] = True  # fewer pixels than rays
+    pixels = sampler.sample_method(64, 2, 5, 5, mask=mask)
+    assert pixels.unique(dim=0).tolist() == [[1, 2, 3]]
+    assert sampler.sample_method(10, 2, 5, 5).shape == (10, 3)
+
+
+def test_appearance_flag_means_what_it_says(ball):
+    assert Run(small(instant_ngp_hardmine_bounded, ball)).model.field.appearance is None
+    run = Run(small(instant_ngp_hardmine_bounded, ball, use_appearance_embedding=True))
+    assert run.model.field.appearance.weight.shape[0] == 6
+    before = run.model.field.appearance.weight.detach().clone()
+    run.train(3)
+    assert not torch.equal(before, run.model.field.appearance.weight)
+    run.pipeline.eval()
+    camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    run.model.get_outputs_for_camera(camera)
+
+
+def test_background(ball):
+    run = Run(small(instant_ngp_hardmine_bounded, ball, background_color="random"))
+    run.train(2)
+    run.pipeline.eval()
+    run.model.grid.binaries.zero_()
+    camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
+    assert (run.model.get_outputs_for_camera(camera)["rgb"] == 0).all()
+    with background_color_override_context(torch.tensor([0.25, 0.5, 0.75])):
+        assert run.model.get_outputs_for_camera(camera)["rgb"][0, 0].tolist() == [0.25, 0.5, 0.75]
+
+
+def test_crop_arrives_as_near_and_far(ball):
+    model = Run(small(instant_ngp_hardmine_bounded, ball)).model.eval()
+    bundle = RayBundle(
+        origins=torch.tensor([[0.0, 0.0, 4.0]]),
+        directions=torch.tensor([[0.0, 0.0, -1.0]]),
+        pixel_area=torch.ones(1, 1),
+        nears=torch.tensor([[3.0]]),
+        fars=torch.tensor([[3.5]]),
+    )
+    with torch.no_grad():
+        _, samples = model._march(bundle)
+    assert samples.midpoints.min() >= 3.0
+    assert samples.midpoints.max() <= 3.5
+
+
+def test_rays_per_batch_follow_the_samples_within_their_limits():
+    config = AdaptiveRaysPipelineConfig(
+        target_num_samples=1000, max_searched_ratio=4.0, min_num_rays=64, max_num_rays=512
+    )
+    assert next_num_rays(100, 800, 800, config) == 124
+    assert next_num_rays(100, 100, 100, config) == 150  # grows by half at most
+    assert next_num_rays(400, 0, 0, config) == 512
+    assert next_num_rays(100, 10**7, 10**7, config) == 64
+    assert next_num_rays(400, 1000, 8000, config) == 200  # the search is what costs
+    assert all(next_num_rays(n, 1001, 1001, config) % 2 == 0 for n in range(64, 512))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"mining_min_fraction": 0.9}, "mining fractions"),
+        ({"mining_rule": "best"}, "mining rule"),
+        ({"grid_resolution": 30, "grid_levels": 2}, "resolution"),
+        ({"num_levels": 0}, "num_levels"),
+        ({"near_plane": 5.0, "far_plane": 1.0}, "planes"),
+        ({"alpha_thre": 2.0}, "alpha-thre"),
+        ({"render_step_size": -1.0}, "render-step-size"),
+        ({"grid_update_every": 0}, "at least 1"),
+        ({"hash_backend": "tcnn"}, "tiny-cuda-nn"),
+    ],
+)
+def test_bad_settings_end_in_a_sentence(ball, setting, message):
+    with pytest.raises(UserError, match=message):
+        Run(small(instant_ngp_hardmine_bounded, ball, **setting))
+
+
+def test_bad_ray_limits_end_in_a_sentence(ball):
+    config = small(instant_ngp_hardmine_bounded, ball)
+    config.pipeline.min_num_rays = 0
+    with pytest.raises(UserError, match="min-num-rays"):
+        Run(config)
+
+
+@pytest.mark.parametrize("spec", [instant_ngp_hardmine, instant_ngp_hardmine_bounded])
+def test_configuration_survives_yaml(spec):
+    again = yaml.load(yaml.dump(spec.config), Loader=yaml.Loader)
+    assert again == spec.config
+    assert again.method_name in ("instant-ngp-hardmine", "instant-ngp-hardmine-bounded")
+    assert again.machine.device_type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_example_mines_nerfactos_field():
+    path = Path(__file__).parents[2] / "examples" / "mine_nerfacto.py"
+    spec = importlib.util.spec_from_file_location("mine_nerfacto", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    from nerfstudio.field_components.field_heads import FieldHeadNames
+    from nerfstudio.fields.nerfacto_field import NerfactoField
+
+    torch.manual_seed(0)
+    box = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    field = NerfactoField(box, num_images=1, num_levels=2, max_res=32, log2_hashmap_size=8, implementation="torch")
+    samples = example.random_samples(4, 10)
+
+    def gradients(outputs) -> list[torch.Tensor]:
+        field.zero_grad()
+        weights = torch.linspace(1, 0, 10)[:, None] ** 4
+        (weights * (outputs[FieldHeadNames.RGB] + outputs[FieldHeadNames.DENSITY])).sum().backward()
+        return [p.grad.clone() for p in field.parameters() if p.grad is not None]
+
+    plain = gradients(field(samples))
+    every = gradients(example.mined_outputs(field, samples, HardSampleMining("topk", 1.0, 1.0)))
+    for a, b in zip(plain, every, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * b.abs().max())
+    mining = HardSampleMining("topk", 0.1, 0.1)
+    gradients(example.mined_outputs(field, samples, mining))
+    assert mining.statistics.selected == 4
