@@ -108,8 +108,15 @@ def parser_name(config: object) -> str:
 
 
 def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
-    walk = os.walk(folder, followlinks=True)
-    return any(os.path.splitext(name)[1].lower() in suffixes for _, _, names in walk for name in names)
+    seen = {os.path.realpath(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if any(os.path.splitext(name)[1].lower() in suffixes for name in names):
+            return True
+        # A link may lead back up: every real folder is entered once.
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]
+        seen.update(real.values())
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -42,6 +42,17 @@ class TestCheckDataFolder:
         check_data_folder(tmp_path)
         check_data_folder(tmp_path / "transforms.json")
 
+    def test_links_are_followed_and_may_form_a_circle(self, tmp_path):
+        folder, elsewhere = tmp_path / "scene", tmp_path / "elsewhere"
+        for each in (folder, elsewhere):
+            each.mkdir()
+        (folder / "images").symlink_to(elsewhere)
+        (elsewhere / "back").symlink_to(folder)
+        with pytest.raises(UserError, match="no image in it"):
+            check_data_folder(folder)
+        (elsewhere / "a.png").touch()
+        check_data_folder(folder)
+
     def test_refuses_a_missing_folder(self, tmp_path):
         with pytest.raises(UserError, match=f"^The data folder {tmp_path}/no does not exist.$"):
             check_data_folder(tmp_path / "no")
