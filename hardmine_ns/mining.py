@@ -238,8 +238,8 @@ class HardSampleMining(nn.Module):
             self.statistics = MiningStatistics(count, count, self.statistics.tau)
             return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
         parameters = tuple(p for p in parameters if p.requires_grad)
-        call = _Call(self, field, search or field, parameters, len(inputs), before_activation)
-        return _MinedField.apply(call, *inputs, *parameters)
+        call = _Call(self, field, parameters, len(inputs), before_activation)
+        return _MinedField.apply(call, search or field, *inputs, *parameters)
 
     @torch.no_grad()
     def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -286,7 +286,6 @@ class _Call:
 
     mining: HardSampleMining
     field: Field
-    search: Field
     parameters: tuple[Tensor, ...]
     num_inputs: int
     before_activation: BeforeActivation | None
@@ -296,9 +295,9 @@ class _MinedField(torch.autograd.Function):
     """The seam. Parameters are inputs, so that hooks on them (data-parallel reduction, scalers) fire as usual."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: _Call, search: Field, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = tensors[: call.num_inputs]
-        outputs = tuple(call.search(*inputs))
+        outputs = tuple(search(*inputs))
         rows = inputs[0].shape[0]
         if any(y.shape[:1] != (rows,) for y in outputs):
             raise ValueError(f"the field must return {rows} rows, got shapes {[tuple(y.shape) for y in outputs]}")
@@ -331,7 +330,7 @@ class _MinedField(torch.autograd.Function):
             present = [g[rows] for g in present]
         if weights is not None:
             present = [g * weights.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for g in present]
-        return None, *_rerun(ctx, inputs, rows, given, present)
+        return None, None, *_rerun(ctx, inputs, rows, given, present)
 
 
 def _rerun(
@@ -347,7 +346,7 @@ def _rerun(
         gradients: of those outputs, on the chosen rows, weighted.
     """
     call: _Call = ctx.call  # type: ignore[attr-defined]
-    wants: tuple[bool, ...] = ctx.needs_input_grad[1 : 1 + call.num_inputs]  # type: ignore[attr-defined]
+    wants: tuple[bool, ...] = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # type: ignore[attr-defined]
     chosen = [(x if rows is None else x[rows]).detach().requires_grad_(w) for x, w in zip(inputs, wants, strict=True)]
     targets = [x for x, w in zip(chosen, wants, strict=True) if w] + list(call.parameters)
     found: Sequence[Tensor | None] = [None] * len(targets)

@@ -177,17 +177,28 @@ class HardMineModel(Model):
             "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray.
         """
         rays, samples = self._march(ray_bundle)
-        settings = {"early_stop": self.config.early_stop_eps, "alpha_threshold": self._alpha_threshold()}
         if self.training:
-            visible = search(self.field, samples, rays, self.to_unit, **settings)
-            self.sample_counts = SampleCounts(len(samples), visible.searched, len(visible.samples))
-            return self._outputs(render_visible(self.field, visible, rays, self.mining))
+            return self._outputs(self.render_training(rays, samples))
+        limits = self._visibility_limits()
         pieces = []
         for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
-            part = rays[own]
-            visible = search(self.field, group, part, self.to_unit, **settings)
-            pieces.append(self._outputs(render_visible(self.field, visible, part)))
+            visible = search(self.field, group, rays[own], self.to_unit, *limits)
+            pieces.append(self._outputs(render_visible(self.field, visible, rays[own])))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
+        """Composite rays with a graph that holds the mined samples only.
+
+        Args:
+            rays: R rays.
+            samples: all their samples in occupied space.
+        """
+        # Without mining the second run needs every sample: then it resumes from what the search computed.
+        keep = self.mining.rule == "off" and self.field.can_resume
+        limits = self._visibility_limits()
+        visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
+        self.sample_counts = SampleCounts(len(samples), visible.searched, len(visible.samples))
+        return render_visible(self.field, visible, rays, self.mining)
 
     def to_unit(self, positions: Tensor) -> Tensor:
         """Map scene positions [n, 3] to the field's unit cube, contracting what lies outside the scene box.
@@ -264,9 +275,10 @@ class HardMineModel(Model):
         log_density = self.field.geometry(self.to_unit(positions))[:, 0]
         return truncated_exp(log_density) * self.step_size
 
-    def _alpha_threshold(self) -> float:
-        threshold = self.config.alpha_thre
-        return min(threshold, float(self.grid.mean_thickness())) if threshold > 0 else 0.0
+    def _visibility_limits(self) -> tuple[float, float]:
+        """Least transmittance and least opacity of a visible sample."""
+        alpha = self.config.alpha_thre
+        return self.config.early_stop_eps, min(alpha, float(self.grid.mean_thickness())) if alpha > 0 else 0.0
 
 
 def _check(config: HardMineModelConfig, step_size: float) -> None:

@@ -18,8 +18,8 @@ from hardmine_ns.field import GEOMETRY_DIM, HashField, spherical_harmonics, trun
 from hardmine_ns.marching import Composite, PackedSamples, composite, visible_samples
 from hardmine_ns.mining import HardSampleMining
 
-_FIRST_ROUND = 16
-"""Samples that each ray gets in the first round of a search; each further round doubles it."""
+FIRST_ROUND = 16
+"""Samples that each ray gets in the first round of a search, by default."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Visible:
     """[B, 3] in the unit cube of the field."""
     geometry: Tensor
     """[B, 16] outputs of the density network."""
+    features: Tensor | None
+    """[B, L F] the encoding at those positions, if it was to be kept."""
     searched: int
     """Samples whose density was looked up."""
 
@@ -61,6 +63,9 @@ def search(
     to_unit: Callable[[Tensor], Tensor],
     early_stop: float = 1e-4,
     alpha_threshold: float = 0.0,
+    *,
+    first_round: int = FIRST_ROUND,
+    keep_features: bool = False,
 ) -> Visible:
     """Look densities up front to back, in rounds, and keep the visible samples. Never builds a graph.
 
@@ -71,6 +76,8 @@ def search(
         to_unit: maps positions [n, 3] to the field's unit cube.
         early_stop: transmittance in [0, 1] below which the rest of a ray is hidden; 0 searches everything.
         alpha_threshold: opacity in [0, 1] below which a sample is dropped.
+        first_round: samples that each ray gets in the first round, >= 1; each further round doubles it.
+        keep_features: whether to keep the encoding of the visible samples, for a run that resumes from it.
     """
     device = samples.t_starts.device
     limit = -math.log(early_stop) if early_stop > 0 else math.inf
@@ -78,9 +85,9 @@ def search(
     rank = torch.arange(len(samples), device=device) - samples.offsets[:-1][samples.ray_indices]
     density = torch.zeros_like(length)
     depth = torch.zeros(samples.num_rays, dtype=torch.float64, device=device)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, ...]] = []
     longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if samples.num_rays else 0
-    begin, end = 0, _FIRST_ROUND
+    begin, end = 0, first_round
     while begin < longest:
         # A last round that would be almost empty joins this one.
         end = longest if longest < 1.5 * end else end
@@ -89,21 +96,22 @@ def search(
         ray = samples.ray_indices[rows]
         middle = (samples.t_starts[rows] + samples.t_ends[rows]) * 0.5
         unit = to_unit(torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None]))
-        geometry = field.geometry(unit)
+        features = field.encoding(unit)
+        geometry = field.geometry(unit, features)
         density[rows] = truncated_exp(geometry[:, 0])
         depth.index_add_(0, ray, (density[rows] * length[rows]).to(torch.float64))
-        found.append((rows, unit, geometry))
+        found.append((rows, unit, geometry, features) if keep_features else (rows, unit, geometry))
         begin, end = end, 2 * end
     if not found:
         empty = length.new_empty(0, GEOMETRY_DIM)
-        return Visible(samples, length.new_empty(0, 3), empty, 0)
-    rows, unit, geometry = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Visible(samples, length.new_empty(0, 3), empty, None, 0)
+    rows, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
     position = torch.full((len(samples),), -1, device=device)
     position[rows] = torch.arange(len(rows), device=device)
     keep = visible_samples(density, samples, early_stop, alpha_threshold) & (position >= 0)
     kept = torch.nonzero(keep)[:, 0]
-    of_kept = position[kept]
-    return Visible(samples.select(kept), unit[of_kept], geometry[of_kept], len(rows))
+    unit, geometry, *rest = (column[position[kept]] for column in columns)
+    return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, len(rows))
 
 
 def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:
@@ -118,7 +126,8 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
     """
-    samples = visible.samples
+    # What the second run keeps alive is named here, so that the search's other results can go.
+    samples, features = visible.samples, visible.features
     harmonics = spherical_harmonics(rays.directions)
 
     def color(geometry: Tensor, ray: Tensor) -> Tensor:
@@ -126,7 +135,8 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
         return field.color(geometry, harmonics[ray], appearance)
 
     def run(unit: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
-        geometry = field.geometry(unit)
+        # Features are kept only where every row is wanted: then they are those of `unit`.
+        geometry = field.geometry(unit, features)
         return geometry[:, 0], color(geometry, ray)
 
     def known(_: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:

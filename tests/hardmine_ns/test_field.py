@@ -103,7 +103,7 @@ def test_merged_search_and_mining_give_the_plain_gradient_at_fraction_one(field,
     expected = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in field.parameters()]
     field.zero_grad()
     mining = HardSampleMining(rule, 1.0, 1.0)
-    visible = search(field, samples, rays, to_unit, early_stop=0.0)
+    visible = search(field, samples, rays, to_unit, early_stop=0.0, keep_features=rule == "off")
     result = render_visible(field, visible, rays, mining)
     (result.color - target).square().mean().backward()
     for p, e in zip(field.parameters(), expected, strict=True):

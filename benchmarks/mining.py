@@ -1,0 +1,340 @@
+"""What hard-sample mining gains, against honest baselines, at equal time and at equal steps.
+
+Variants, all with the same kernels, grid, batch rule and learning rate:
+
+    shipped      as nerfstudio's instant-ngp does it: densities of all marched samples, only to drop the invisible; then
+                 all visible samples from scratch with a graph, and a gradient for their positions that no one uses
+    baseline     the strongest without mining: the search runs front to back, the second run resumes from its features,
+                 and positions get no gradient
+    poisson, multinomial, topk    mining
+
+For every seed all variants are trained side by side, a slice of time each in turn, so that whatever else the machine
+does meets all alike. A variant's clock runs in its training steps only. PSNR is on test views, white background.
+
+    python benchmarks/mining.py --data SCENE --seconds 60 --seeds 3 --output results/mining
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from torch import Tensor
+
+from hardmine_ns.field import spherical_harmonics, truncated_exp
+from hardmine_ns.marching import Composite, PackedSamples, composite
+from hardmine_ns.method import instant_ngp_hardmine_bounded
+from hardmine_ns.mining import MiningStatistics
+from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.pipeline import AdaptiveRaysPipeline
+from hardmine_ns.rendering import Rays, search
+
+RULE_OF = {
+    "shipped": "off",
+    "baseline": "off",
+    "poisson": "poisson",
+    "multinomial": "multinomial",
+    "topk": "topk",
+}
+SLICE_SECONDS = 2.0
+
+
+class ShippedModel(HardMineModel):
+    """Renders a training batch as nerfstudio 1.1.5's instant-ngp does."""
+
+    def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
+        """Two unrelated passes: one for visibility, one with a graph for all visible samples and their positions."""
+        everything = max(len(samples), 1)
+        found = search(self.field, samples, rays, self.to_unit, *self._visibility_limits(), first_round=everything)
+        kept, ray = found.samples, found.samples.ray_indices
+        self.sample_counts = SampleCounts(len(samples), found.searched, len(kept))
+        self.mining.statistics = MiningStatistics(len(kept), len(kept))
+        positions = self.to_unit(kept.positions(rays.origins, rays.directions)).requires_grad_()
+        geometry = self.field.geometry(positions)
+        color = self.field.color(geometry, spherical_harmonics(rays.directions)[ray])
+        return composite(truncated_exp(geometry[:, 0]), torch.sigmoid(color), kept)
+
+
+class ActivationMeter:
+    """Peak of the bytes that autograd holds for the backward pass, views counted once, parameters not at all."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.peak = self._held = 0
+        self._users = {p.untyped_storage().data_ptr(): 1 for p in parameters}
+
+    def __enter__(self) -> ActivationMeter:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Kept(self, t), lambda kept: kept.tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Note one more use of a storage."""
+        users = self._users.get(storage.data_ptr(), 0)
+        self._users[storage.data_ptr()] = users + 1
+        if users == 0:
+            self._held += storage.nbytes()
+            self.peak = max(self.peak, self._held)
+
+    def remove(self, storage: torch.UntypedStorage) -> None:
+        """Note one use less."""
+        self._users[storage.data_ptr()] -= 1
+        if self._users[storage.data_ptr()] == 0:
+            del self._users[storage.data_ptr()]
+            self._held -= storage.nbytes()
+
+
+class _Kept:
+    def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
+        # Detached: a saved output that knew its own graph would keep that graph alive for ever.
+        self.meter, self.tensor = meter, tensor.detach() if not tensor.is_leaf else tensor
+        meter.add(tensor.untyped_storage())
+
+    def __del__(self) -> None:
+        self.meter.remove(self.tensor.untyped_storage())
+
+
+@dataclass
+class Point:
+    """One evaluation."""
+
+    seconds: float
+    steps: int
+    psnr: float
+
+
+@dataclass
+class Result:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    curve: list[Point] = field(default_factory=list)
+    fractions: list[float] = field(default_factory=list)
+    """b / B of each step."""
+    tau: float = 1.0
+    visible: float = 0.0
+    """Mean B of a step in the second half."""
+    searched: float = 0.0
+    """Mean number of densities looked up in a step of the second half."""
+    activation_bytes_per_sample: float = 0.0
+    """Peak over one step at the end, per visible sample."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """Over the whole run, warm-up of the grid included."""
+        return self.curve[-1].steps / self.curve[-1].seconds
+
+    @property
+    def fraction(self) -> float:
+        """Mean b / B."""
+        return mean(self.fractions)
+
+
+class Trainer:
+    """One variant in training; its clock stands still outside `train_until`."""
+
+    def __init__(self, variant: str, seed: int, options: argparse.Namespace) -> None:
+        config = copy.deepcopy(instant_ngp_hardmine_bounded.config)
+        config.pipeline.datamanager.data = options.data
+        config.pipeline.model.mining_rule = RULE_OF[variant]
+        if variant == "shipped":
+            config.pipeline.model._target = ShippedModel
+        if options.target_samples:
+            config.pipeline.target_num_samples = options.target_samples
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        self.pipeline: AdaptiveRaysPipeline = config.pipeline.setup(device=options.device, test_mode="test")
+        self.optimizers = Optimizers(config.optimizers, self.pipeline.get_param_groups())
+        self.result = Result(variant, seed)
+        self.seconds, self.steps = 0.0, 0
+        self._counts: list[SampleCounts] = []
+
+    def train_until(self, seconds: float) -> None:
+        """Advance the clock."""
+        self.pipeline.train()
+        while self.seconds < seconds:
+            start = time.perf_counter()
+            self._step()
+            if self.pipeline.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - start
+            self.result.fractions.append(self.pipeline.model.mining.statistics.fraction)
+            self._counts.append(self.pipeline.model.sample_counts)
+
+    @torch.no_grad()
+    def evaluate(self, images: int) -> None:
+        """Add a point to the curve: mean PSNR over evenly spread test views."""
+        self.pipeline.eval()
+        loader = self.pipeline.datamanager.fixed_indices_eval_dataloader
+        count = len(self.pipeline.datamanager.eval_dataset)
+        scores = []
+        for index in np.linspace(0, count - 1, min(images, count)).round().astype(int):
+            camera, batch = loader.get_camera(int(index))
+            rgb = self.pipeline.model.get_outputs_for_camera(camera)["rgb"]
+            truth = self.pipeline.model.renderer_rgb.blend_background(batch["image"].to(rgb.device))
+            scores.append(-10 * float(torch.log10((rgb - truth).square().mean())))
+        self.result.curve.append(Point(self.seconds, self.steps, mean(scores)))
+
+    def finish(self) -> Result:
+        """Measure the activations of one more step and sum up."""
+        late = self._counts[len(self._counts) // 2 :]
+        self.result.visible = mean(c.visible for c in late)
+        self.result.searched = mean(c.searched for c in late)
+        self.result.tau = self.pipeline.model.mining.statistics.tau
+        self.pipeline.train()
+        with ActivationMeter(list(self.pipeline.model.parameters())) as meter:
+            self._step()
+        visible = max(self.pipeline.model.sample_counts.visible, 1)
+        self.result.activation_bytes_per_sample = meter.peak / visible
+        return self.result
+
+    def _step(self) -> None:
+        self.pipeline.model.update_grid(self.steps)
+        self.optimizers.zero_grad_all()
+        _, losses, _ = self.pipeline.get_train_loss_dict(self.steps)
+        sum(losses.values()).backward()
+        self.optimizers.optimizer_step_all()
+        for scheduler in self.optimizers.schedulers.values():
+            scheduler.step()
+        self.steps += 1
+
+
+def run_seed(seed: int, options: argparse.Namespace) -> list[Result]:
+    """Train all variants side by side."""
+    trainers = [Trainer(variant, seed, options) for variant in options.variants]
+    times = np.linspace(0, options.seconds, options.points + 1)[1:]
+    for low, high in zip([0.0, *times[:-1]], times, strict=True):
+        for until in np.append(np.arange(low, high, SLICE_SECONDS)[1:], high):
+            for trainer in trainers:
+                trainer.train_until(float(until))
+        for trainer in trainers:
+            trainer.evaluate(options.images)
+            last = trainer.result.curve[-1]
+            print(f"seed {seed} {trainer.result.variant:12s} {last.seconds:7.1f} s {last.steps:6d} {last.psnr:6.2f} dB")
+    return [trainer.finish() for trainer in trainers]
+
+
+def at(curve: list[Point], key: str, value: float) -> float:
+    """PSNR at a time or a step, between the points of a curve; NaN outside."""
+    x = [getattr(point, key) for point in curve]
+    return float(np.interp(value, x, [p.psnr for p in curve], left=np.nan, right=np.nan))
+
+
+def seconds_to(curve: list[Point], psnr: float) -> float:
+    """Training time at which a curve first reaches a PSNR; NaN if it does not."""
+    for before, after in pairwise(curve):
+        if before.psnr < psnr <= after.psnr:
+            share = (psnr - before.psnr) / (after.psnr - before.psnr)
+            return before.seconds + share * (after.seconds - before.seconds)
+    return curve[0].seconds if curve and curve[0].psnr >= psnr else float("nan")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, with several seeds, standard deviation."""
+    return f"{mean(values):.2f}" + (f"±{stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def summary(results: list[Result], variants: list[str]) -> list[dict[str, Any]]:
+    """One row for each variant; comparisons are with `baseline`, seed by seed."""
+    by = {(r.variant, r.seed): r for r in results}
+    seeds = sorted({r.seed for r in results})
+    reference = "baseline" if "baseline" in variants else variants[0]
+    rows = []
+    for variant in variants:
+        own = [by[variant, seed] for seed in seeds]
+        base = [by[reference, seed] for seed in seeds]
+        fewest = [min(by[v, s].curve[-1].steps for v in variants) for s in seeds]
+        fraction = mean(r.fraction for r in own)
+        ratios = [r.steps_per_second / b.steps_per_second for r, b in zip(own, base, strict=True)]
+        times = [b.curve[-1].seconds / seconds_to(r.curve, b.curve[-1].psnr) for r, b in zip(own, base, strict=True)]
+        rows.append(
+            {
+                "variant": variant,
+                "PSNR at equal time": spread([r.curve[-1].psnr for r in own]),
+                "PSNR at equal steps": spread([at(r.curve, "steps", n) for r, n in zip(own, fewest, strict=True)]),
+                "steps/s": spread([r.steps_per_second for r in own]),
+                "speed / baseline": spread(ratios),
+                "cost model": f"{1.0 if RULE_OF[variant] == 'off' else 3 / (1 + 3 * fraction):.2f}",
+                "time to its PSNR": spread(times),
+                "b/B": f"{fraction:.3f}",
+                "tau": spread([r.tau for r in own]),
+                "searched/B": f"{mean(r.searched / max(r.visible, 1) for r in own):.2f}",
+                "bytes/sample": f"{mean(r.activation_bytes_per_sample for r in own):.0f}",
+            }
+        )
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Align the columns."""
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in names}
+    print("  ".join(name.ljust(widths[name]) for name in names))
+    for row in rows:
+        print("  ".join(str(row[name]).ljust(widths[name]) for name in names))
+
+
+def draw(results: list[Result], variants: list[str], path: Path) -> None:
+    """PSNR against training time and against steps; a thin line for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for axis, key, label in zip(axes, ("seconds", "steps"), ("training time, s", "steps"), strict=True):
+        for color, variant in enumerate(variants):
+            for i, result in enumerate(r for r in results if r.variant == variant):
+                x, y = [getattr(p, key) for p in result.curve], [p.psnr for p in result.curve]
+                axis.plot(x, y, color=f"C{color}", lw=1, label=variant if i == 0 else None)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("PSNR on test views, dB")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Parse the command line, run, and write table, JSON and curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="scene in Blender's format, e.g. lego")
+    parser.add_argument("--seconds", type=float, default=60.0, help="training time of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--points", type=int, default=6, help="evaluations along a run")
+    parser.add_argument("--images", type=int, default=8, help="test views of each evaluation")
+    parser.add_argument("--variants", nargs="+", default=list(RULE_OF), choices=list(RULE_OF))
+    parser.add_argument("--target-samples", type=int, default=0, help="visible samples of a batch; 0: the method's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("mining"), help="path without ending: .json, .png")
+    options = parser.parse_args()
+
+    warm = argparse.Namespace(**{**vars(options), "seconds": 1.0, "points": 1, "images": 1})
+    run_seed(0, warm)  # compiles every kernel, which must not count
+    results = [result for seed in range(options.seeds) for result in run_seed(seed, options)]
+    rows = summary(results, options.variants)
+    print_table(rows)
+    machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "machine": machine, "table": rows, "runs": [asdict(r) for r in results]}
+    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))
+    draw(results, options.variants, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
