@@ -35,7 +35,8 @@ def cast(
     """Cast R rays at N Gaussians and composite what they meet, front to back.
 
     Args:
-        gaussians: the N Gaussians; those whose density does not exceed the threshold count as absent.
+        gaussians: the N Gaussians; those whose density does not exceed the threshold count as absent, and so do those
+            with a parameter or a colour that is not finite, or a scale of 0: they get a gradient of 0.
         colors: [N, 3] one colour per Gaussian, as seen from these rays; any range.
         origins: [R, 3].
         directions: [R, 3] of unit length.
@@ -57,6 +58,7 @@ def cast(
     _check_settings(settings)
     if backend not in ("auto", "cpu", "reference"):
         raise ValueError(f'backend must be "auto", "cpu" or "reference", got {backend!r}')
+    gaussians, colors = _finite_ones(gaussians, colors)
     whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
     counts = sample_counts(nears, fars, settings)
     if backend == "reference":
@@ -106,6 +108,15 @@ def _check_inputs(
     if r > 0 and not bool(torch.all((lengths - 1).abs() < 1e-3)):
         worst = float(lengths[(lengths - 1).abs().argmax()])
         raise ValueError(f"directions must be of unit length, got one of length {worst:.4g}: normalise them")
+
+
+def _finite_ones(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tensor]:
+    """Leave out what is not finite here, where the gradient is 0 for it; further down 0 times infinity makes NaN."""
+    values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
+    finite = torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
+    if bool(finite.all()):
+        return gaussians, colors
+    return Gaussians(*(parameter[finite] for parameter in gaussians)), colors[finite]
 
 
 def _check_settings(settings: CastSettings) -> None:

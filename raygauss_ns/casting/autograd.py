@@ -85,5 +85,5 @@ class CpuCast(torch.autograd.Function):
         """Gradients of means, A, densities and colours."""
         whitenings, densities = ctx.saved_tensors
         moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(densities))
-        gradients = moments_to_gradients(torch.from_numpy(moments).to(densities.device), whitenings, densities)
+        gradients = moments_to_gradients(torch.from_numpy(moments).to(whitenings), whitenings, densities)
         return *gradients, None, None

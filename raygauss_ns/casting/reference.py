@@ -27,10 +27,12 @@ def absorbed_fraction(x: Tensor) -> Tensor:
     Returns:
         Same shape, 1 at x = 0.
     """
-    small = x < 1e-3
-    safe = torch.where(small, torch.ones_like(x), x)
-    series = 1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5)))
-    return torch.where(small, series, -torch.expm1(-safe) / safe)
+    small = x < 0.1  # where the direct form's gradient, a difference of terms of size 1 / x, loses digits in float32
+    series, tiny = torch.ones_like(x), torch.where(small, x, 0.0)
+    for n in range(11, 1, -1):
+        series = 1 - tiny / n * series
+    large = torch.where(small, 1.0, x)
+    return torch.where(small, series, -torch.expm1(-large) / large)
 
 
 @torch.no_grad()
@@ -94,6 +96,7 @@ def cast_reference(
         Colour, transmittance and depth of each ray.
     """
     dt = settings.step
+    nears = torch.where(counts > 0, nears, 0.0)  # an empty ray may begin at infinity
     transmittance = origins.new_ones(len(origins))
     rgb = origins.new_zeros(len(origins), 3)
     depth = origins.new_zeros(len(origins))

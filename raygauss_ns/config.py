@@ -1,0 +1,115 @@
+"""Everything about the model that a user can set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nerfstudio.models.base_model import ModelConfig
+
+from ns_support.errors import UserError
+from raygauss_ns.color import SH_DEGREE
+
+BLENDER_BOX = 3.0
+"""Longest side of the scene box in nerfstudio's Blender parser, whose scenes are in the papers' own units."""
+
+
+def _model_class() -> type:
+    # Late: the model's module needs this one.
+    from raygauss_ns.model import RayGaussModel
+
+    return RayGaussModel
+
+
+@dataclass
+class RayGaussModelConfig(ModelConfig):
+    """RayGauss: volumetric ray casting of Gaussians.
+
+    Lengths are in units of u = (longest side of the scene box) / 3. On Blender scenes u = 1 and the values are the
+    papers'; elsewhere they follow the size of the scene.
+    """
+
+    _target: type = field(default_factory=_model_class)
+    """Class to instantiate."""
+    enable_collider: bool = False
+    """Not used: rays begin at near_plane and end where the Gaussians do."""
+    step_size: float = 0.0025
+    """dt > 0: distance between samples along a ray (u). Half as much costs about 1.5 times the time."""
+    density_threshold: float = 0.1
+    """eps > 0: density below which a Gaussian counts as absent (1/u). Larger is faster and coarser."""
+    sample_offset: float = 0.5
+    """Where in its step a sample sits, in [0, 1): 0 the left end (RayGauss), 0.5 the midpoint (RayGaussX)."""
+    transmittance_threshold: float = 1e-3
+    """eps_T: a ray stops once its transmittance T is no greater, in [0, 1)."""
+    samples_per_slab: int = 32
+    """K >= 1: samples processed together. Has no influence on the image, only on speed."""
+    near_plane: float = 0.05
+    """Distance from the camera at which rays begin (u), >= 0."""
+    num_random: int = 30_000
+    """Gaussians at the start in a scene without SfM points, >= 1, uniform in the scene box."""
+    random_init: bool = False
+    """Start at random positions even when the scene comes with SfM points."""
+    initial_density: float = 3.0
+    """Peak density sigma of each Gaussian at the start (1/u), > density_threshold."""
+    initial_scale: float = 0.5
+    """Scale of each Gaussian at the start, in root mean squared distances to its three nearest neighbours, > 0. The
+    papers use 1: an opaque fog, in which a few hundred steps pass before light reaches the object."""
+    sh_degree: int = SH_DEGREE
+    """Highest degree of the colour's spherical harmonics: 0 (no view dependence), 1 or 2."""
+    sh_degree_interval: int = 1000
+    """Training steps after which the next degree of spherical harmonics joins, >= 0; 0: all from the start."""
+    ssim_lambda: float = 0.2
+    """Weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
+    background_color: Literal["white", "black", "random"] = "white"
+    """What rays that meet nothing see, and what images with an alpha channel are laid over. "random" is a new colour
+    each training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
+    training_window: int | None = None
+    """Side in pixels of the random square of an image that a step trains on, >= 11; 0: the whole image. None: the
+    whole image on a GPU, 256 on a CPU."""
+    densify_from: int = 500
+    """Training step from which on Gaussians are cloned and split, >= 0."""
+    densify_until: int = 15_000
+    """Training step after which they no longer are, >= 0; 0: never."""
+    densify_every: int = 300
+    """Training steps between two rounds of cloning and splitting, >= 1."""
+    densify_threshold: float = 4e-5
+    """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
+    max_gaussians: int = 6_000_000
+    """Number that cloning and splitting never exceed, >= 1."""
+    prune_every: int = 100
+    """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
+    limit_scales: bool = True
+    """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
+
+
+def check_config(config: RayGaussModelConfig) -> None:
+    """Refuse settings that can't be trained or rendered with.
+
+    Raises:
+        UserError: names the field, its value and what it must be.
+    """
+    checks: list[tuple[str, bool, str]] = [
+        ("step_size", config.step_size > 0, "positive"),
+        ("density_threshold", config.density_threshold > 0, "positive"),
+        ("sample_offset", 0 <= config.sample_offset < 1, "in [0, 1)"),
+        ("transmittance_threshold", 0 <= config.transmittance_threshold < 1, "in [0, 1)"),
+        ("samples_per_slab", config.samples_per_slab >= 1, "at least 1"),
+        ("near_plane", config.near_plane >= 0, "at least 0"),
+        ("num_random", config.num_random >= 1, "at least 1"),
+        ("initial_density", config.initial_density > config.density_threshold, "greater than density_threshold"),
+        ("initial_scale", config.initial_scale > 0, "positive"),
+        ("sh_degree", 0 <= config.sh_degree <= SH_DEGREE, f"0 to {SH_DEGREE}"),
+        ("sh_degree_interval", config.sh_degree_interval >= 0, "at least 0"),
+        ("ssim_lambda", 0 <= config.ssim_lambda <= 1, "in [0, 1]"),
+        ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
+        ("densify_from", config.densify_from >= 0, "at least 0"),
+        ("densify_until", config.densify_until >= 0, "at least 0"),
+        ("densify_every", config.densify_every >= 1, "at least 1"),
+        ("densify_threshold", config.densify_threshold > 0, "positive"),
+        ("max_gaussians", config.max_gaussians >= 1, "at least 1"),
+        ("prune_every", config.prune_every >= 1, "at least 1"),
+    ]
+    for name, valid, requirement in checks:
+        if not valid:
+            option = f"--pipeline.model.{name.replace('_', '-')}"
+            raise UserError(f"{option} must be {requirement}, got {getattr(config, name)}.")

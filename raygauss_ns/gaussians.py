@@ -1,0 +1,108 @@
+"""The set of Gaussians: what is trained, how raw parameters become physical ones, where they start, how they resize."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from raygauss_ns.casting.types import Gaussians
+from raygauss_ns.color import SH_BASES, rgb_to_sh_base
+
+
+class StartPoints(NamedTuple):
+    """Where the Gaussians start.
+
+    Attributes:
+        positions: [N, 3] (scene units).
+        colors: [N, 3] in [0, 1], or None for grey.
+    """
+
+    positions: Tensor
+    colors: Tensor | None
+
+
+class GaussianCloud(nn.Module):
+    """N Gaussians as trainable parameters, one `nn.Parameter` a kind so that each has a learning rate of its own.
+
+    `params` holds, with N rows each:
+
+    - `means` [N, 3], mu (scene units);
+    - `scales` [N, 3], log s (log of scene units);
+    - `quats` [N, 4], rotation, w first, of any length;
+    - `densities` [N], peak density times `unit` (dimensionless), so that its learning rate and the threshold eps
+      mean the same in a scene of any size; negative values count as 0;
+    - `sh_base` [N, 3] and `sh_rest` [N, 8, 3], coefficients of the colour's spherical harmonics.
+
+    Loading a state with another number of rows resizes the parameters in place, so that an optimiser that already holds
+    them loads its state too.
+
+    Args:
+        start: positions and colours.
+        unit: length that counts as 1 (scene units).
+        density: peak density at the start, per unit of length.
+        scale: scales at the start, in `neighbor_distances`.
+    """
+
+    def __init__(self, start: StartPoints, unit: float, density: float, scale: float = 1.0) -> None:
+        super().__init__()
+        positions = start.positions.float()
+        n = len(positions)
+        colors = torch.full((n, 3), 0.5) if start.colors is None else start.colors.float()
+        self.unit = unit
+        self.params = nn.ParameterDict(
+            {
+                "means": positions.clone(),
+                "scales": torch.log(scale * neighbor_distances(positions, unit))[:, None].repeat(1, 3),
+                "quats": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
+                "densities": torch.full((n,), density),
+                "sh_base": rgb_to_sh_base(colors),
+                "sh_rest": torch.zeros(n, SH_BASES - 1, 3),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.params["means"])
+
+    def gaussians(self) -> Gaussians:
+        """The Gaussians as the caster takes them, in scene units; differentiable."""
+        p = self.params
+        return Gaussians(p["means"], p["scales"].exp(), p["quats"], p["densities"] / self.unit)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, parameter in self.params.items():
+            stored = state_dict.get(f"{prefix}params.{name}")
+            if stored is not None and stored.shape != parameter.shape:
+                parameter.data = parameter.data.new_zeros(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def neighbor_distances(positions: Tensor, unit: float) -> Tensor:
+    """Root of the mean squared distance to the three nearest neighbours: a Gaussian's scale at the start.
+
+    Args:
+        positions: [N, 3].
+        unit: scale of a point without a neighbour, and 1e5 times the least scale, for points that coincide.
+
+    Returns:
+        [N] > 0.
+    """
+    neighbors = min(4, len(positions))
+    if neighbors < 2:
+        return torch.full((len(positions),), float(unit))
+    points = positions.detach().cpu().numpy()
+    distances, _ = cKDTree(points).query(points, k=neighbors)
+    squared = torch.from_numpy(distances[:, 1:]).square().mean(-1)
+    return squared.sqrt().clamp_min(1e-5 * unit).to(positions.dtype)
+
+
+def random_points(count: int, box: Tensor) -> StartPoints:
+    """Uniform random positions.
+
+    Args:
+        count: how many.
+        box: [2, 3] lower and upper corner.
+    """
+    return StartPoints(box[0] + torch.rand(count, 3) * (box[1] - box[0]), None)

@@ -1,0 +1,282 @@
+import math
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
+from nerfstudio.model_components.renderers import background_color_override_context
+
+from ns_support.errors import UserError
+from ns_support.schedulers import FloatExponentialDecayConfig
+from raygauss_ns.config import RayGaussModelConfig
+from raygauss_ns.model import RayGaussModel, camera_extent, pinhole_cameras, scale_means_learning_rate
+
+
+def make_model(side=3.0, seed_points=None, **fields):
+    torch.manual_seed(0)
+    half = side / 2
+    defaults = {"num_random": 300, "step_size": 0.02, "initial_scale": 1.0}
+    config = RayGaussModelConfig(**(defaults | fields))
+    box = SceneBox(torch.tensor([[-half] * 3, [half] * 3]))
+    return config.setup(scene_box=box, num_train_data=2, metadata={}, device="cpu", seed_points=seed_points)
+
+
+def make_cameras(count=2, height=21, width=30, kind=CameraType.PERSPECTIVE, radius=4.0):
+    poses = []
+    for i in range(count):
+        angle = 2 * math.pi * i / count
+        c, s = math.cos(angle), math.sin(angle)
+        # Looks along -z of its own at the origin, y up.
+        poses.append([[c, 0, s, radius * s], [0, 1, 0, 0], [-s, 0, c, radius * c]])
+    return Cameras(torch.tensor(poses), 40.0, 40.0, width / 2, height / 2, width, height, camera_type=kind)
+
+
+def assert_outputs(outputs, shape):
+    assert outputs["rgb"].shape == (*shape, 3)
+    assert outputs["background"].shape == (*shape, 3)
+    assert outputs["depth"].shape == outputs["accumulation"].shape == (*shape, 1)
+    for name in ("rgb", "background", "depth", "accumulation"):
+        assert outputs[name].dtype == torch.float32
+        assert bool(outputs[name].isfinite().all())
+
+
+def test_a_camera_gives_an_image():
+    model = make_model().eval()
+    outputs = model.get_outputs_for_camera(make_cameras()[0:1])
+    assert_outputs(outputs, (21, 30))
+    assert 0.5 < outputs["accumulation"].max() <= 1.0
+    middle = outputs["depth"][10, 15].item()
+    assert 2.0 < middle < 4.5
+
+
+def test_a_mix_of_cameras_equals_each_by_itself():
+    model = make_model(sh_degree_interval=0).eval()
+    torch.nn.init.normal_(model.cloud.params["sh_rest"])
+    cameras = make_cameras(3)
+    whole = [model.get_outputs_for_camera(cameras[i : i + 1]) for i in range(3)]
+    torch.manual_seed(1)
+    pick = torch.stack([torch.randint(n, (50,)) for n in (3, 21, 30)], -1)
+    rays = cameras.generate_rays(pick[:, :1], coords=pick[:, 1:] + 0.5)
+    outputs = model.get_outputs(rays)
+    assert_outputs(outputs, (50,))
+    expected = torch.stack([whole[c]["rgb"][y, x] for c, y, x in pick.tolist()])
+    torch.testing.assert_close(outputs["rgb"], expected, atol=1e-5, rtol=0)
+
+
+def test_colours_of_parallel_rays_come_from_their_direction():
+    model = make_model(sh_degree_interval=0).eval()
+    torch.nn.init.normal_(model.cloud.params["sh_rest"])
+    origins = torch.tensor([[0.1, 0.2, 50.0], [-0.3, 0.0, 50.0]])
+    directions = torch.tensor([[0.0, 0.0, -1.0]]).expand(2, 3)
+    together = model.get_outputs(RayBundle(origins, directions, torch.ones(2, 1)))
+    # From 1e4 away the view direction is the same to 1e-4.
+    apart = [model.get_outputs(RayBundle(o[None], d[None], torch.ones(1, 1))) for o, d in zip(origins, directions)]  # noqa: B905
+    torch.testing.assert_close(together["rgb"], torch.cat([a["rgb"] for a in apart]), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("window", "shape"), [(0, (21, 30)), (11, (11, 11)), (25, (21, 25)), (None, (21, 30))])
+def test_training_renders_a_window_of_the_image(window, shape):
+    model = make_model(training_window=window).train()
+    outputs = model.get_outputs(make_cameras()[0:1])
+    assert_outputs(outputs, shape)
+    top, left, height, width = outputs["window"].tolist()
+    assert (height, width) == shape
+    whole = model.eval().get_outputs_for_camera(make_cameras()[0:1])
+    expected = whole["rgb"][top : top + height, left : left + width]
+    torch.testing.assert_close(outputs["rgb"].detach(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_loss_sees_the_same_window():
+    model = make_model(training_window=11).train()
+    image = torch.rand(21, 30, 3)
+    outputs = model.get_outputs(make_cameras()[0:1])
+    top, left, _, _ = outputs["window"].tolist()
+    outputs["rgb"] = image[top : top + 11, left : left + 11]
+    assert model.get_loss_dict(outputs, {"image": image})["main_loss"].item() == pytest.approx(0.0, abs=1e-6)
+    assert model.get_metrics_dict(outputs, {"image": image})["psnr"].item() == math.inf
+
+
+def test_bytes_and_alpha_are_understood():
+    model = make_model(background_color="black", training_window=0).train()
+    outputs = model.get_outputs(make_cameras()[0:1])
+    rgba = torch.randint(256, (21, 30, 4), dtype=torch.uint8)
+    outputs["rgb"] = rgba[..., :3] / 255 * (rgba[..., 3:] / 255)
+    assert model.get_loss_dict(outputs, {"image": rgba})["main_loss"].item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_masked_pixels_do_not_count():
+    model = make_model(training_window=0).train()
+    outputs = model.get_outputs(make_cameras()[0:1])
+    mask = torch.zeros(21, 30, 1, dtype=torch.bool)
+    loss = model.get_loss_dict(outputs, {"image": torch.rand(21, 30, 3), "mask": mask})["main_loss"]
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    loss.backward()
+    assert not model.cloud.params["means"].grad.any()
+
+
+def test_every_parameter_gets_a_gradient():
+    model = make_model(sh_degree_interval=0, training_window=0).train()
+    model.cloud.params["scales"].data += torch.tensor([0.0, 0.3, -0.3])  # a ball's rotation has no effect
+    outputs = model.get_outputs(make_cameras()[0:1])
+    model.get_loss_dict(outputs, {"image": torch.rand(21, 30, 3)})["main_loss"].backward()
+    for name, parameter in model.cloud.params.items():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        assert bool(parameter.grad.any()), name
+
+
+def test_lengths_follow_the_scene():
+    """The same scene ten times larger: the same image, depths ten times larger."""
+    small, large = make_model(3.0).eval(), make_model(30.0).eval()
+    torch.testing.assert_close(large.cloud.params["means"], small.cloud.params["means"] * 10)
+    a = small.get_outputs_for_camera(make_cameras(radius=4.0)[0:1])
+    b = large.get_outputs_for_camera(make_cameras(radius=40.0)[0:1])
+    torch.testing.assert_close(b["rgb"], a["rgb"], atol=2e-4, rtol=0)
+    torch.testing.assert_close(b["depth"], a["depth"] * 10, atol=1e-2, rtol=1e-3)
+
+
+def test_blender_scenes_are_in_the_papers_units():
+    settings = make_model(3.0, step_size=0.0025).cast_settings
+    assert (settings.step, settings.density_threshold) == (pytest.approx(0.0025), pytest.approx(0.1))
+
+
+def test_seed_points_are_where_it_starts():
+    points, colors = torch.rand(40, 3), torch.randint(256, (40, 3), dtype=torch.uint8)
+    model = make_model(seed_points=(points, colors)).eval()
+    torch.testing.assert_close(model.cloud.params["means"].data, points)
+    seen = model._colors(points, torch.tensor([0.0, 0.0, 4.0]))
+    torch.testing.assert_close(seen.detach(), colors / 255.0)
+    assert len(make_model(seed_points=(points, colors), random_init=True).cloud) == 300
+
+
+def test_crop_box():
+    model = make_model().eval()
+    camera = make_cameras()[0:1]
+    box = OrientedBox(torch.eye(3), torch.zeros(3), torch.tensor([0.5, 0.5, 0.5]))
+    cropped, whole = model.get_outputs_for_camera(camera, box), model.get_outputs_for_camera(camera)
+    assert not cropped["accumulation"][0, 0].any()
+    assert cropped["accumulation"].sum() < 0.5 * whole["accumulation"].sum()
+    assert cropped["accumulation"][10, 15] > 0.01
+
+
+def test_background_override_and_rgba():
+    model = make_model().eval()
+    camera = make_cameras()[0:1]
+    white = model.get_outputs_for_camera(camera)
+    with background_color_override_context(torch.tensor([1.0, 0.0, 0.0])):
+        red = model.get_outputs_for_camera(camera)
+    torch.testing.assert_close(red["background"][0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    for outputs in (white, red):
+        rgba = model.get_rgba_image(outputs)
+        over = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:]) * outputs["background"]
+        torch.testing.assert_close(over, outputs["rgb"], atol=1e-5, rtol=0)
+
+
+def test_random_background_changes_only_in_training():
+    model = make_model(background_color="random", training_window=0)
+    camera = make_cameras()[0:1]
+    colors = {tuple(model.train().get_outputs(camera)["background"][0, 0].tolist()) for _ in range(3)}
+    assert len(colors) == 3
+    assert not model.eval().get_outputs_for_camera(camera)["background"].any()
+
+
+def test_eval_metrics_are_plain_floats():
+    model = make_model().eval()
+    camera = make_cameras(height=40, width=40)[0:1]
+    outputs = model.get_outputs_for_camera(camera)
+    metrics, images = model.get_image_metrics_and_images(outputs, {"image": outputs["rgb"]})
+    assert metrics["gaussian_count"] == 300.0
+    assert metrics["ssim"] == pytest.approx(1.0, abs=1e-3)
+    assert all(type(value) is float for value in metrics.values())
+    assert images["img"].shape == (40, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step_size", 0.0),
+        ("step_size", -1.0),
+        ("density_threshold", 0.0),
+        ("sample_offset", 1.0),
+        ("transmittance_threshold", 1.0),
+        ("samples_per_slab", 0),
+        ("num_random", 0),
+        ("initial_density", 0.05),
+        ("initial_scale", 0.0),
+        ("sh_degree", 3),
+        ("training_window", 5),
+        ("densify_every", 0),
+    ],
+)
+def test_senseless_settings_end_in_a_sentence(field, value):
+    with pytest.raises(UserError, match=rf"--pipeline\.model\.{field.replace('_', '-')} must be .*got {value}"):
+        make_model(**{field: value})
+
+
+def optimizers_of(model):
+    config = {
+        name: {
+            "optimizer": AdamOptimizerConfig(lr=0.1),
+            "scheduler": FloatExponentialDecayConfig(lr_final=0.001, max_steps=100),
+        }
+        for name in model.get_param_groups()
+    }
+    return Optimizers(config, model.get_param_groups())
+
+
+def test_learning_rate_of_the_means_is_relative_to_the_camera_extent():
+    model = make_model()
+    optimizers = optimizers_of(model)
+    for _ in range(3):  # twice more changes nothing
+        scale_means_learning_rate(optimizers, 4.0)
+    assert optimizers.optimizers["means"].param_groups[0]["lr"] == pytest.approx(0.4)
+    for _ in range(50):
+        optimizers.optimizers["means"].step()
+        optimizers.schedulers["means"].step()
+    scale_means_learning_rate(optimizers, 4.0)
+    assert optimizers.optimizers["means"].param_groups[0]["lr"] == pytest.approx(0.04)
+    assert optimizers.optimizers["densities"].param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_camera_extent_and_pinholes():
+    cameras = make_cameras(2)
+    assert camera_extent(cameras) == pytest.approx(4.4)
+    assert camera_extent(cameras[0:1]) == 1.0
+    poses, intrinsics = pinhole_cameras(cameras, torch.device("cpu"))
+    origin_seen = poses @ torch.tensor([0.0, 0.0, 0.0, 1.0])
+    torch.testing.assert_close(origin_seen, torch.tensor([[0.0, 0.0, -4.0]]).expand(2, 3), atol=1e-5, rtol=0)
+    assert intrinsics[0].tolist() == [40.0, 40.0, 15.0, 10.5, 30.0, 21.0]
+
+
+def test_all_faded_ends_in_a_sentence():
+    model = make_model(prune_every=1)
+    optimizers = optimizers_of(model)
+    model.cloud.params["densities"].data.zero_()
+    with pytest.raises(UserError, match="No Gaussian is left at step 1"):
+        model._control_density(optimizers, 1.0, step=1)
+
+
+def test_a_checkpoint_with_another_number_of_gaussians_loads():
+    many, few = make_model(num_random=50).eval(), make_model(num_random=7).eval()
+    few.load_state_dict(many.state_dict())
+    assert len(few.cloud) == 50
+    camera = make_cameras()[0:1]
+    assert torch.equal(few.get_outputs_for_camera(camera)["rgb"], many.get_outputs_for_camera(camera)["rgb"])
+    assert not any("lpips" in key for key in many.state_dict())
+
+
+def test_rays_that_meet_nothing_see_the_background():
+    model = make_model().eval()
+    rays = RayBundle(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1, 1))
+    outputs = model.get_outputs(rays)
+    assert_outputs(outputs, (1,))
+    assert outputs["rgb"].tolist() == [[1.0, 1.0, 1.0]]
+    assert outputs["accumulation"].item() == 0.0
+
+
+def test_no_rays_at_all():
+    model = make_model().eval()
+    outputs = model.get_outputs(RayBundle(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 1)))
+    assert_outputs(outputs, (0,))
