@@ -63,11 +63,13 @@ CASES = [  # levels, cone, occupied share, step
     (4, 0.01, 0.2, 0.01),
     (3, 1 / 256, 0.1, 0.02),
 ]
+RESOLUTIONS = [32, 40]  # with and without blocks of voxels to jump over, where there are several levels
 
 
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize(("levels", "cone", "occupied", "step"), CASES)
-def test_numba_and_torch_agree_exactly(levels, cone, occupied, step):
-    grid = random_grid(occupied, levels)
+def test_numba_and_torch_agree_exactly(levels, cone, occupied, step, resolution):
+    grid = random_grid(occupied, levels, resolution)
     origins, directions = random_rays(500)
     directions[::50, 0] = 0  # parallel to a pair of faces
     directions = torch.nn.functional.normalize(directions, dim=-1)
