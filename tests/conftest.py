@@ -37,7 +37,9 @@ def poisoned_memory(monkeypatch):
     def poisoned(make):
         def made(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+            if tensor.is_floating_point():
+                tensor.detach().fill_(torch.nan)  # detached: a leaf that requires gradients refuses to be written to
+            return tensor
 
         return made
 
