@@ -35,6 +35,12 @@ KNOWN_WARNINGS = (
         r"nerfstudio\.cameras\.cameras",
     ),
     KnownWarning(r"Converting a tensor with requires_grad=True to a scalar", UserWarning, r"nerfstudio\.utils\.writer"),
+    # At the first step: a parameter that does not count yet (higher degrees of colour) has no gradient to step with.
+    KnownWarning(
+        r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",
+        UserWarning,
+        r"nerfstudio\.engine\.optimizers",
+    ),
     KnownWarning(
         r"Importing `\w+` from `torchmetrics\.functional` was deprecated",
         FutureWarning,

@@ -61,7 +61,7 @@ class CpuCast(torch.autograd.Function):
     """`cast_forward` and `cast_backward` as one differentiable operation; not differentiable in the rays."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         means: Tensor,
         whitenings: Tensor,
@@ -81,7 +81,7 @@ class CpuCast(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means, A, densities and colours."""
         whitenings, densities = ctx.saved_tensors
         moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(densities))

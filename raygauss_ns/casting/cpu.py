@@ -55,9 +55,14 @@ from raygauss_ns.casting.packets import (
 )
 from raygauss_ns.casting.simd import LANES, Pointer, Vector, exp, get, load, pointer, put, reduce_add, splat, where
 from raygauss_ns.casting.slabs import (
+    BB,
+    BLOCK,
+    CLOSEST,
+    ENTER,
     FIRST,
     HIT_SIZE,
     LAST,
+    LEAVE,
     MAX_HITS,
     NUM_INTS,
     RECORD,
@@ -65,6 +70,7 @@ from raygauss_ns.casting.slabs import (
     collect,
     fill_slab,
     project,
+    start_block,
 )
 from raygauss_ns.casting.types import CastSettings
 
@@ -82,26 +88,31 @@ def _differentiate(
     first, last = get(ints, FIRST + hit), get(ints, LAST + hit)
     if last < first:
         return
-    closest, bb, h2 = load(ws, slot), load(ws, slot + LANES), load(ws, slot + 2 * LANES)
+    block = get(ints, BLOCK + hit)
     record = get(ints, RECORD + hit)
-    reach = get(scene.reach, record)
     at = record * RECORD_SIZE
     density = get(scene.records, at + 12)
     gr, gg, gb = load(ws, GR), load(ws, GG), load(ws, GB)
     g_c = gr * get(scene.records, at + 13) + gg * get(scene.records, at + 14) + gb * get(scene.records, at + 15)
+    closest, enter, leave = load(ws, slot + CLOSEST), load(ws, slot + ENTER), load(ws, slot + LEAVE)
+    bend = exp(load(ws, slot + BB) * (-march.pitch * march.pitch))
     s0, s1, s2, sp = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-    for j in range(first, last + 1):
-        tau = np.float32(j) * march.pitch - closest
-        q = tau * tau * bb + h2
-        f = where(q < reach, exp(q * -0.5) * density, 0.0)
-        source = ROWS + (j - row) * ROW_SIZE
-        p_f = load(ws, source + P) * f
-        w_f = p_f * g_c + load(ws, source + Q) * f
-        w_f_tau = w_f * tau
-        sp = sp + p_f
-        s0 = s0 + w_f
-        s1 = s1 + w_f_tau
-        s2 = s2 + w_f_tau * tau
+    for start in range(first, last + 1, block):
+        profile, slope = start_block(ws, slot, start, block, march)
+        profile = profile * density
+        for j in range(start, min(start + block, last + 1)):
+            f = where((enter <= np.float32(j)) & (leave >= np.float32(j)), profile, 0.0)
+            tau = np.float32(j) * march.pitch - closest
+            source = ROWS + (j - row) * ROW_SIZE
+            p_f = load(ws, source + P) * f
+            w_f = p_f * g_c + load(ws, source + Q) * f
+            w_f_tau = w_f * tau
+            sp = sp + p_f
+            s0 = s0 + w_f
+            s1 = s1 + w_f_tau
+            s2 = s2 + w_f_tau * tau
+            profile = profile * slope
+            slope = slope * bend
     dx, dy, dz = load(ws, DX), load(ws, DY), load(ws, DZ)
     along = closest + load(ws, LOCAL)
     x = load(ws, OX) - get(scene.records, at) + along * dx

@@ -108,7 +108,7 @@ def _sample_range(rays: RayPointers, ray: int, box: Pointer, march: March) -> tu
                 return 0, 0
         else:
             a, b = (lower - origin) / direction, (upper - origin) / direction
-            enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
+            enter, leave = max(enter, float(min(a, b))), min(leave, float(max(a, b)))
     if not enter <= leave:
         return 0, 0
     first = max(0.0, np.floor((enter - near) / march.step - march.offset))

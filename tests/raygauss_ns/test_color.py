@@ -62,5 +62,5 @@ def test_one_direction_serves_all():
 
 
 def test_unknown_degree_is_refused():
-    with pytest.raises(ValueError, match="degree must be in 0..2, got 3"):
+    with pytest.raises(ValueError, match=r"degree must be in 0\.\.2, got 3"):
         sh_basis(torch.ones(3), 3)

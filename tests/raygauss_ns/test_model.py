@@ -11,7 +11,7 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.config import RayGaussModelConfig
-from raygauss_ns.model import RayGaussModel, camera_extent, pinhole_cameras, scale_means_learning_rate
+from raygauss_ns.model import camera_extent, camera_rays, pinhole_cameras, scale_means_learning_rate
 
 
 def make_model(side=3.0, seed_points=None, **fields):
@@ -248,6 +248,18 @@ def test_camera_extent_and_pinholes():
     origin_seen = poses @ torch.tensor([0.0, 0.0, 0.0, 1.0])
     torch.testing.assert_close(origin_seen, torch.tensor([[0.0, 0.0, -4.0]]).expand(2, 3), atol=1e-5, rtol=0)
     assert intrinsics[0].tolist() == [40.0, 40.0, 15.0, 10.5, 30.0, 21.0]
+
+
+@pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE])
+@pytest.mark.parametrize("distortion", [None, [0.1, 0.02, 0.0, 0.0, 0.001, 0.002]])
+def test_camera_rays_are_nerfstudios(kind, distortion):
+    cameras = make_cameras(3, kind=kind)
+    if distortion is not None:
+        cameras.distortion_params = torch.tensor(distortion).expand(3, 6)
+    rays = camera_rays(cameras[1:2], (3, 5, 7, 11))
+    expected = cameras.generate_rays(camera_indices=1, keep_shape=True)[3:10, 5:16]
+    torch.testing.assert_close(rays.origins, expected.origins)
+    torch.testing.assert_close(rays.directions, expected.directions, atol=1e-6, rtol=0)
 
 
 def test_all_faded_ends_in_a_sentence():

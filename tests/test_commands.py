@@ -1,0 +1,125 @@
+"""Both methods through nerfstudio's own commands, as a user types them, on a scene made on the spot."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKE_SCENE = ROOT / "examples" / "make_scene.py"
+pytestmark = pytest.mark.slow
+
+
+def run(*words, cwd, code=0):
+    executable = shutil.which(words[0], path=sysconfig.get_path("scripts"))
+    assert executable, f"{words[0]} is not installed"
+    done = subprocess.run(
+        [executable, *map(str, words[1:])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == (code == 0), output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    options = {"output": folder, "resolution": 32, "train": 6, "val": 2, "test": 2, "samples": 1}
+    words = [str(w) for name, value in options.items() for w in (f"--{name}", value)]
+    subprocess.run([sys.executable, str(MAKE_SCENE), *words], check=True, capture_output=True)
+    return folder
+
+
+METHODS = {
+    "raygauss": ("--pipeline.model.num-random", 300, "--pipeline.model.step-size", 0.02),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def trained(request, scene, tmp_path_factory):
+    """A run of a few steps: (method, its config.yml, the folder it ran in)."""
+    folder = tmp_path_factory.mktemp("run")
+    words = ("--max-num-iterations", 4, "--vis", "tensorboard", "--timestamp", "now", *METHODS[request.param])
+    run("ns-train", request.param, *words, "--data", scene, "blender-data", cwd=folder)
+    return request.param, next(folder.rglob("config.yml")), folder
+
+
+def test_eval_writes_metrics_and_pictures(trained):
+    _, config, folder = trained
+    words = ("--load-config", config, "--output-path", "eval.json", "--render-output-path", "pictures")
+    run("ns-eval", *words, cwd=folder)
+    results = json.loads((folder / "eval.json").read_text())["results"]
+    assert results["psnr"] > 3
+    assert {"psnr", "ssim"} <= results.keys()
+    assert len(list((folder / "pictures").glob("eval_img_*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dataset", "--split", "test", "--output-path", "views", "--rendered-output-names", "rgb", "depth"),
+        ("interpolate", "--interpolation-steps", 2, "--output-format", "images", "--output-path", "path"),
+    ],
+    ids=["dataset", "interpolate"],
+)
+def test_render(trained, words):
+    _, config, folder = trained
+    run("ns-render", words[0], "--load-config", config, *words[1:], cwd=folder)
+    assert list((folder / words[-1 if words[0] == "interpolate" else 4]).rglob("*.*"))
+
+
+def test_resume_goes_on_where_it_stopped(trained, scene):
+    method, config, folder = trained
+    words = ("--max-num-iterations", 3, "--vis", "tensorboard", "--timestamp", "resumed", *METHODS[method])
+    checkpoints = config.parent / "nerfstudio_models"
+    output = run("ns-train", method, *words, "--load-dir", checkpoints, "--data", scene, "blender-data", cwd=folder)
+    assert "Done loading" in output
+    names = [path.name for path in next(folder.rglob("resumed")).rglob("*.ckpt")]
+    assert names == ["step-000000006.ckpt"]  # steps 0..3, then 4..6
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: folder / "nowhere", "does not exist"),
+        (lambda folder: folder, "no image"),
+    ],
+    ids=["missing", "empty"],
+)
+def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path):
+    words = ("--vis", "tensorboard", "--data", make(tmp_path), "blender-data")
+    output = run("ns-train", method, *words, cwd=tmp_path, code=1)
+    assert re.search(sentence, output.replace("\n", " "))
+    assert "Traceback" not in output
+
+
+def test_bad_step_size_ends_in_one_sentence(scene, tmp_path):
+    words = ("--vis", "tensorboard", "--pipeline.model.step-size", 0, "--data", scene, "blender-data")
+    output = run("ns-train", "raygauss", *words, cwd=tmp_path, code=1)
+    assert "--pipeline.model.step-size must be positive, got 0.0" in output
+    assert "Traceback" not in output
+
+
+def test_losing_every_gaussian_ends_in_one_sentence(scene, tmp_path):
+    words = ("--optimizers.densities.optimizer.lr", 100, "--pipeline.model.prune-every", 1, "--vis", "tensorboard")
+    output = run("ns-train", "raygauss", *words, "--data", scene, "blender-data", cwd=tmp_path, code=1)
+    assert "No Gaussian is left at step" in output
+    assert "Traceback" not in output
+
+
+def test_help_describes_the_methods(tmp_path):
+    output = run("ns-train", "--help", cwd=tmp_path)
+    for method in METHODS:
+        assert method in output
