@@ -11,7 +11,6 @@ from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
 import ns_support.quiet  # noqa: F401 - both act on import
-from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.config import RayGaussModelConfig
@@ -34,7 +33,7 @@ raygauss = MethodSpecification(
         steps_per_eval_all_images=0,
         steps_per_save=1000,
         mixed_precision=False,
-        machine=MachineConfig(device_type=default_device_type()),
+        machine=MachineConfig(device_type="cpu"),  # where the caster runs: it has no GPU back end yet
         pipeline=VanillaPipelineConfig(
             datamanager=FullImagesConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True), cache_images_type="uint8"
@@ -52,5 +51,5 @@ raygauss = MethodSpecification(
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer",
     ),
-    description="RayGauss: volumetric ray casting of Gaussians, on a CPU or any GPU.",
+    description="RayGauss: volumetric ray casting of Gaussians, without a GPU.",
 )
