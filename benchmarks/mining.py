@@ -58,7 +58,9 @@ class ShippedModel(HardMineModel):
         everything = max(len(samples), 1)
         found = search(self.field, samples, rays, self.to_unit, *self._visibility_limits(), first_round=everything)
         kept, ray = found.samples, found.samples.ray_indices
-        self.sample_counts = SampleCounts(len(samples), found.searched, len(kept))
+        looked_up, densities = found.searched
+        self.sample_counts = SampleCounts(len(samples), len(looked_up), len(kept))
+        self._observed = looked_up, densities * self.step_size
         self.mining.statistics = MiningStatistics(len(kept), len(kept))
         positions = self.to_unit(kept.positions(rays.origins, rays.directions)).requires_grad_()
         geometry = self.field.geometry(positions)

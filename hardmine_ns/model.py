@@ -75,11 +75,11 @@ class HardMineModelConfig(ModelConfig):
     grid_levels: int = 4
     """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
     grid_update_every: int = 16
-    """Steps between updates of the occupancy grid, > 0; four times as often during its warm-up."""
+    """Steps between updates of the occupancy grid, > 0."""
     grid_warmup_steps: int = 256
-    """Steps, >= 0, during which updates visit cells in turn only, not those that are occupied."""
-    grid_cells_per_update: int = 1 << 17
-    """Cells whose density an update looks up, > 0: the bound of what it costs."""
+    """Steps, >= 0, during which updates are four times as frequent."""
+    grid_cells_per_update: int = 1 << 15
+    """Cells whose density an update looks up, > 0: the bound of what it costs. Cells on the training rays come free."""
 
     alpha_thre: float = 0.01
     """Opacity of a sample below which it is dropped, in [0, 1); never more than the grid's mean."""
@@ -142,6 +142,7 @@ class HardMineModel(Model):
         self.renderer_rgb = renderers.RGBRenderer(background_color=c.background_color)
         self.lpips = LazyLPIPS()
         self.sample_counts = SampleCounts()
+        self._observed: tuple[Tensor, Tensor] | None = None
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """All parameters: the hash table's and the networks'."""
@@ -164,8 +165,8 @@ class HardMineModel(Model):
         warming_up = step < c.grid_warmup_steps
         if step % max(c.grid_update_every // (4 if warming_up else 1), 1):
             return
-        occupied = 0 if warming_up else c.grid_cells_per_update // 2
-        self.grid.update(self._thickness, c.grid_cells_per_update - occupied, occupied)
+        self.grid.update(self._thickness, c.grid_cells_per_update, self._observed)
+        self._observed = None
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Render rays; in training with a graph that holds the mined samples only.
@@ -197,7 +198,9 @@ class HardMineModel(Model):
         keep = self.mining.rule == "off" and self.field.can_resume
         limits = self._visibility_limits()
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
-        self.sample_counts = SampleCounts(len(samples), visible.searched, len(visible.samples))
+        positions, densities = visible.searched
+        self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
+        self._observed = positions, densities * self.step_size
         return render_visible(self.field, visible, rays, self.mining)
 
     def to_unit(self, positions: Tensor) -> Tensor:

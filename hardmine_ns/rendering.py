@@ -51,8 +51,8 @@ class Visible:
     """[B, 16] outputs of the density network."""
     features: Tensor | None
     """[B, L F] the encoding at those positions, if it was to be kept."""
-    searched: int
-    """Samples whose density was looked up."""
+    searched: tuple[Tensor, Tensor]
+    """Positions [n, 3] in the scene and densities [n] of all samples that were looked up, visible or not."""
 
 
 @torch.no_grad()
@@ -95,23 +95,25 @@ def search(
         rows = torch.nonzero(wanted)[:, 0]
         ray = samples.ray_indices[rows]
         middle = (samples.t_starts[rows] + samples.t_ends[rows]) * 0.5
-        unit = to_unit(torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None]))
+        positions = torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None])
+        unit = to_unit(positions)
         features = field.encoding(unit)
         geometry = field.geometry(unit, features)
         density[rows] = truncated_exp(geometry[:, 0])
         depth.index_add_(0, ray, (density[rows] * length[rows]).to(torch.float64))
-        found.append((rows, unit, geometry, features) if keep_features else (rows, unit, geometry))
+        found.append((rows, positions, unit, geometry, *([features] if keep_features else [])))
         begin, end = end, 2 * end
     if not found:
         empty = length.new_empty(0, GEOMETRY_DIM)
-        return Visible(samples, length.new_empty(0, 3), empty, None, 0)
-    rows, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
-    position = torch.full((len(samples),), -1, device=device)
-    position[rows] = torch.arange(len(rows), device=device)
-    keep = visible_samples(density, samples, early_stop, alpha_threshold) & (position >= 0)
+        nowhere = length.new_empty(0, 3)
+        return Visible(samples, nowhere, empty, None, (nowhere, length.new_empty(0)))
+    rows, positions, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
+    place = torch.full((len(samples),), -1, device=device)
+    place[rows] = torch.arange(len(rows), device=device)
+    keep = visible_samples(density, samples, early_stop, alpha_threshold) & (place >= 0)
     kept = torch.nonzero(keep)[:, 0]
-    unit, geometry, *rest = (column[position[kept]] for column in columns)
-    return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, len(rows))
+    unit, geometry, *rest = (column[place[kept]] for column in columns)
+    return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, (positions, density[rows]))
 
 
 def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:

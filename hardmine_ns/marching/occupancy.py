@@ -4,9 +4,10 @@ Instant-NGP's rule as nerfacc states it: a cell remembers the optical thickness 
 decays, and counts as occupied while it exceeds min(mean over the cells, threshold).
 
 The difference is what an update costs. Querying every cell, as both do at first, takes seconds to minutes per update on
-a CPU. Here an update queries a fixed number of cells: some from a sweep that visits each cell once before it visits any
-twice, in an order that spreads over the whole grid, and some drawn from the occupied cells. A cell never visited counts
-as occupied, so that no part of the scene is lost before it was looked at.
+a CPU. Here the cells that rays pass through cost nothing: training has just computed densities there. For the others a
+fixed number of cells is queried in each update, in an order that visits each cell once before it visits any twice and
+spreads over the whole grid. A cell never visited counts as occupied, so that no part of the scene is lost before it was
+looked at.
 """
 
 from __future__ import annotations
@@ -74,22 +75,25 @@ class OccupancyGrid(nn.Module):
         return self.thickness.numel()
 
     @torch.no_grad()
-    def update(self, thickness_fn: Callable[[Tensor], Tensor], num_sweep: int, num_occupied: int = 0) -> None:
-        """Visit some cells and decide anew which are occupied. The cost is bounded by the two counts.
+    def update(
+        self,
+        thickness_fn: Callable[[Tensor], Tensor],
+        num_cells: int,
+        observed: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Visit some cells and decide anew which are occupied.
 
         Args:
             thickness_fn: maps positions [n, 3] to the optical thickness of a step there, [n].
-            num_sweep: cells to take from the sweep over all cells.
-            num_occupied: cells to draw from those occupied now.
+            num_cells: cells to query, taken from the sweep over all cells: the bound of the cost.
+            observed: positions [m, 3] and the optical thickness there [m], where they are known anyway.
         """
-        cells = [self._next_of_sweep(min(num_sweep, self.num_cells))]
-        if num_occupied:
-            occupied = torch.nonzero(self.binaries.view(-1))[:, 0]
-            if occupied.numel() > num_occupied:
-                occupied = occupied[torch.randint(occupied.numel(), (num_occupied,), device=occupied.device)]
-            cells.append(occupied)
-        visited = torch.cat(cells)
+        visited = self._next_of_sweep(min(num_cells, self.num_cells))
         found = thickness_fn(self.random_positions(visited)).reshape(-1).to(self.thickness.dtype)
+        if observed is not None:
+            cells, inside = locate(observed[0], self)
+            visited = torch.cat([visited, cells[inside]])
+            found = torch.cat([found, observed[1][inside].to(found.dtype)])
         self.thickness[visited] = self.thickness[visited] * self.decay
         self.thickness.scatter_reduce_(0, visited, found.nan_to_num(), "amax")
         self._decide()

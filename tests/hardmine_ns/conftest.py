@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,19 @@ def write_nerfstudio(folder: Path, views: int, mask: int | None = None) -> Path:
 def ball(tmp_path: Path) -> Path:
     """Six views of a ball, `blender-data`."""
     return write_blender(tmp_path / "ball", views=6)
+
+
+@pytest.fixture
+def blank(tmp_path: Path) -> Path:
+    """Three views of nothing, `blender-data`."""
+    return write_blender(tmp_path / "blank", views=3, radius=0.0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Writes views of a ball for `nerfstudio-data`: `photos(8, mask=255)`."""
+
+    def write(views: int, mask: int | None = None) -> Path:
+        return write_nerfstudio(tmp_path / "photos", views, mask)
+
+    return write

@@ -78,10 +78,10 @@ def test_rows_in_pieces_are_the_same_rows():
 def test_search_keeps_what_is_visible(field, rays):
     samples = march(rays)
     everything = search(field, samples, rays, to_unit, early_stop=0.0)
-    assert len(everything.samples) == everything.searched == len(samples)
+    assert len(everything.samples) == len(everything.searched[1]) == len(samples)
     found = search(field, samples, rays, to_unit, early_stop=1e-3)
     assert 0 < len(found.samples) < len(samples)
-    assert len(found.samples) <= found.searched < len(samples)
+    assert len(found.samples) <= len(found.searched[1]) < len(samples)
     expected = plain_render(field, samples, rays)
     actual = render_visible(field, found, rays)
     assert (actual.color - expected.color).abs().max() < 1e-3

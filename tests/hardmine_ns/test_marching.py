@@ -307,32 +307,44 @@ def test_update_finds_a_ball_at_bounded_cost():
         return (x.norm(dim=-1) < 0.5).float()
 
     assert grid.binaries.all()
-    grid.update(ball, num_sweep=512, num_occupied=256)
+    grid.update(ball, num_cells=512)
     assert grid.binaries.float().mean() > 0.5  # not yet visited counts as occupied
     for _ in range(39):
-        grid.update(ball, num_sweep=512, num_occupied=256)
-    assert max(asked) <= 768
+        grid.update(ball, num_cells=512)
+    assert max(asked) <= 512
     corners = grid.random_positions(torch.arange(grid.num_cells)).norm(dim=-1).view_as(grid.binaries[0])
     assert grid.binaries[0][corners < 0.35].all()
     assert not grid.binaries[0][corners > 0.75].any()
 
 
+def test_observed_densities_count_without_a_query():
+    grid = OccupancyGrid(UNIT_BOX, resolution=8)
+    grid.update(lambda x: 1e-3 * torch.rand(len(x)), num_cells=grid.num_cells)
+    where, outside = torch.tensor([[0.3, 0.3, 0.3]]), torch.tensor([[9.0, 0.0, 0.0]])
+    observed = torch.cat([where, where, outside]), torch.tensor([0.2, 0.5, 7.0])
+    grid.update(lambda x: torch.zeros(len(x)), num_cells=1, observed=observed)
+    cells, _ = locate(where, grid)
+    assert grid.thickness[cells].item() == 0.5
+    assert grid.binaries.view(-1)[cells].all()
+    assert grid.thickness.max() == 0.5
+
+
 def test_grid_that_empties_itself_reopens():
     grid = OccupancyGrid(UNIT_BOX, resolution=8)
-    grid.update(lambda x: torch.zeros(len(x)), num_sweep=grid.num_cells)
+    grid.update(lambda x: torch.zeros(len(x)), num_cells=grid.num_cells)
     assert grid.binaries.all()
     assert (grid.thickness < 0).all()
 
 
 def test_non_finite_density_does_not_poison_the_grid():
     grid = OccupancyGrid(UNIT_BOX, resolution=8)
-    grid.update(lambda x: torch.full((len(x),), math.nan), num_sweep=100)
+    grid.update(lambda x: torch.full((len(x),), math.nan), num_cells=100)
     assert torch.isfinite(grid.thickness).all()
 
 
 def test_grid_is_saved():
     grid = random_grid(0.3, levels=2)
-    grid.update(lambda x: x.norm(dim=-1), num_sweep=1000)
+    grid.update(lambda x: x.norm(dim=-1), num_cells=1000)
     other = OccupancyGrid(UNIT_BOX, resolution=32, levels=2)
     other.load_state_dict(grid.state_dict())
     assert torch.equal(other.binaries, grid.binaries)

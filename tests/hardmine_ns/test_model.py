@@ -19,7 +19,9 @@ from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.model import HardMineModel, SampleCounts
 from hardmine_ns.pipeline import AdaptiveRaysPipeline, AdaptiveRaysPipelineConfig, next_num_rays
 from ns_support.errors import UserError
-from tests.hardmine_ns.conftest import SIZE, write_blender, write_nerfstudio
+
+SIZE = 24
+"""Pixels along an edge of the pictures of conftest.py."""
 
 
 def small(spec, folder: Path, **model) -> TrainerConfig:
@@ -130,8 +132,8 @@ def test_checkpoint_restores_everything(ball, tmp_path):
     other.train(2)
 
 
-def test_unbounded_method(tmp_path):
-    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "scene", 8))
+def test_unbounded_method(photos):
+    config = small(instant_ngp_hardmine, photos(8))
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
     run = Run(config)
     losses, _ = run.train(40)
@@ -149,8 +151,8 @@ def test_contraction_fits_all_of_space_into_the_cube(ball):
     assert unit[4].tolist() == pytest.approx([0.875, 0.5, 0.5])  # m = 2: (2 - 1/2) / 4 + 1/2
 
 
-def test_one_image(tmp_path):
-    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "one", 1))
+def test_one_image(photos):
+    config = small(instant_ngp_hardmine, photos(1))
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(auto_scale_poses=False)
     run = Run(config)
     run.train(3)
@@ -158,9 +160,9 @@ def test_one_image(tmp_path):
         run.pipeline.get_average_eval_image_metrics()
 
 
-def test_blank_scene_empties_its_grid_and_trains_on(tmp_path):
+def test_blank_scene_empties_its_grid_and_trains_on(blank):
     """Nothing but background: the grid has no reason to keep any cell."""
-    run = Run(small(instant_ngp_hardmine_bounded, write_blender(tmp_path / "blank", 3, radius=0.0)))
+    run = Run(small(instant_ngp_hardmine_bounded, blank))
     losses, _ = run.train(80)
     assert losses[-1] < 0.01
 
@@ -181,8 +183,8 @@ def test_batch_without_a_visible_sample(ball, rule):
     assert (outputs["depth"] == 0).all()
 
 
-def test_masks_that_hide_everything_are_named(tmp_path):
-    config = small(instant_ngp_hardmine, write_nerfstudio(tmp_path / "masked", 8, mask=0))
+def test_masks_that_hide_everything_are_named(photos):
+    config = small(instant_ngp_hardmine, photos(8, mask=0))
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
     run = Run(config)
     with pytest.raises(UserError, match="masks hide every pixel"):
