@@ -43,6 +43,8 @@ def scene(tmp_path_factory):
 
 METHODS = {
     "raygauss": ("--pipeline.model.num-random", 300, "--pipeline.model.step-size", 0.02),
+    "instant-ngp-hardmine": ("--pipeline.target-num-samples", 1024, "--pipeline.model.log2-hashmap-size", 12),
+    "instant-ngp-hardmine-bounded": ("--pipeline.target-num-samples", 1024, "--pipeline.model.log2-hashmap-size", 12),
 }
 
 
