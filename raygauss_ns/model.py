@@ -185,7 +185,7 @@ class RayGaussModel(Model):
         rgb, transmittance, depth = self._cast(origins, directions, nears, fars, shape[1] if len(shape) == 2 else 0)
         accumulation = 1.0 - transmittance
         background = self._background().to(rgb).expand_as(rgb)
-        depth = depth.detach() / accumulation.detach().clamp_min(1e-6)
+        depth = depth / accumulation.clamp_min(1e-6)
         seen = accumulation.detach() > 1e-3
         depth = torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
         return {

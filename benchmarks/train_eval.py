@@ -1,0 +1,113 @@
+"""Train a method and evaluate it on the test views: the quality and speed that a user of `ns-train` and `ns-eval` gets.
+
+    python benchmarks/train_eval.py raygauss SCENE --parser blender-data --steps 2000
+    python benchmarks/train_eval.py instant-ngp-hardmine-bounded SCENE --parser blender-data --minutes 10
+
+Prints a table and, with --output, writes JSON. The background is the method's own (white on Blender scenes), the
+split is the data parser's test split, LPIPS (AlexNet) appears where its weights can be had. Compiling the kernels falls
+into the first step, which is reported apart and not part of the steps per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+
+
+def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:
+    """The method's configuration for a run without viewer and without evaluation on the way.
+
+    Args:
+        method: name in `ns-train`.
+        data: the scene.
+        parser: name of the data parser.
+        steps: training steps.
+        folder: where checkpoints go.
+        options: "field=value" pairs of the model's configuration.
+    """
+    config = copy.deepcopy(all_methods[method])
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers[parser])
+    config.pipeline.datamanager.data = data
+    config.output_dir, config.experiment_name, config.timestamp = folder, "benchmark", "run"
+    config.vis, config.max_num_iterations = "tensorboard", steps
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
+    config.steps_per_save = 10**9
+    config.viewer.quit_on_train_completion = True
+    for option in options:
+        name, value = option.split("=")
+        kind = type(getattr(config.pipeline.model, name))
+        setattr(config.pipeline.model, name, kind(value))
+    return config
+
+
+def train(config: TrainerConfig, minutes: float, seed: int) -> tuple[Trainer, dict[str, Any]]:
+    """Train for the configured steps or the given minutes, whichever ends first; the trainer and its timings."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup(test_mode="test")
+    ends: list[float] = []
+
+    def note(step: int) -> None:
+        ends.append(time.perf_counter())
+        if ends[-1] - begin > 60 * minutes:
+            trainer.stop_training = True
+
+    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], note))
+    begin = time.perf_counter()
+    trainer.train()
+    steady = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else float("nan")
+    return trainer, {
+        "steps": len(ends),
+        "train_seconds": ends[-1] - begin,
+        "first_step_seconds": ends[0] - begin,
+        "steps_per_second": steady,
+    }
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("method")
+    arguments.add_argument("data", type=Path)
+    arguments.add_argument("--parser", default="nerfstudio-data", choices=sorted(all_dataparsers))
+    arguments.add_argument("--steps", type=int, default=2000)
+    arguments.add_argument("--minutes", type=float, default=float("inf"), help="stop training after this long")
+    arguments.add_argument("--seed", type=int, default=42)
+    arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
+    arguments.add_argument("--output", type=Path, help="JSON file for the results")
+    given = arguments.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
+        trainer, timings = train(config, given.minutes, given.seed)
+        scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    results = {"method": given.method, "data": given.data.name, "machine": machine} | timings | scores
+    width = max(map(len, results))
+    print()
+    for name, value in results.items():
+        print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    if given.output is not None:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
