@@ -28,7 +28,6 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
         steps_per_eval_image=500,
         steps_per_save=2000,
         max_num_iterations=steps,
-        # float32 on a CPU: half precision is slower there. nerfstudio turns it off for a CPU in any case.
         mixed_precision=False,
         machine=MachineConfig(device_type=default_device_type()),
         pipeline=AdaptiveRaysPipelineConfig(

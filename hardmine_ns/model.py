@@ -276,7 +276,7 @@ class HardMineModel(Model):
 
     def _thickness(self, positions: Tensor) -> Tensor:
         log_density = self.field.geometry(self.to_unit(positions))[:, 0]
-        return truncated_exp(log_density) * self.step_size
+        return truncated_exp(log_density.float()) * self.step_size
 
     def _visibility_limits(self) -> tuple[float, float]:
         """Least transmittance and least opacity of a visible sample."""

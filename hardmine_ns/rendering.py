@@ -86,11 +86,7 @@ def search(
     density = torch.zeros_like(length)
     depth = torch.zeros(samples.num_rays, dtype=torch.float64, device=device)
     found: list[tuple[Tensor, ...]] = []
-    longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if samples.num_rays else 0
-    begin, end = 0, first_round
-    while begin < longest:
-        # A last round that would be almost empty joins this one.
-        end = longest if longest < 1.5 * end else end
+    for begin, end in _rounds(samples, first_round):
         wanted = (rank >= begin) & (rank < end) & (depth <= limit)[samples.ray_indices]
         rows = torch.nonzero(wanted)[:, 0]
         ray = samples.ray_indices[rows]
@@ -99,14 +95,12 @@ def search(
         unit = to_unit(positions)
         features = field.encoding(unit)
         geometry = field.geometry(unit, features)
-        density[rows] = truncated_exp(geometry[:, 0])
+        density[rows] = truncated_exp(geometry[:, 0].float())
         depth.index_add_(0, ray, (density[rows] * length[rows]).to(torch.float64))
         found.append((rows, positions, unit, geometry, *([features] if keep_features else [])))
-        begin, end = end, 2 * end
     if not found:
-        empty = length.new_empty(0, GEOMETRY_DIM)
-        nowhere = length.new_empty(0, 3)
-        return Visible(samples, nowhere, empty, None, (nowhere, length.new_empty(0)))
+        nowhere, nothing = length.new_empty(0, 3), length.new_empty(0, GEOMETRY_DIM)
+        return Visible(samples, nowhere, nothing, None, (nowhere, length))
     rows, positions, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
     place = torch.full((len(samples),), -1, device=device)
     place[rows] = torch.arange(len(rows), device=device)
@@ -114,6 +108,17 @@ def search(
     kept = torch.nonzero(keep)[:, 0]
     unit, geometry, *rest = (column[place[kept]] for column in columns)
     return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, (positions, density[rows]))
+
+
+def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
+    """First and last sample of a ray that each round looks at; the rounds double until the longest ray is done."""
+    longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if samples.num_rays else 0
+    begin, end = 0, first_round
+    while begin < longest:
+        if longest < 1.5 * end:  # a last round that would be almost empty joins this one
+            end = longest
+        yield begin, end
+        begin, end = end, 2 * end
 
 
 def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:
@@ -149,7 +154,8 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
         log_density, raw_color = known(*inputs)
     else:
         log_density, raw_color = mining(run, field.parameters(), inputs, search=known)
-    return composite(truncated_exp(log_density), torch.sigmoid(raw_color), samples)
+    # float32 from here on, whatever precision the networks ran in.
+    return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
 
 
 def groups_of_rays(samples: PackedSamples, most: int) -> Iterator[tuple[slice, PackedSamples]]:

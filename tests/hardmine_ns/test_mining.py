@@ -180,6 +180,28 @@ def test_loss_scale_cancels(scale, dtype):
     assert_equal([g / scale for g in scaled], plain, 1e-4 if dtype == torch.float32 else 1e-9)
 
 
+def test_under_a_grad_scaler():
+    def step(scaler: torch.amp.GradScaler, factor: float) -> tuple[list[Tensor], float]:
+        torch.manual_seed(0)
+        field, x = TwoHeads(torch.float32), torch.randn(ROWS, 3)
+        optimizer = torch.optim.SGD(field.parameters(), lr=1e-3)
+        loss = factor * concentrated_loss(HardSampleMining("topk")(field, field.parameters(), (x,)))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return [p.detach() for p in field.parameters()], scaler.get_scale()
+
+    start = list(TwoHeads(torch.float32).parameters())
+    plain, _ = step(torch.amp.GradScaler("cpu", enabled=False), 1.0)
+    scaled, scale = step(torch.amp.GradScaler("cpu", init_scale=1024.0), 1.0)
+    assert scale == 1024
+    assert not torch.equal(plain[0], start[0])
+    assert_equal(scaled, plain, 1e-5)
+    overflown, scale = step(torch.amp.GradScaler("cpu", init_scale=1024.0), math.inf)
+    assert scale == 512  # the scaler saw it and skipped the step
+    assert all(torch.equal(a, b) for a, b in zip(overflown, start, strict=True))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_gradient_passes_unmined(field, x, bad):
     mining = HardSampleMining("poisson")

@@ -132,6 +132,16 @@ def test_checkpoint_restores_everything(ball, tmp_path):
     other.train(2)
 
 
+def test_mixed_precision(ball):
+    run = Run(small(instant_ngp_hardmine_bounded, ball))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run.model.update_grid(0)
+        _, loss, _ = run.pipeline.get_train_loss_dict(0)
+    assert loss["rgb_loss"].dtype == torch.float32
+    loss["rgb_loss"].backward()
+    assert all(p.grad.dtype == torch.float32 for p in run.model.field.parameters())
+
+
 def test_unbounded_method(photos):
     config = small(instant_ngp_hardmine, photos(8))
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
