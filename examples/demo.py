@@ -21,7 +21,7 @@ import tyro
 from make_scene import make_scene
 from PIL import Image, ImageDraw, ImageFont
 
-STEPS = 2000
+STEPS = 1500
 """Training steps: a few minutes on two CPU cores."""
 TRAIN_OPTIONS = (
     # No viewer: the command ends when the training does.
