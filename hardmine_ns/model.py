@@ -88,7 +88,9 @@ class HardMineModelConfig(ModelConfig):
     cone_angle: float = 0.004
     """Growth of the step with distance, >= 0: 0 for bounded scenes, 1/256 for real ones."""
     render_step_size: float | None = None
-    """Smallest distance between samples in scene units, > 0; unset: a thousandth of the scene box's diagonal."""
+    """Smallest distance between samples in scene units, > 0; unset: the scene box's diagonal / steps_per_diagonal."""
+    steps_per_diagonal: int = 1000
+    """Smallest steps that fit the scene box's diagonal, > 0. Used while render_step_size is unset."""
     near_plane: float = 0.05
     """Distance in scene units at which rays start, >= 0."""
     far_plane: float = 1e3
@@ -127,7 +129,8 @@ class HardMineModel(Model):
         super().populate_modules()
         c = self.config
         aabb = self.scene_box.aabb
-        self.step_size = c.render_step_size or float((aabb[1] - aabb[0]).norm()) / 1000
+        diagonal = float((aabb[1] - aabb[0]).norm())
+        self.step_size = diagonal / max(c.steps_per_diagonal, 1) if c.render_step_size is None else c.render_step_size
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
             self.mining = HardSampleMining(c.mining_rule, c.mining_min_fraction, c.mining_max_fraction, c.mining_decay)
@@ -293,5 +296,6 @@ def _check(config: HardMineModelConfig, step_size: float) -> None:
         raise ValueError(
             f"alpha-thre and early-stop-eps must be in [0, 1), got {config.alpha_thre} and {config.early_stop_eps}"
         )
-    if min(config.grid_update_every, config.grid_cells_per_update, config.hidden_dim) < 1:
-        raise ValueError("grid-update-every, grid-cells-per-update and hidden-dim must be at least 1")
+    counts = ("grid_update_every", "grid_cells_per_update", "hidden_dim", "steps_per_diagonal")
+    if any(getattr(config, name) < 1 for name in counts):
+        raise ValueError(f"{', '.join(counts)} must be at least 1".replace("_", "-"))

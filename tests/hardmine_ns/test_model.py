@@ -271,6 +271,7 @@ def test_rays_per_batch_follow_the_samples_within_their_limits():
         ({"alpha_thre": 2.0}, "alpha-thre"),
         ({"render_step_size": -1.0}, "render-step-size"),
         ({"grid_update_every": 0}, "at least 1"),
+        ({"render_step_size": None, "steps_per_diagonal": 0}, "at least 1"),
         ({"hash_backend": "tcnn"}, "tiny-cuda-nn"),
     ],
 )
