@@ -9,7 +9,8 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
-import ns_support.quiet  # noqa: F401 - importing these two is what they are for
+import ns_support.quiet
+import ns_support.video  # noqa: F401 - these three act on import
 from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
 from hardmine_ns.optimizers import RowAdamOptimizerConfig

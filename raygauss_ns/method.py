@@ -10,7 +10,8 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
-import ns_support.quiet  # noqa: F401 - both act on import
+import ns_support.quiet
+import ns_support.video  # noqa: F401 - these three act on import
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.config import RayGaussModelConfig

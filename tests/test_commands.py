@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE_SCENE = ROOT / "examples" / "make_scene.py"
@@ -72,13 +73,17 @@ def test_eval_writes_metrics_and_pictures(trained):
     [
         ("dataset", "--split", "test", "--output-path", "views", "--rendered-output-names", "rgb", "depth"),
         ("interpolate", "--interpolation-steps", 2, "--output-format", "images", "--output-path", "path"),
+        ("interpolate", "--interpolation-steps", 2, "--output-path", "path.mp4"),
     ],
-    ids=["dataset", "interpolate"],
+    ids=["dataset", "interpolate", "video"],
 )
 def test_render(trained, words):
     _, config, folder = trained
     run("ns-render", words[0], "--load-config", config, *words[1:], cwd=folder)
-    assert list((folder / words[-1 if words[0] == "interpolate" else 4]).rglob("*.*"))
+    output = folder / words[words.index("--output-path") + 1]
+    written = [output] if output.suffix else [path for path in output.rglob("*.*") if path.is_file()]
+    assert written
+    assert all(path.stat().st_size > 100 for path in written)
 
 
 def test_resume_goes_on_where_it_stopped(trained, scene):
@@ -115,8 +120,14 @@ def test_bad_step_size_ends_in_one_sentence(scene, tmp_path):
 
 
 def test_losing_every_gaussian_ends_in_one_sentence(scene, tmp_path):
-    words = ("--optimizers.densities.optimizer.lr", 100, "--pipeline.model.prune-every", 1, "--vis", "tensorboard")
-    output = run("ns-train", "raygauss", *words, "--data", scene, "blender-data", cwd=tmp_path, code=1)
+    """Photographs of nothing but the background: whatever stands in the way of it fades."""
+    nothing = tmp_path / "nothing"
+    shutil.copytree(scene, nothing)
+    for path in nothing.rglob("*.png"):
+        Image.new("RGBA", (32, 32)).save(path)
+    words = ("--optimizers.densities.optimizer.lr", 1, "--pipeline.model.prune-every", 5, "--vis", "tensorboard")
+    words += ("--pipeline.model.num-random", 30, "--max-num-iterations", 300)
+    output = run("ns-train", "raygauss", *words, "--data", nothing, "blender-data", cwd=tmp_path, code=1)
     assert "No Gaussian is left at step" in output
     assert "Traceback" not in output
 
