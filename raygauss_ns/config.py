@@ -41,7 +41,7 @@ class RayGaussModelConfig(ModelConfig):
     """Where in its step a sample sits, in [0, 1): 0 the left end (RayGauss), 0.5 the midpoint (RayGaussX)."""
     transmittance_threshold: float = 1e-3
     """eps_T: a ray stops once its transmittance T is no greater, in [0, 1)."""
-    samples_per_slab: int = 64
+    samples_per_slab: int = 128
     """K >= 1: samples processed together. Has no influence on the image, only on speed."""
     near_plane: float = 0.05
     """Distance from the camera at which rays begin (u), >= 0."""

@@ -1,11 +1,11 @@
-"""Bounding volume hierarchy over the Gaussians' supports: records in leaf order, depth-first nodes with skip links.
+"""Bounding volume hierarchy over the Gaussians' supports: a tree of blocks of 16 boxes, one SIMD vector wide.
 
 The support of Gaussian l is where sigma G_l(x) > eps: the ellipsoid |A (x - mu)| < k, k^2 = 2 ln(sigma / eps). Its
 bounding box has half extents h_i = k sqrt(sum_j (R_ij s_j)^2) = k sqrt(sum_j A_ji^2 / |A_j|^4), A_j the rows of A.
 
-Built in linear time: the centres' 30-bit Morton codes are radix-sorted, and a node splits where the highest bit in
-which its first and last code differ changes. Nodes are written in depth-first order, so that a traversal needs no
-stack: step to the next node on a hit, to `skip` on a miss.
+Built in linear time: the centres' 30-bit Morton codes are radix-sorted, 16 successive supports make a block, 16
+successive blocks a block of the next level, up to one block at the top. A traversal tests the 16 boxes of a block at
+once; where children lie follows from the block's number, so that there are no links.
 """
 
 from __future__ import annotations
@@ -22,28 +22,35 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 RECORD_SIZE = 16
 """Floats of a record: mean 3, A 9 (row by row), peak density 1, colour 3: one 64-byte cache line."""
 
-LEAF_SIZE = 1
-"""Gaussians of a leaf at most. 1 took 13 % less time than 4 (30k Gaussians, forward): testing boxes is cheaper."""
+WIDTH = 16
+"""Children of a block: the lanes of a vector (see `simd`)."""
 
-_COUNT_BITS = 4
+MAX_LEVELS = 7
+"""Levels at most: 16^7 Gaussians."""
+
+_NOWHERE = np.float32(3e38)  # lower corner of a box that is not there; its upper corner is the negative
 
 
 class Bvh(NamedTuple):
-    """The hierarchy as flat arrays, the same for every back end; M Gaussians are alive, N in all.
+    """The hierarchy as flat arrays; M Gaussians are alive, N in all.
 
     Attributes:
         order: [M] int32, index of each record's Gaussian among the N.
         records: [M, 16] float32, in leaf order: mean, A, peak density, colour.
         reach: [M] float32, squared support radius k^2 in units of the standard deviation.
-        boxes: [nodes, 6] float32, lower then upper corner.
-        links: [nodes, 2] int32: the node to go to on a miss; first record * 16 + number of records (0: an inner node).
+        boxes: [blocks, 6, 16] float32: x, y and z of the 16 children's lower corners, then of their upper corners.
+            Level 0, whose children are the records, comes first; child i of block b in level l is block 16 b + i of
+            level l - 1.
+        levels: [levels + 1] int32, the first block of each level, and the number of blocks.
+        bounds: [6] float32, lower and upper corner of everything.
     """
 
     order: IntArray
     records: FloatArray
     reach: FloatArray
     boxes: FloatArray
-    links: IntArray
+    levels: IntArray
+    bounds: FloatArray
 
 
 def build_bvh(
@@ -64,20 +71,27 @@ def build_bvh(
         The hierarchy; all its arrays are empty when no Gaussian is alive.
     """
     alive, lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
-    count = len(alive)
-    if count == 0:
-        no_floats, no_ints = np.zeros(0, np.float32), np.zeros(0, np.int32)
-        return Bvh(
-            no_ints, no_floats.reshape(0, RECORD_SIZE), no_floats, no_floats.reshape(0, 6), no_ints.reshape(0, 2)
-        )
-    codes = _morton_codes(means[alive])
-    codes, rank = _radix_sort(codes)
+    rank = _sorted_order(_morton_codes(means[alive]))
     order = alive[rank]
-    records = np.concatenate(
-        [means[order], whitenings[order].reshape(count, 9), densities[order, None], colors[order]], axis=1
-    )
-    boxes, links = _build_nodes(codes, lower[rank], upper[rank])
-    return Bvh(order, np.ascontiguousarray(records, dtype=np.float32), reach[rank], boxes, links)
+    records = _records(order, means, whitenings, densities, colors)
+    boxes, levels, bounds = _build_blocks(lower[rank], upper[rank])
+    return Bvh(order, records, reach[rank], boxes, levels, bounds)
+
+
+@njit(cache=True, nogil=True)
+def _records(
+    order: IntArray, means: FloatArray, whitenings: FloatArray, densities: FloatArray, colors: FloatArray
+) -> FloatArray:
+    records = np.empty((len(order), RECORD_SIZE), np.float32)
+    for m in range(len(order)):
+        g = order[m]
+        for i in range(3):
+            records[m, i] = means[g, i]
+            for j in range(3):
+                records[m, 3 + 3 * i + j] = whitenings[g, i, j]
+            records[m, 13 + i] = colors[g, i]
+        records[m, 12] = densities[g]
+    return records
 
 
 @njit(cache=True, nogil=True)
@@ -137,8 +151,8 @@ def _morton_codes(points: FloatArray) -> npt.NDArray[np.uint32]:
 
 
 @njit(cache=True, nogil=True)
-def _radix_sort(codes: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.uint32], IntArray]:
-    """Codes in ascending order and where each came from: three stable passes of 10 bits."""
+def _sorted_order(codes: npt.NDArray[np.uint32]) -> IntArray:
+    """Indices of the codes in ascending order: a stable radix sort in three passes of 10 bits."""
     n = len(codes)
     keys, rank = codes.copy(), np.arange(n).astype(np.int32)
     next_keys, next_rank = np.empty_like(keys), np.empty_like(rank)
@@ -156,73 +170,38 @@ def _radix_sort(codes: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.uint32], 
             starts[bucket] += 1
         keys, next_keys = next_keys, keys
         rank, next_rank = next_rank, rank
-    return keys, rank
+    return rank
 
 
 @njit(cache=True, nogil=True)
-def _split(codes: npt.NDArray[np.uint32], first: int, last: int) -> int:
-    """Where records first..last-1 divide: at the change of the highest bit that differs, in the middle if none does."""
-    difference = codes[first] ^ codes[last - 1]
-    if difference == 0:
-        return (first + last) // 2
-    bit = np.uint32(1) << np.uint32(31)
-    while not difference & bit:
-        bit >>= np.uint32(1)
-    low, high = first, last - 1  # codes[low] lacks the bit, codes[high] has it
-    while high - low > 1:
-        middle = (low + high) // 2
-        if codes[middle] & bit:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-@njit(cache=True, nogil=True)
-def _build_nodes(codes: npt.NDArray[np.uint32], lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Nodes in depth-first order from sorted codes and the boxes of the supports (same order)."""
-    count = len(codes)
-    boxes = np.empty((2 * count, 6), np.float32)
-    links = np.empty((2 * count, 2), np.int32)
-    second = np.empty(2 * count, np.int32)  # an inner node's second child; the first follows it directly
-    # A pending range: its first and last record, and the inner node whose second child it is (-1: none).
-    # The depth is at most 30 bits plus the halvings of equal codes.
-    pending = np.empty((128, 3), np.int64)
-    pending[0] = (0, count, -1)
-    depth, nodes = 1, 0
-    while depth > 0:
-        depth -= 1
-        first, last, parent = pending[depth]
-        node = nodes
-        nodes += 1
-        if parent >= 0:
-            second[parent] = node
-        if last - first <= LEAF_SIZE:
-            links[node, 1] = (first << _COUNT_BITS) | (last - first)
-        else:
-            middle = _split(codes, first, last)
-            links[node, 1] = 0
-            pending[depth] = (middle, last, node)
-            pending[depth + 1] = (first, middle, -1)
-            depth += 2
-    # Children come after their parent: one pass from the end sees every child before its parent.
-    for node in range(nodes - 1, -1, -1):
-        packed = links[node, 1]
-        if packed:
-            first = packed >> _COUNT_BITS
-            last = first + (packed & ((1 << _COUNT_BITS) - 1))
-            for i in range(3):
-                boxes[node, i] = lower[first:last, i].min()
-                boxes[node, 3 + i] = upper[first:last, i].max()
-        else:
-            a, b = node + 1, second[node]
-            for i in range(3):
-                boxes[node, i] = min(boxes[a, i], boxes[b, i])
-                boxes[node, 3 + i] = max(boxes[a, 3 + i], boxes[b, 3 + i])
-    # A first child is missed into its sibling, a second child into wherever its parent is missed.
-    links[0, 0] = nodes
-    for node in range(nodes):
-        if not links[node, 1]:
-            links[node + 1, 0] = second[node]
-            links[second[node], 0] = links[node, 0]
-    return boxes[:nodes].copy(), links[:nodes].copy()
+def _build_blocks(lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Blocks of all levels from the boxes of the supports in leaf order, where each level begins, and the bounds."""
+    levels = np.zeros(MAX_LEVELS + 1, np.int32)
+    depth, blocks, children = 0, 0, len(lower)
+    while depth == 0 or children > 1:
+        children = (children + WIDTH - 1) // WIDTH
+        blocks += children
+        depth += 1
+        levels[depth] = blocks
+    boxes = np.empty((blocks, 6, WIDTH), np.float32)
+    bounds = np.empty(6, np.float32)
+    bounds[:3], bounds[3:] = _NOWHERE, -_NOWHERE
+    for level in range(depth):
+        children = len(lower) if level == 0 else levels[level] - levels[level - 1]
+        for block in range(levels[level], levels[level + 1]):
+            first = (block - levels[level]) * WIDTH
+            for child in range(WIDTH):
+                for i in range(3):
+                    low, high = _NOWHERE, -_NOWHERE
+                    if first + child < children:
+                        if level == 0:
+                            low, high = lower[first + child, i], upper[first + child, i]
+                        else:
+                            below = levels[level - 1] + first + child
+                            low, high = boxes[below, i].min(), boxes[below, 3 + i].max()
+                    boxes[block, i, child] = low
+                    boxes[block, 3 + i, child] = high
+    for i in range(3):
+        if blocks > 0:
+            bounds[i], bounds[3 + i] = boxes[blocks - 1, i].min(), boxes[blocks - 1, 3 + i].max()
+    return boxes, levels[: depth + 1].copy(), bounds

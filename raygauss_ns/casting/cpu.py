@@ -51,22 +51,40 @@ from raygauss_ns.casting.packets import (
     T,
     enter_slab,
     finished,
+    next_row,
     open_packet,
 )
-from raygauss_ns.casting.simd import LANES, Pointer, Vector, exp, get, load, pointer, put, reduce_add, splat, where
+from raygauss_ns.casting.simd import (
+    LANES,
+    Pointer,
+    aligned_zeros,
+    exp,
+    get,
+    load,
+    pointer,
+    put,
+    reduce_add,
+    splat,
+    store,
+    sums,
+    where,
+)
 from raygauss_ns.casting.slabs import (
     BB,
     BLOCK,
+    CANDIDATE,
     CLOSEST,
-    ENTER,
     FIRST,
+    HIGH,
     HIT_SIZE,
     LAST,
-    LEAVE,
+    LEVEL,
+    LOW,
     MAX_HITS,
     NUM_INTS,
     RECORD,
     Scene,
+    begin_search,
     collect,
     fill_slab,
     project,
@@ -77,32 +95,28 @@ from raygauss_ns.casting.types import CastSettings
 NUM_MOMENTS = 13
 """Sums per Gaussian: M0 1, Y1 3, Y2 6 (xx, xy, xz, yy, yz, zz), colour 3."""
 
-_SUMS_STRIDE = 16  # a Gaussian's sums fill one cache line
-
 
 @njit(cache=True, nogil=True)
 def _differentiate(
-    ws: Pointer, ints: Pointer, scene: Scene, hit: int, slot: int, row: int, march: March, sums: Pointer
+    ws: Pointer, ints: Pointer, scene: Scene, hit: int, slot: int, row: int, march: March, totals: Pointer
 ) -> None:
     """Add the slab's part to a Gaussian's 13 sums."""
     first, last = get(ints, FIRST + hit), get(ints, LAST + hit)
-    if last < first:
-        return
     block = get(ints, BLOCK + hit)
     record = get(ints, RECORD + hit)
     at = record * RECORD_SIZE
     density = get(scene.records, at + 12)
     gr, gg, gb = load(ws, GR), load(ws, GG), load(ws, GB)
     g_c = gr * get(scene.records, at + 13) + gg * get(scene.records, at + 14) + gb * get(scene.records, at + 15)
-    closest, enter, leave = load(ws, slot + CLOSEST), load(ws, slot + ENTER), load(ws, slot + LEAVE)
+    closest = load(ws, slot + CLOSEST)
     bend = exp(load(ws, slot + BB) * (-march.pitch * march.pitch))
     s0, s1, s2, sp = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
     for start in range(first, last + 1, block):
         profile, slope = start_block(ws, slot, start, block, march)
         profile = profile * density
+        tau = np.float32(start) * march.pitch - closest
         for j in range(start, min(start + block, last + 1)):
-            f = where((enter <= np.float32(j)) & (leave >= np.float32(j)), profile, 0.0)
-            tau = np.float32(j) * march.pitch - closest
+            f = where(profile > march.eps, profile, 0.0)
             source = ROWS + (j - row) * ROW_SIZE
             p_f = load(ws, source + P) * f
             w_f = p_f * g_c + load(ws, source + Q) * f
@@ -113,6 +127,7 @@ def _differentiate(
             s2 = s2 + w_f_tau * tau
             profile = profile * slope
             slope = slope * bend
+            tau = tau + march.pitch
     dx, dy, dz = load(ws, DX), load(ws, DY), load(ws, DZ)
     along = closest + load(ws, LOCAL)
     x = load(ws, OX) - get(scene.records, at) + along * dx
@@ -121,48 +136,38 @@ def _differentiate(
     # Y1 = p s0 + d s1 and Y2 = p (p s0 + d s1)^T + d (p s1 + d s2)^T.
     x1, y1, z1 = x * s0 + dx * s1, y * s0 + dy * s1, z * s0 + dz * s1
     x2, y2, z2 = x * s1 + dx * s2, y * s1 + dy * s2, z * s1 + dz * s2
-    to = record * _SUMS_STRIDE
-    _add(sums, to, s0)
-    _add(sums, to + 1, x1)
-    _add(sums, to + 2, y1)
-    _add(sums, to + 3, z1)
-    _add(sums, to + 4, x * x1 + dx * x2)
-    _add(sums, to + 5, x * y1 + dx * y2)
-    _add(sums, to + 6, x * z1 + dx * z2)
-    _add(sums, to + 7, y * y1 + dy * y2)
-    _add(sums, to + 8, y * z1 + dy * z2)
-    _add(sums, to + 9, z * z1 + dz * z2)
-    _add(sums, to + 10, gr * sp)
-    _add(sums, to + 11, gg * sp)
-    _add(sums, to + 12, gb * sp)
-
-
-@njit(cache=True, nogil=True)
-def _add(sums: Pointer, index: int, lanes: Vector) -> None:
-    put(sums, index, get(sums, index) + reduce_add(lanes))
+    zero = splat(0.0)
+    moments = (
+        *(s0, x1, y1, z1),
+        *(x * x1 + dx * x2, x * y1 + dx * y2, x * z1 + dx * z2, y * y1 + dy * y2, y * z1 + dy * z2, z * z1 + dz * z2),
+        *(gr * sp, gg * sp, gb * sp),
+        *(zero, zero, zero),
+    )
+    to = record * LANES
+    store(totals, to, load(totals, to) + sums(moments))
 
 
 @njit(cache=True, nogil=True)
 def _differentiate_slab(
-    ws: Pointer, ints: Pointer, scene: Scene, row: int, march: March, found: int, complete: bool, sums: Pointer
+    ws: Pointer, ints: Pointer, scene: Scene, row: int, march: March, hits: int, totals: Pointer
 ) -> None:
-    """Differentiate every Gaussian of the slab; the list of hits is taken as it is when it is complete."""
+    """Differentiate every Gaussian of the slab; those that were not kept are searched for again."""
     slots = ROWS + march.slab * ROW_SIZE
-    if complete:
-        for hit in range(found):
-            _differentiate(ws, ints, scene, hit, slots + hit * HIT_SIZE, row, march, sums)
+    if hits <= MAX_HITS:
+        for hit in range(hits):
+            _differentiate(ws, ints, scene, hit, slots + hit * HIT_SIZE, row, march, totals)
         return
-    node = 0
-    while node < scene.nodes:
-        found, node = collect(ws, ints, scene, node)
-        for hit in range(found):
-            project(ws, ints, scene, hit, slots, row, march)
-            _differentiate(ws, ints, scene, hit, slots, row, march, sums)
+    begin_search(ws, ints, scene)
+    while get(ints, LEVEL) < scene.depth:
+        for i in range(collect(ws, ints, scene)):
+            if project(ws, ints, scene, get(ints, CANDIDATE + i), 0, slots, row, march):
+                _differentiate(ws, ints, scene, 0, slots, row, march, totals)
 
 
 @njit(cache=True, nogil=True)
 def _pointers(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
-    scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.links), len(bvh.links))
+    depth = len(bvh.levels) - 1
+    scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.levels), depth)
     origins, directions = pointer(rays.origins), pointer(rays.directions)
     nears, counts = pointer(rays.nears), pointer(rays.counts)
     return scene, RayPointers(origins, directions, nears, counts, len(rays.nears), rays.width)
@@ -185,14 +190,14 @@ def _forward_share(
     ws, ints, outputs = pointer(workspace), pointer(integers), pointer(out)
     single = rays.width == 0
     for packet in range(thread, packets, threads):
-        rows = open_packet(ws, ints, ray_pointers, packet, scene.boxes, march)
-        for row in range(0, rows, march.slab):
+        row, rows = 0, open_packet(ws, ints, ray_pointers, packet, pointer(bvh.bounds), march)
+        while row < rows and not finished(ws, row, march):
             if enter_slab(ws, row, march):
-                total, _ = fill_slab(ws, ints, scene, row, march, False)
-                if total > 0:
-                    composite(ws, row, march, single)
-            elif finished(ws, row, march):
-                break
+                if fill_slab(ws, ints, scene, row, march, False) > 0:
+                    composite(ws, row, get(ints, LOW), get(ints, HIGH), march, single)
+                row = next_row(ws, row, march)
+            else:
+                row += march.slab
         if single:
             put(outputs, 5 * packet, reduce_add(load(ws, R)))
             put(outputs, 5 * packet + 1, reduce_add(load(ws, G)))
@@ -241,25 +246,26 @@ def _backward_share(
     integers: IntArray,
     out: FloatArray,
     grad_out: FloatArray,
-    sums: FloatArray,
+    totals: FloatArray,
 ) -> None:
     """Differentiate every `threads`-th packet into this thread's own sums [M, 16]."""
     scene, ray_pointers = _pointers(bvh, rays)
     ws, ints, outputs, gradients = pointer(workspace), pointer(integers), pointer(out), pointer(grad_out)
-    sum_pointer = pointer(sums)
+    total_pointer = pointer(totals)
     single = rays.width == 0
     for packet in range(thread, packets, threads):
-        rows = open_packet(ws, ints, ray_pointers, packet, scene.boxes, march)
+        row, rows = 0, open_packet(ws, ints, ray_pointers, packet, pointer(bvh.bounds), march)
         if rows > 0:
             _open_gradients(ws, ints, outputs, gradients)
-        for row in range(0, rows, march.slab):
+        while row < rows and not finished(ws, row, march):
             if enter_slab(ws, row, march):
-                total, complete = fill_slab(ws, ints, scene, row, march, True)
-                if total > 0:
-                    composite_gradients(ws, row, march, single)
-                    _differentiate_slab(ws, ints, scene, row, march, total, complete, sum_pointer)
-            elif finished(ws, row, march):
-                break
+                hits = fill_slab(ws, ints, scene, row, march, True)
+                if hits > 0:
+                    composite_gradients(ws, row, get(ints, LOW), get(ints, HIGH), march, single)
+                    _differentiate_slab(ws, ints, scene, row, march, hits, total_pointer)
+                row = next_row(ws, row, march)
+            else:
+                row += march.slab
 
 
 @njit(cache=True, nogil=True)
@@ -284,13 +290,19 @@ def _plan(rays: Rays, settings: CastSettings) -> tuple[int, March]:
     dt = np.float32(settings.step)
     pitch = np.float32(settings.step * (LANES if single else 1))
     return packets, March(
-        settings.step, settings.sample_offset, dt, pitch, np.float32(settings.transmittance_threshold), rows
+        settings.step,
+        settings.sample_offset,
+        dt,
+        pitch,
+        np.float32(settings.transmittance_threshold),
+        np.float32(settings.density_threshold),
+        rows,
     )
 
 
 def _workspaces(march: March, threads: int) -> tuple[FloatArray, IntArray]:
     return (
-        np.zeros((threads, ROWS + march.slab * ROW_SIZE + MAX_HITS * HIT_SIZE), np.float32),
+        aligned_zeros((threads, ROWS + march.slab * ROW_SIZE + (MAX_HITS + 1) * HIT_SIZE)),
         np.zeros((threads, NUM_INTS), np.int32),
     )
 
@@ -342,12 +354,12 @@ def cast_backward(
     if len(bvh.order) > 0 and packets > 0:
         threads = num_threads()
         floats, ints = _workspaces(march, threads)
-        sums = np.zeros((threads, len(bvh.order), _SUMS_STRIDE), np.float32)
+        totals = aligned_zeros((threads, len(bvh.order), LANES))
         run_on_threads(
             lambda thread, count: _backward_share(
-                thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out, grad_out, sums[thread]
+                thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out, grad_out, totals[thread]
             ),
             threads,
         )
-        _sum_threads(sums, bvh.order, moments)
+        _sum_threads(totals, bvh.order, moments)
     return moments

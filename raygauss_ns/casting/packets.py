@@ -35,6 +35,7 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 
 TILE = 4  # a packet of an image is TILE x TILE pixels
 FAR = np.float32(3e38)
+_NEVER = 1e30
 
 # Offsets into a thread's workspace, in floats: what a lane carries, then the rows of the slab.
 OX, OY, OZ, DX, DY, DZ = (LANES * i for i in range(6))
@@ -47,8 +48,12 @@ GR, GG, GB, GDEPTH = (LANES * i for i in range(15, 19))  # gradients of the outp
 LATER = LANES * 19  # gradient times what is still to come along the ray
 IDLE = LANES * 20  # 0 where the lane is still marching in this slab, else infinity
 SCAN = LANES * 21
-BOX = LANES * 22  # box around the slab's samples: lower corner, upper corner
-ROWS = LANES * 23
+# The cone around the packet's rays, 3 floats each: largest and least origin, inverse of the largest and of the least
+# direction; then the slab's first and last distance.
+CONE = LANES * 22
+CONE_NEAR, CONE_FAR = CONE + 12, CONE + 13
+NEXT = LANES * 23  # distances behind the slab at which there is something again; the least of them counts
+ROWS = LANES * 24
 # A row: sigma and E = sum f c; in the backward pass P and Q take the first two places.
 SIGMA, ER, EG, EB = (LANES * i for i in range(4))
 P, Q = SIGMA, ER
@@ -91,7 +96,8 @@ class March(NamedTuple):
     offset: float
     dt: np.float32  # the step again
     pitch: np.float32  # distance between the rows of a lane
-    threshold: np.float32
+    threshold: np.float32  # of the transmittance
+    eps: np.float32
     slab: int  # rows of a slab
 
 
@@ -173,7 +179,23 @@ def _open_ray(ws: Pointer, ids: Pointer, rays: RayPointers, ray: int, box: Point
 
 
 @njit(cache=True, nogil=True)
-def open_packet(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, box: Pointer, march: March) -> int:
+def _open_cone(ws: Pointer) -> None:
+    """Bounds of the rays: at distance t their box is [least origin + t least direction, largest + t largest]."""
+    active = load(ws, BEGIN) < load(ws, END)
+    for i in range(3):
+        origin, direction = load(ws, OX + LANES * i), load(ws, DX + LANES * i)
+        put(ws, CONE + i, reduce_max(where(active, origin, -FAR)))
+        put(ws, CONE + 3 + i, reduce_min(where(active, origin, FAR)))
+        largest = np.float64(reduce_max(where(active, direction, -FAR)))
+        least = np.float64(reduce_min(where(active, direction, FAR)))
+        # Where a bound stands still, the inverse is so large that being on the wrong side of it means never: 0 counts
+        # as rising for the upper bound and as falling for the lower one, which then only ever delays the entry.
+        put(ws, CONE + 6 + i, 1.0 / largest if abs(largest) > 1e-20 else _NEVER)
+        put(ws, CONE + 9 + i, 1.0 / least if abs(least) > 1e-20 else -_NEVER)
+
+
+@njit(cache=True, nogil=True)
+def open_packet(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, bounds: Pointer, march: March) -> int:
     """Load a packet's lanes.
 
     Args:
@@ -181,16 +203,18 @@ def open_packet(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, box: 
         ids: [48] integers; the first 16 become the lanes' rays, -1 for a lane beyond the image's edge.
         rays: all rays.
         packet: which packet.
-        box: lower and upper corner of what there is to see.
+        bounds: lower and upper corner of what there is to see.
         march: the settings.
 
     Returns:
         The number of rows; 0 when no lane meets the box.
     """
     if rays.width > 0:
-        rows = _open_tile(ws, ids, rays, packet, box, march)
+        rows = _open_tile(ws, ids, rays, packet, bounds, march)
     else:
-        rows = _open_ray(ws, ids, rays, packet, box, march)
+        rows = _open_ray(ws, ids, rays, packet, bounds, march)
+    if rows > 0:
+        _open_cone(ws)
     store(ws, T, splat(1.0))
     store(ws, R, splat(0.0))
     store(ws, G, splat(0.0))
@@ -201,21 +225,24 @@ def open_packet(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, box: 
 
 @njit(cache=True, nogil=True)
 def enter_slab(ws: Pointer, row: int, march: March) -> bool:
-    """Put the box of the slab's samples into `BOX` and mark idle lanes; False when no lane has a sample that counts."""
+    """Mark idle lanes and set the slab's distances; False when no lane has a sample that counts."""
     begin = maximum(load(ws, BEGIN), np.float32(row))
-    end = minimum(load(ws, END), np.float32(row + march.slab)) - 1.0
-    marching = (begin <= end) & (load(ws, T) > march.threshold)
+    end = minimum(load(ws, END), np.float32(row + march.slab))
+    marching = (begin < end) & (load(ws, T) > march.threshold)
     store(ws, IDLE, where(marching, 0.0, np.float32(np.inf)))
-    if not any_lane(marching):
-        return False
-    near = load(ws, LOCAL) + begin * march.pitch
-    far = load(ws, LOCAL) + end * march.pitch
-    for i in range(3):
-        origin, direction = load(ws, OX + LANES * i), load(ws, DX + LANES * i)
-        a, b = origin + near * direction, origin + far * direction
-        put(ws, BOX + i, reduce_min(where(marching, minimum(a, b), FAR)))
-        put(ws, BOX + 3 + i, reduce_max(where(marching, maximum(a, b), -FAR)))
-    return True
+    # A row's samples lie up to pitch - dt behind its first; a hundredth of a step covers the rounding.
+    near, slack = np.float32(row) * march.pitch, np.float32(0.01) * march.dt
+    put(ws, CONE_NEAR, near - slack)
+    put(ws, CONE_FAR, near + np.float32(march.slab - 1) * march.pitch + (march.pitch - march.dt) + slack)
+    return any_lane(marching)
+
+
+@njit(cache=True, nogil=True)
+def next_row(ws: Pointer, row: int, march: March) -> int:
+    """The row to go on from behind a slab that was searched: empty space is skipped."""
+    distance = reduce_min(load(ws, NEXT)) - (march.pitch - march.dt)
+    rows = np.floor(distance / march.pitch - np.float32(0.01))
+    return max(row + march.slab, int(min(rows, np.float32(2**30))))
 
 
 @njit(cache=True, nogil=True)

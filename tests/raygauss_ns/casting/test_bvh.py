@@ -1,11 +1,11 @@
-"""The hierarchy: complete boxes, every Gaussian once, and links that visit what they must."""
+"""The hierarchy: complete boxes, every Gaussian once, and blocks that hold what lies below them."""
 
 import numpy as np
 import pytest
 import torch
 
 from raygauss_ns.casting import whitening_matrices
-from raygauss_ns.casting.bvh import LEAF_SIZE, build_bvh
+from raygauss_ns.casting.bvh import WIDTH, build_bvh
 
 EPS = 0.125
 
@@ -34,15 +34,9 @@ def half_dead(scene):
     return build(scene.means, scene.scales, scene.quats, densities, scene.colors)
 
 
-def leaf_range(packed):
-    return packed >> 4, (packed >> 4) + (packed & 15)
-
-
-def subtree_end(links, node):
-    """One past a node's last descendant, from the depth-first layout alone."""
-    if links[node, 1]:
-        return node + 1
-    return subtree_end(links, subtree_end(links, node + 1))
+def children_of(bvh, level):
+    """Boxes [children, 6] of a level's blocks, the places that are not there included."""
+    return bvh.boxes[bvh.levels[level] : bvh.levels[level + 1]].transpose(0, 2, 1).reshape(-1, 6)
 
 
 @pytest.fixture(params=[scattered, coincident, on_a_line, half_dead], ids=lambda make: make.__name__)
@@ -50,7 +44,7 @@ def arrangement(request):
     return request.param
 
 
-@pytest.fixture(params=[0, 1, 4, 5, 1000])
+@pytest.fixture(params=[0, 1, 16, 17, 1000])
 def built(request, arrangement, random_scene):
     """A hierarchy and the arrays that it was built from."""
     return arrangement(random_scene(request.param, seed=9))
@@ -63,34 +57,41 @@ def test_records_are_the_inputs_in_leaf_order(built):
     expected = np.hstack([means[order], whitenings[order].reshape(-1, 9), densities[order, None], colors[order]])
     np.testing.assert_array_equal(bvh.records, expected)
     np.testing.assert_allclose(bvh.reach, 2 * np.log(densities[order].astype(np.float64) / EPS), rtol=1e-6)
-    dtypes = [np.int32, np.float32, np.float32, np.float32, np.int32]
+    dtypes = [np.int32, np.float32, np.float32, np.float32, np.int32, np.float32]
     assert [array.dtype for array in bvh] == dtypes
     assert all(array.flags.c_contiguous for array in bvh)
 
 
-def test_every_record_is_in_one_leaf(built):
+def test_levels_shrink_to_one_block(built):
     bvh, _ = built
-    leaves = [leaf_range(packed) for packed in bvh.links[:, 1] if packed]
-    assert [record for leaf in leaves for record in range(*leaf)] == list(range(len(bvh.order)))
-    assert all(0 < last - first <= LEAF_SIZE for first, last in leaves)
+    counts, children = np.diff(bvh.levels), len(bvh.order)
+    for count in counts:
+        assert count == -(-children // WIDTH)
+        children = count
+    assert children <= 1
+    assert bvh.levels[0] == 0
+    assert bvh.levels[-1] == len(bvh.boxes)
 
 
-def test_walking_on_visits_every_node_and_skipping_lands_past_the_subtree(built):
+def test_a_child_is_the_box_around_the_block_below(built):
     bvh, _ = built
-    nodes = len(bvh.links)
-    assert nodes <= max(2 * len(bvh.order) - 1, 0)
-    if nodes:
-        assert subtree_end(bvh.links, 0) == nodes
-    for node in range(nodes):
-        assert bvh.links[node, 0] == subtree_end(bvh.links, node)
+    for level in range(1, len(bvh.levels) - 1):
+        below = bvh.boxes[bvh.levels[level - 1] : bvh.levels[level]]
+        around = np.concatenate([below[:, :3].min(-1), below[:, 3:].max(-1)], axis=1)
+        np.testing.assert_array_equal(children_of(bvh, level)[: len(below)], around)
+    if len(bvh.boxes):
+        top = bvh.boxes[-1]
+        np.testing.assert_array_equal(bvh.bounds, [*top[:3].min(-1), *top[3:].max(-1)])
 
 
-def test_children_lie_within_their_parents(built):
+def test_places_without_a_child_are_empty(built):
     bvh, _ = built
-    for node in np.flatnonzero(bvh.links[:, 1] == 0):
-        for child in (node + 1, bvh.links[node + 1, 0]):
-            assert (bvh.boxes[child, :3] >= bvh.boxes[node, :3]).all()
-            assert (bvh.boxes[child, 3:] <= bvh.boxes[node, 3:]).all()
+    children = len(bvh.order)
+    for level in range(len(bvh.levels) - 1):
+        missing = children_of(bvh, level)[children:]
+        assert (missing[:, :3] > 1e38).all()
+        assert (missing[:, 3:] < -1e38).all()
+        children = bvh.levels[level + 1] - bvh.levels[level]
 
 
 def test_boxes_hold_the_supports_and_little_more(built):
@@ -103,16 +104,15 @@ def test_boxes_hold_the_supports_and_little_more(built):
     units /= np.linalg.norm(units, axis=-1, keepdims=True)
     offsets = np.einsum("nij,nkj->nki", unwhitenings, units)
     surface = means[:, None] + np.sqrt(bvh.reach)[:, None, None] * offsets
-    for node in np.flatnonzero(bvh.links[:, 1]):
-        points = surface[slice(*leaf_range(bvh.links[node, 1]))].reshape(-1, 3)
-        assert (bvh.boxes[node, :3] <= points.min(0)).all()
-        assert (bvh.boxes[node, 3:] >= points.max(0)).all()
-        np.testing.assert_allclose(bvh.boxes[node], [*points.min(0), *points.max(0)], atol=1e-3)
+    boxes = children_of(bvh, 0)[: len(means)]
+    assert (boxes[:, :3] <= surface.min(1)).all()
+    assert (boxes[:, 3:] >= surface.max(1)).all()
+    np.testing.assert_allclose(boxes, np.hstack([surface.min(1), surface.max(1)]), atol=1e-3)
 
 
-def test_neighbours_share_a_leaf(random_scene):
-    """What the Morton order is for: the leaves' boxes are small."""
-    scene = random_scene(1000, seed=9)
+def test_neighbours_share_a_block(random_scene):
+    """What the Morton order is for: the blocks' boxes are small."""
+    scene = random_scene(4096, seed=9)
     bvh, _ = build(scene.means, scene.scales * 1e-3, *scene[2:])
-    leaves = bvh.boxes[bvh.links[:, 1] != 0]
-    assert np.median((leaves[:, 3:] - leaves[:, :3]).max(1)) < 0.4
+    blocks = children_of(bvh, 1)[: bvh.levels[1]]
+    assert np.median((blocks[:, 3:] - blocks[:, :3]).max(1)) < 0.6  # all of it is 2 wide

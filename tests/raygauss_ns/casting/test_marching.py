@@ -79,6 +79,29 @@ def test_every_ray_has_its_own_ends(width, scene, rays, cotangent, differentiate
     assert bool((actual.outputs[~empty] != EMPTY).any(-1).double().mean() > 0.9)
 
 
+@pytest.mark.parametrize("width", [0, WIDTH])
+@pytest.mark.parametrize("samples", [16, 64])
+def test_what_lies_behind_empty_space_is_found(samples, width, scene, rays, differentiate, gradient_errors):
+    """Twice the scene, many slabs apart, and 30 small Gaussians strewn between: slabs without anything are skipped."""
+    generator = torch.Generator().manual_seed(8)
+    axis = rays.directions.mean(0)
+    rays = rays._replace(fars=torch.full_like(rays.fars, torch.inf))
+    gap = 1600 * SETTINGS.step
+    strewn = scene.apply(lambda tensor: tensor[:30])
+    strewn = strewn._replace(means=gap * torch.rand(30, 1, generator=generator) * axis, scales=0.2 * strewn.scales)
+    behind = scene._replace(means=scene.means * gap / 10 + gap * axis, scales=scene.scales * gap / 10)
+    both = type(scene)(*(torch.cat(parts) for parts in zip(scene, strewn, behind, strict=True)))
+    thin = both._replace(densities=both.densities / 10)
+    cotangent = torch.randn(WIDTH * HEIGHT, 5, generator=generator) * torch.tensor([1, 1, 1, 1, 1 / gap])
+    settings = SETTINGS._replace(samples_per_slab=samples, density_threshold=1e-3)
+    expected = differentiate(thin, rays, settings, cotangent, "reference")
+    actual = differentiate(thin, rays, settings, cotangent, image_width=width)
+    scale = torch.tensor([1, 1, 1, 1, gap])
+    torch.testing.assert_close(actual.outputs / scale, expected.outputs / scale, rtol=0, atol=1e-5)
+    assert_small(gradient_errors(actual.gradients, expected.gradients), 2e-4)
+    assert actual.outputs[:, 4].max() > gap / 2, "nothing behind the gap was seen"
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize(
     ("near", "far"), [(3.0, 3.0), (3.0, 1.0), (0.0, -1.0), (torch.inf, torch.inf), (1.0, torch.nan)]

@@ -113,6 +113,44 @@ of_lanes_min = of_lanes(lambda a: simd.reduce_min(a))
 of_lanes_max = of_lanes(lambda a: simd.reduce_max(a))
 
 
+def test_sums_of_16_vectors_each_in_its_lane():
+    matrix = np.random.default_rng(3).normal(size=(LANES, LANES)).astype(np.float32)
+
+    @njit
+    def run(matrix, out):
+        p = simd.pointer(matrix)
+        vectors = (
+            *(simd.load(p, 0), simd.load(p, 16), simd.load(p, 32), simd.load(p, 48)),
+            *(simd.load(p, 64), simd.load(p, 80), simd.load(p, 96), simd.load(p, 112)),
+            *(simd.load(p, 128), simd.load(p, 144), simd.load(p, 160), simd.load(p, 176)),
+            *(simd.load(p, 192), simd.load(p, 208), simd.load(p, 224), simd.load(p, 240)),
+        )
+        simd.store(simd.pointer(out), 0, simd.sums(vectors))
+
+    out = np.zeros(LANES, np.float32)
+    run(matrix, out)
+    np.testing.assert_allclose(out, matrix.astype(np.float64).sum(1), rtol=0, atol=2e-6)
+
+
+def test_a_mask_as_bits_and_the_lowest_of_them():
+    @njit
+    def run(array):
+        mask = simd.bits(simd.load(simd.pointer(array), 0) > 0.0)
+        return mask, simd.lowest_bit(mask), simd.lowest_bit(mask & (mask - 1)), simd.lowest_bit(mask - mask)
+
+    array = np.zeros(LANES, np.float32)
+    array[[3, LANES - 1]] = 1
+    assert run(array) == ((1 << 3) | (1 << (LANES - 1)), 3, LANES - 1, 64)
+
+
+@pytest.mark.parametrize("shape", [(3, LANES), (0, LANES), (5,)])
+def test_aligned_zeros_begin_at_a_cache_line(shape):
+    arrays = [simd.aligned_zeros(shape) for _ in range(4)]
+    assert all(array.ctypes.data % 64 == 0 for array in arrays if array.size)
+    assert all(array.shape == shape and array.dtype == np.float32 and not array.any() for array in arrays)
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in arrays)
+
+
 def test_load_and_store_at_any_offset_touch_16_elements():
     @njit
     def copy(source, source_at, target, target_at):
