@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from raygauss_ns.casting.gpu_bvh import GpuBvh, interleave
 from raygauss_ns.casting.gpu_kernels import backward_kernel, forward_kernel
@@ -182,4 +182,4 @@ def cast_backward(bvh: GpuBvh, rays: GpuRays, settings: CastSettings, out: Tenso
 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run on a device: a GPU, or the CPU in Triton's interpreter."""
-    return device.type == "cuda" or (device.type == "cpu" and triton.knobs.runtime.interpret)
+    return device.type == "cuda" or (device.type == "cpu" and not isinstance(forward_kernel, JITFunction))

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from raygauss_ns.casting import gpu_types as ty
+from ns_support import triton_types as ty
 
 _BLOCK = 256
 

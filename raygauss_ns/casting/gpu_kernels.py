@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from raygauss_ns.casting import gpu_types as ty
+from ns_support import triton_types as ty
 from raygauss_ns.casting.gpu_packets import (
     densities_along,
     inside_slab,

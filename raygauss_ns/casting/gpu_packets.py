@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from raygauss_ns.casting import gpu_types as ty
+from ns_support import triton_types as ty
 
 RAYS = 32
 """Rays of a packet: the lanes of a warp."""

@@ -10,10 +10,12 @@ Pointer: TypeAlias = Any
 Scalar: TypeAlias = Any
 """A number, the same in all lanes."""
 Lanes: TypeAlias = Any
-"""[RAYS], one value a ray."""
+"""One value for each ray, point or node of a program: [RAYS] or [BLOCK]."""
 Slab: TypeAlias = Any
 """[K, RAYS], one value a sample."""
+Rows: TypeAlias = Any
+"""[BLOCK, features]."""
 Vector: TypeAlias = Any
 """Three of `Lanes`."""
 Fields: TypeAlias = Any
-"""A tuple; the comment at its use says of what."""
+"""A tuple of different things; the docstring says of which."""
