@@ -1,1 +1,1 @@
-"""What both methods share. Only `threads` stands on torch alone; the other modules meet nerfstudio."""
+"""What both methods share. `threads` and `triton_types` need torch at most, the other modules nerfstudio."""

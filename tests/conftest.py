@@ -1,7 +1,11 @@
 import hashlib
+import inspect
 import os
+import re
+import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,3 +49,46 @@ def poisoned_memory(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+class TritonBuild(NamedTuple):
+    """What a kernel takes of a GPU; `spilled` and `shared` in bytes."""
+
+    registers: int
+    spilled: int
+    shared: int
+    ptx: str
+
+
+@pytest.fixture(scope="session")
+def triton_build():
+    """`triton_build(kernel, types, constants, capability, num_warps)`: a kernel built for a GPU that is not there.
+
+    `types` names the type of each argument that is not constant; pointers count as aligned, as PyTorch's are.
+    """
+    triton = pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("nothing is compiled in the interpreter")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    cuobjdump = Path(inspect.getfile(triton)).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def build(kernel, types, constants, capability, num_warps=1):
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else types[name] for name in names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
+        source = ASTSource(kernel, signature, constants, aligned)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            command = [cuobjdump, "-res-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        assert found, usage
+        registers, stack, local = map(int, found.groups())
+        print(f"{kernel.__name__} {constants} sm_{capability}: {registers} registers, {stack + local} bytes spilled")
+        return TritonBuild(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
+
+    return build

@@ -18,7 +18,7 @@ from hardmine_ns.hash_encoding.optimizer import RowAdam
 
 __all__ = ["Backend", "GridLevels", "HashEncoding", "RowAdam", "grid_levels"]
 
-Backend = Literal["auto", "cpu", "reference", "tcnn"]
+Backend = Literal["auto", "cpu", "gpu", "reference", "tcnn"]
 
 INITIAL_RANGE = 1e-4
 """Features start uniform in +-this, as in instant-ngp."""
@@ -27,8 +27,9 @@ INITIAL_RANGE = 1e-4
 class HashEncoding(nn.Module):
     """Encodes points of the unit cube by trilinear look-ups in tables of trainable features.
 
-    Back ends: "cpu" (Numba, float32; its gradient of the table is sparse), "reference" (PyTorch, any device and float
-    type), "tcnn" (tiny-cuda-nn, if installed). "auto" takes "cpu" where it can and "reference" elsewhere.
+    Back ends: "cpu" (Numba, float32; its gradient of the table is sparse), "gpu" (Triton, float32 and float16),
+    "reference" (PyTorch, any device and float type), "tcnn" (tiny-cuda-nn, if installed). "auto" takes "cpu" or "gpu",
+    by where the table is, and "reference" for a float type that they don't know.
 
     Attributes:
         table: the parameter, [total rows, F], levels one after the other from coarse to fine.
@@ -102,7 +103,8 @@ class HashEncoding(nn.Module):
 
         Raises:
             ValueError: positions are of another shape, or on another device than the table.
-            TypeError: positions are not floating point, or the back end does not take the table's type.
+            TypeError: positions are not floating point, or the back end does not take the table's type or device.
+            ImportError: the table is on a GPU and Triton is missing; the message says what to install.
         """
         if positions.ndim < 1 or positions.shape[-1] != 3:
             raise ValueError(f"positions must be [..., 3], got {list(positions.shape)}")
@@ -110,10 +112,13 @@ class HashEncoding(nn.Module):
             raise TypeError(f"positions must be floating point, got {positions.dtype}; convert them with .float()")
         if positions.device != self.table.device:
             raise ValueError(f"positions are on {positions.device}, the table is on {self.table.device}; move one")
-        points = positions.reshape(-1, 3).to(self.table.dtype)
-        return self._encode(points).view(*positions.shape[:-1], self.out_dim)
+        return self._encode(positions.reshape(-1, 3)).view(*positions.shape[:-1], self.out_dim)
 
     def _encode(self, points: Tensor) -> Tensor:
+        on_gpu = self.table.is_cuda and self.table.dtype in (torch.float32, torch.float16)
+        if self.backend == "gpu" or (self.backend == "auto" and on_gpu):
+            return _triton_kernels(self.table).encode(points, self.table, self.levels)
+        points = points.to(self.table.dtype)
         if self._native is not None:
             # tiny-cuda-nn reads `params` at each call: a view of our table keeps one parameter for all back ends.
             self._native.params = self.table.flatten()
@@ -127,6 +132,23 @@ class HashEncoding(nn.Module):
         if kernels_fit and self.backend != "reference":
             return cpu.encode(points, self.table, self.levels, self._table_gradient)
         return reference.encode(points, self.table, self.levels)
+
+
+def _triton_kernels(table: Tensor) -> Any:
+    """The module `gpu`, if it can serve this table."""
+    try:
+        from hardmine_ns.hash_encoding import gpu
+    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
+        raise ImportError(
+            f'the hash encoding needs Triton 3.2 or newer on a GPU ({error}): pip install "triton>=3.2" (on Windows: '
+            '"triton-windows>=3.2"), or use backend "reference"'
+        ) from error
+    if table.dtype not in gpu.TABLE_TYPES or not gpu.runs_on(table.device):
+        raise TypeError(
+            f'backend "gpu" needs a float32 or float16 table on a GPU, got {table.dtype} on {table.device}; '
+            'use backend "auto"'
+        )
+    return gpu
 
 
 def _tiny_cuda_nn(config: dict[str, Any]) -> nn.Module:

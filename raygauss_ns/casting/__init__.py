@@ -3,12 +3,12 @@
     outputs = cast(gaussians, colors, origins, directions, nears, fars, settings, image_width=width)
     image = outputs.rgb + outputs.transmittance[:, None] * background
 
-Needs torch, numpy and numba only.
+Needs torch, numpy and numba; Triton on a GPU.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from raygauss_ns.casting.types import CastSettings, Gaussians, RayOutputs, sampl
 
 __all__ = ["Backend", "CastSettings", "Gaussians", "RayOutputs", "cast", "whitening_matrices"]
 
-Backend: TypeAlias = Literal["auto", "cpu", "reference"]
+Backend: TypeAlias = Literal["auto", "cpu", "gpu", "reference"]
 
 
 def cast(
@@ -45,19 +45,26 @@ def cast(
         settings: step, thresholds and slab size.
         image_width: pixels of a row when the rays are an image, row by row; rays that are neighbours in it are cast
             together, several times faster. 0 for rays of no order; the results are the same.
-        backend: "cpu" (Numba; computes in float32, on the host), "reference" (dense PyTorch at the inputs' precision,
-            on their device, for small sets) or "auto", which is "cpu".
+        backend: "cpu" (Numba; computes in float32, on the host), "gpu" (Triton; computes in float32, on the GPU that
+            holds the tensors, without waiting for it), "reference" (dense PyTorch at the inputs' precision, on their
+            device, for small sets) or "auto": "gpu" for tensors on a GPU, else "cpu".
 
     Returns:
         Colour, transmittance and depth, differentiable in the Gaussians and the colours, not in the rays.
 
     Raises:
-        ValueError: an input's shape, length or a setting makes no sense; the message names it.
+        ValueError: an input's shape, length, device or a setting makes no sense; the message names it. On "gpu", where
+            looking at a value would make the host wait, a direction that is not of unit length makes its ray NaN
+            instead.
+        ImportError: "gpu" without Triton; the message says what to install.
     """
     _check_inputs(gaussians, colors, origins, directions, nears, fars, image_width)
     _check_settings(settings)
-    if backend not in ("auto", "cpu", "reference"):
-        raise ValueError(f'backend must be "auto", "cpu" or "reference", got {backend!r}')
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if backend == "gpu" or (backend == "auto" and gaussians.means.is_cuda):
+        return _cast_on_gpu(gaussians, colors, origins, directions, nears, fars, settings, image_width)
+    _check_directions(directions)
     gaussians, colors = _finite_ones(gaussians, colors)
     whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
     counts = sample_counts(nears, fars, settings)
@@ -73,6 +80,71 @@ def cast(
     rays = rays_from_tensors(origins, directions, nears, counts, image_width)
     out = CpuCast.apply(gaussians.means, whitenings, gaussians.densities, colors, rays, settings)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
+
+
+def _cast_on_gpu(
+    gaussians: Gaussians,
+    colors: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    nears: Tensor,
+    fars: Tensor,
+    settings: CastSettings,
+    image_width: int,
+) -> RayOutputs:
+    """Cast without a question to the device whose answer the host would wait for."""
+    _require_triton(gaussians, colors, origins, directions, nears, fars)
+    from raygauss_ns.casting.autograd import GpuCast
+
+    gaussians, colors = _made_finite(gaussians, colors)
+    whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
+    counts = sample_counts(nears, fars, settings)
+    unit = (torch.linalg.vector_norm(directions.detach(), dim=-1, keepdim=True) - 1).abs() < 1e-3
+    out = GpuCast.apply(
+        gaussians.means,
+        whitenings,
+        gaussians.densities,
+        colors,
+        origins,
+        directions,
+        nears,
+        counts,
+        image_width,
+        settings,
+    )
+    out = torch.where(unit, out, torch.nan)
+    return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
+
+
+def _require_triton(gaussians: Gaussians, *others: Tensor) -> None:
+    try:
+        from raygauss_ns.casting import gpu
+    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
+        raise ImportError(
+            f'backend "gpu" needs Triton 3.2 or newer ({error}): pip install "triton>=3.2" (on Windows: '
+            '"triton-windows>=3.2"), or cast with backend="cpu"'
+        ) from error
+    device = gaussians.means.device
+    for tensor in (*gaussians, *others):
+        if tensor.device != device:
+            raise ValueError(f'backend "gpu" needs all tensors on one device, got {device} and {tensor.device}')
+    if not gpu.runs_on(device):
+        raise ValueError(
+            f'backend "gpu" needs tensors on a GPU, got {device}: move them with .cuda(), or use backend="auto"'
+        )
+
+
+def _made_finite(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tensor]:
+    """As `_finite_ones`, but what is not finite stays, with a density of 0: sizes do not depend on values."""
+    values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
+    finite = torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
+    means, scales, quats, densities = gaussians
+    return Gaussians(
+        torch.where(finite[:, None], means, 0.0),
+        torch.where(finite[:, None], scales, 1.0),
+        torch.where(finite[:, None], quats, 1.0),
+        torch.where(finite, densities, 0.0),
+    ), torch.where(finite[:, None], colors, 0.0)
 
 
 def _check_inputs(
@@ -104,8 +176,11 @@ def _check_inputs(
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
     if image_width < 0 or (image_width > 0 and r % image_width):
         raise ValueError(f"image_width must divide the number of rays, got image_width={image_width} with R={r}")
+
+
+def _check_directions(directions: Tensor) -> None:
     lengths = torch.linalg.vector_norm(directions.detach(), dim=-1)
-    if r > 0 and not bool(torch.all((lengths - 1).abs() < 1e-3)):
+    if len(directions) > 0 and not bool(torch.all((lengths - 1).abs() < 1e-3)):
         worst = float(lengths[(lengths - 1).abs().argmax()])
         raise ValueError(f"directions must be of unit length, got one of length {worst:.4g}: normalise them")
 

@@ -87,3 +87,57 @@ class CpuCast(torch.autograd.Function):
         moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(densities))
         gradients = moments_to_gradients(torch.from_numpy(moments).to(whitenings), whitenings, densities)
         return *gradients, None, None
+
+
+class GpuCast(torch.autograd.Function):
+    """`gpu.cast_forward` and `gpu.cast_backward` as one differentiable operation; not differentiable in the rays."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        whitenings: Tensor,
+        densities: Tensor,
+        colors: Tensor,
+        origins: Tensor,
+        directions: Tensor,
+        nears: Tensor,
+        counts: Tensor,
+        image_width: int,
+        settings: CastSettings,
+    ) -> Tensor:
+        """[R, 5]: red, green, blue, transmittance, depth."""
+        from raygauss_ns.casting import gpu, gpu_bvh
+
+        ctx.settings, ctx.nothing = settings, len(densities) == 0 or len(nears) == 0
+        if ctx.nothing:
+            ctx.save_for_backward(whitenings, densities)
+            return torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).to(means.device).repeat(len(nears), 1)
+        bvh = gpu_bvh.build_gpu_bvh(
+            means.detach().float(),
+            whitenings.detach().float(),
+            densities.detach().float(),
+            colors.detach().float(),
+            settings.density_threshold,
+        )
+        rays = gpu.rays_on_device(origins, directions, nears, counts, image_width, bvh)
+        out = gpu.cast_forward(bvh, rays, settings)
+        ctx.save_for_backward(whitenings, densities, out, *bvh, *rays[:-1])
+        ctx.width = image_width
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of means, A, densities and colours."""
+        from raygauss_ns.casting import gpu, gpu_bvh
+
+        whitenings, densities, *rest = ctx.saved_tensors
+        if ctx.nothing:
+            moments = grad_out.new_zeros(len(densities), 13)
+        else:
+            out, bvh = rest[0], gpu_bvh.GpuBvh(*rest[1:6])
+            rays = gpu.GpuRays(rest[6], rest[7], rest[8], rest[9], rest[10], ctx.width)
+            moments = gpu.cast_backward(bvh, rays, ctx.settings, out, grad_out.contiguous())
+        gradients = moments_to_gradients(moments.to(whitenings.dtype), whitenings, densities)
+        return *gradients, None, None, None, None, None, None

@@ -29,7 +29,7 @@ def cast_on(device, backend):
     return stacked, torch.autograd.grad(stacked, leaves, cotangent)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "gpu", "reference"])
 def test_cuda_tensors_in_cuda_tensors_out(backend):
     outputs, gradients = cast_on("cuda", backend)
     expected, expected_gradients = cast_on("cpu", "cpu")

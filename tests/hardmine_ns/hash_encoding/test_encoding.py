@@ -42,7 +42,7 @@ def test_positions_on_another_device():
         ({"features_per_level": 0}, "features_per_level must be at least 1, got 0"),
         ({"log2_hashmap_size": 31}, "log2_hashmap_size must be between 3 and 30, got 31"),
         ({"base_resolution": 64}, "got base_resolution=64, max_resolution=32"),
-        ({"backend": "cuda"}, "backend must be one of auto, cpu, reference, tcnn, got 'cuda'"),
+        ({"backend": "cuda"}, "backend must be one of auto, cpu, gpu, reference, tcnn, got 'cuda'"),
     ],
 )
 def test_arguments_out_of_range(argument, message):

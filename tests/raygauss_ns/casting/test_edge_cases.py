@@ -164,7 +164,7 @@ def bad_inputs():
     yield pytest.param("directions", torch.full((6, 3), NAN), "unit length, got one of length nan", id="length nan")
     yield pytest.param("image_width", 4, "image_width must divide .* image_width=4 with R=6", id="width 4")
     yield pytest.param("image_width", -1, "image_width must divide .* image_width=-1 with R=6", id="width -1")
-    yield pytest.param("backend", "gpu", "backend must be .*, got 'gpu'", id="backend")
+    yield pytest.param("backend", "cuda", "backend must be one of .*, got 'cuda'", id="backend")
 
 
 @pytest.mark.parametrize(("name", "value", "message"), list(bad_inputs()))

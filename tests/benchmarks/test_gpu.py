@@ -1,0 +1,91 @@
+"""The benchmark for GPUs at a small size on the CPU: so that it works the first time a GPU is at hand."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("gpu_train", None)
+
+
+@pytest.fixture
+def blender_scene(tmp_path):
+    """A grey disc before a transparent background, seen from two sides."""
+    y, x = np.mgrid[:24, :24]
+    image = np.zeros((24, 24, 4), np.uint8)
+    image[(x - 12) ** 2 + (y - 12) ** 2 < 60] = [90, 90, 90, 255]
+    frames = []
+    for name, sign in (("a", 1.0), ("b", -1.0)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        pose = np.diag([sign, 1.0, sign, 1.0])
+        pose[2, 3] = 4 * sign
+        frames.append({"file_path": f"./{name}", "transform_matrix": pose.tolist()})
+    meta = json.dumps({"camera_angle_x": 0.69, "frames": frames})
+    for split in ("train", "test"):
+        (tmp_path / f"transforms_{split}.json").write_text(meta)
+    return tmp_path
+
+
+def test_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
+    pytest.importorskip("gsplat")
+    path = tmp_path / "out" / "gpu.json"
+    arguments = ["--device", "cpu", "--small", "--train", str(blender_scene), "--json", str(path)]
+    results = benchmark.main(arguments)
+    assert json.loads(path.read_text())["training"]["steps"] == 4
+    kinds = [row["kind"] for row in results["cast"]]
+    assert kinds == ["image", "image, shuffled", "random"]
+    for row in results["cast"]:
+        assert row["forward_ms"] > 0
+        assert 0.05 < row["opacity"] < 1
+    assert math.isfinite(results["training"]["psnr"])
+    assert results["training"]["gaussians"] == 500
+    assert "dB on the test split" in capsys.readouterr().out
+
+
+def test_training_learns(benchmark, blender_scene):
+    pytest.importorskip("gsplat")
+    import gpu_train
+
+    options = benchmark.parse_options(["--device", "cpu", "--small", "--train", str(blender_scene), "--steps", "20"])
+    torch.manual_seed(0)
+    trainer = gpu_train.Trainer(options, gpu_train.load_views(blender_scene, "train", "cpu"))
+    before = gpu_train.evaluate(trainer, trainer.views)
+    for step in range(20):
+        trainer.step(step)
+    assert gpu_train.evaluate(trainer, trainer.views) > before + 1
+
+
+def test_similarity(benchmark):
+    import gpu_train
+
+    image, noise = torch.rand(20, 24, 3), torch.rand(20, 24, 3)
+    assert float(gpu_train.ssim(image, image)) == pytest.approx(1)
+    assert abs(float(gpu_train.ssim(image, noise))) < 0.2
+    msssim = pytest.importorskip("pytorch_msssim")
+    batch = [tensor.permute(2, 0, 1)[None] for tensor in (image, (image + noise) / 2)]
+    expected = msssim.ssim(*batch, data_range=1.0)
+    assert float(gpu_train.ssim(image, (image + noise) / 2)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_no_gpu_is_said(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        benchmark.parse_options([])
+    assert "--device cpu --small" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The Triton kernels on a GPU against the Numba kernels, at the size of an image and of a trained scene.
+
+Both compute in float32. Where a sample lies within rounding of the border of a Gaussian's support the two may disagree
+on whether it is in: worth up to eps dt of optical depth. Such rays are few; the others agree closely.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygauss_ns.casting import cast
+from raygauss_ns.casting.types import Gaussians
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+SIDE = 800
+EDGE = 20  # optical depths eps dt by which a ray may differ
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def differentiate(gaussians, colors, rays, settings, width, device, backend, cotangent):
+    leaves = [tensor.detach().to(device).requires_grad_() for tensor in (*gaussians, colors)]
+    moved = [tensor.to(device) for tensor in rays]
+    outputs = cast(Gaussians(*leaves[:4]), leaves[4], *moved, settings, image_width=width, backend=backend)
+    stacked = torch.cat([outputs.rgb, outputs.transmittance[:, None], outputs.depth[:, None]], dim=1)
+    gradients = torch.autograd.grad(stacked, leaves, cotangent.to(device))
+    return stacked.detach().cpu(), [gradient.cpu() for gradient in gradients]
+
+
+def compare(benchmark, count, rays, width, settings):
+    gaussians, colors = benchmark.shell_scene(count, "cpu")
+    cotangent = torch.randn(len(rays.origins), 5, generator=torch.Generator().manual_seed(1))
+    cotangent[:, 4] *= 0.1
+    expected, expected_gradients = differentiate(gaussians, colors, rays, settings, width, "cpu", "cpu", cotangent)
+    actual, gradients = differentiate(gaussians, colors, rays, settings, width, "cuda", "gpu", cotangent)
+    assert expected[:, 3].mean() < 0.7, "too little was seen"
+    error = (actual - expected).abs()
+    error[:, 4] /= benchmark.CAMERA_DISTANCE
+    error = error.amax(-1)
+    assert float(error.median()) < 1e-5
+    assert float((error < 1e-4).double().mean()) > 0.99
+    border = EDGE * settings.density_threshold * settings.step
+    assert float((error < border).double().mean()) > 0.9999
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert gradient.isfinite().all()
+        assert float((gradient - wanted).norm() / wanted.norm()) < 2e-3
+        assert float((gradient * wanted).sum() / (gradient.norm() * wanted.norm())) > 0.9999
+
+
+@pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_image(count, benchmark):
+    compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), SIDE, benchmark.SETTINGS)
+
+
+@pytest.mark.parametrize("slab", [4, 8, 32])
+def test_slab_size(slab, benchmark):
+    settings = benchmark.SETTINGS._replace(samples_per_slab=slab)
+    compare(benchmark, 20_000, benchmark.image_rays(201, "cpu"), 201, settings)
+
+
+def test_incoherent_rays(benchmark):
+    compare(benchmark, 20_000, benchmark.random_rays(5_001, "cpu"), 0, benchmark.SETTINGS)
+
+
+def test_small_eps_and_no_early_stop_agree_with_the_reference(benchmark):
+    """Nothing jumps then: the strict tolerances of the interpreter's tests hold."""
+    settings = benchmark.SETTINGS._replace(step=0.02, density_threshold=1e-6, transmittance_threshold=0.0)
+    rays = benchmark.image_rays(24, "cpu")
+    gaussians, colors = benchmark.shell_scene(200, "cpu")
+    cotangent = torch.randn(len(rays.origins), 5, generator=torch.Generator().manual_seed(1))
+    double = [tensor.double() for tensor in rays]
+    scene = Gaussians(*(tensor.double() for tensor in gaussians))
+    expected, expected_gradients = differentiate(
+        scene, colors.double(), double, settings, 24, "cuda", "reference", cotangent.double()
+    )
+    actual, gradients = differentiate(gaussians, colors, rays, settings, 24, "cuda", "gpu", cotangent)
+    assert float((actual - expected).abs().max()) < 1e-5
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert float((gradient - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_a_step_does_not_wait_for_the_device(benchmark):
+    gaussians, colors = benchmark.shell_scene(2_000, "cuda")
+    leaves = [tensor.requires_grad_() for tensor in (*gaussians, colors)]
+    for rays, width in ((benchmark.image_rays(64, "cuda"), 64), (benchmark.random_rays(500, "cuda"), 0)):
+        for attempt in ("compile", "measure"):
+            if attempt == "measure":
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                outputs = cast(Gaussians(*leaves[:4]), leaves[4], *rays, benchmark.SETTINGS, image_width=width)
+                torch.autograd.grad(outputs.rgb.sum(), leaves)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_of_a_large_scene(benchmark):
+    """1M Gaussians at 800 x 800, forward and backward: RayGaussX asks for 24 GB."""
+    gaussians, colors = benchmark.shell_scene(1_000_000, "cuda")
+    leaves = [tensor.requires_grad_() for tensor in (*gaussians, colors)]
+    torch.cuda.reset_peak_memory_stats()
+    outputs = cast(
+        Gaussians(*leaves[:4]), leaves[4], *benchmark.image_rays(SIDE, "cuda"), benchmark.SETTINGS, image_width=SIDE
+    )
+    torch.autograd.grad(outputs.rgb.sum(), leaves)
+    assert torch.cuda.max_memory_allocated() < 4e9

@@ -1,0 +1,42 @@
+"""The Triton kernels built for GPUs that are not there: no spill, no barrier, registers within their limits."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+CAPABILITIES = (80, 90, 120)  # A100, H100 and H200, RTX 50
+FLOATS = "origins directions nears records reaches boxes out grad_out moments tree"
+CAST = (
+    dict.fromkeys(FLOATS.split(), "*fp32")
+    | dict.fromkeys(["counts", "links"], "*i32")
+    | dict.fromkeys(["order", "firsts", "lasts", "before"], "*i64")
+    | dict.fromkeys(["number", "width", "nodes", "n", "leaves"], "i32")
+    | dict.fromkeys(["step", "step_rest", "offset", "eps", "threshold"], "fp32")
+)
+REGISTERS = {"forward_kernel": 96, "backward_kernel": 168}
+"""At most: with these, 21 and 12 warps of 32 lanes share the 65,536 registers of a multiprocessor."""
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("slab", [4, 8])
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("name", list(REGISTERS))
+def test_caster(name, tiled, slab, capability, triton_build):
+    from raygauss_ns.casting import gpu, gpu_kernels
+
+    assert slab in gpu.SLABS
+    build = triton_build(getattr(gpu_kernels, name), CAST, {"K": slab, "TILED": tiled}, capability)
+    assert build.spilled == 0
+    assert build.registers <= REGISTERS[name]
+    assert build.shared == 0
+    assert "bar.sync" not in build.ptx
+    # 13 sums over 32 lanes take 16 exchanges; five more for each of the two calls of next_row.
+    assert build.ptx.count("shfl.sync") <= (26 if name == "backward_kernel" else 10)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_hierarchy(capability, triton_build):
+    from raygauss_ns.casting import gpu_bvh
+
+    build = triton_build(gpu_bvh.write_nodes_kernel, CAST, {"BLOCK": 256}, capability, num_warps=4)
+    assert build.spilled == 0
