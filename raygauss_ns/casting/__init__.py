@@ -66,11 +66,11 @@ def cast(
         return _cast_on_gpu(gaussians, colors, origins, directions, nears, fars, settings, image_width)
     _check_directions(directions)
     gaussians, colors = _finite_ones(gaussians, colors)
-    whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
     counts = sample_counts(nears, fars, settings)
     if backend == "reference":
         from raygauss_ns.casting.reference import cast_reference
 
+        whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
         return cast_reference(
             gaussians.means, whitenings, gaussians.densities, colors, origins, directions, nears, counts, settings
         )
@@ -78,7 +78,7 @@ def cast(
     from raygauss_ns.casting.autograd import CpuCast, rays_from_tensors
 
     rays = rays_from_tensors(origins, directions, nears, counts, image_width)
-    out = CpuCast.apply(gaussians.means, whitenings, gaussians.densities, colors, rays, settings)
+    out = CpuCast.apply(*gaussians, colors, rays, settings)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raygauss_ns.casting.bvh import build_bvh
 from raygauss_ns.casting.cpu import cast_backward, cast_forward
 from raygauss_ns.casting.packets import FloatArray, Rays
+from raygauss_ns.casting.parameters import parameter_gradients, whitenings_of
 from raygauss_ns.casting.types import CastSettings
 
 
@@ -64,29 +66,30 @@ class CpuCast(torch.autograd.Function):
     def forward(
         ctx: Any,
         means: Tensor,
-        whitenings: Tensor,
+        scales: Tensor,
+        quats: Tensor,
         densities: Tensor,
         colors: Tensor,
         rays: Rays,
         settings: CastSettings,
     ) -> Tensor:
         """[R, 5]: red, green, blue, transmittance, depth."""
-        bvh = build_bvh(
-            _array(means), _array(whitenings), _array(densities), _array(colors), settings.density_threshold
-        )
+        shape = _array(scales), _array(quats)
+        whitenings = whitenings_of(*shape)
+        bvh = build_bvh(_array(means), whitenings, _array(densities), _array(colors), settings.density_threshold)
         out = cast_forward(bvh, rays, settings)
-        ctx.save_for_backward(whitenings, densities)
+        ctx.inputs = (*shape, _array(densities), whitenings)
+        ctx.like = means.new_empty(0)
         ctx.bvh, ctx.rays, ctx.settings, ctx.out = bvh, rays, settings, out
         return torch.from_numpy(out.copy()).to(means.device)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of means, A, densities and colours."""
-        whitenings, densities = ctx.saved_tensors
-        moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(densities))
-        gradients = moments_to_gradients(torch.from_numpy(moments).to(whitenings), whitenings, densities)
-        return *gradients, None, None
+        """Gradients of means, scales, quaternions, densities and colours."""
+        moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(ctx.inputs[0]))
+        gradients = *parameter_gradients(moments, *ctx.inputs), np.ascontiguousarray(moments[:, 10:])
+        return *(torch.from_numpy(gradient).to(ctx.like) for gradient in gradients), None, None
 
 
 class GpuCast(torch.autograd.Function):
