@@ -20,7 +20,21 @@ from numba import njit
 from torch import Tensor
 
 from ns_support.threads import num_threads, run_on_threads
-from raygauss_ns.casting.simd import LANES, Pointer, Vector, exp, get, load, maximum, minimum, pointer, put, sqrt, store, where
+from raygauss_ns.casting.simd import (
+    LANES,
+    Pointer,
+    Vector,
+    exp,
+    get,
+    load,
+    maximum,
+    minimum,
+    pointer,
+    put,
+    sqrt,
+    store,
+    where,
+)
 from raygauss_ns.color import Y0, Y1, Y2
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -101,7 +115,7 @@ def _forward(
     workspace: FloatArray,
     colors: FloatArray,
 ) -> None:
-    """Colours of the Gaussians rows[begin:end]; arrays as in `ColorBasis`, `rest` and the lobes with their own counts."""
+    """Colours of the Gaussians rows[begin:end]; arrays as in `ColorBasis`."""
     bands, lobes = rest.shape[1], sharpness.shape[1]
     ws, index = pointer(workspace), pointer(rows)
     p_means, p_base, p_rest, p_colors = pointer(means), pointer(base), pointer(rest), pointer(colors)

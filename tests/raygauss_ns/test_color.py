@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-
 from torch.nn.functional import normalize
 
 from raygauss_ns.color import ColorBasis, colors_reference, rgb_to_sh_base, sh_basis, view_colors
@@ -85,7 +84,10 @@ def test_gradients_of_the_reference(degree, lobes):
 def test_the_kernel_agrees_with_the_reference(count, degree, lobes):
     torch.manual_seed(count)
     center = torch.tensor([0.3, -0.2, 2.0])
-    exact = [t.requires_grad_() for t in (torch.randn(count, 3).double(), *(t.double() for t in random_basis(count, degree, lobes)))]
+    exact = [
+        t.requires_grad_()
+        for t in (torch.randn(count, 3).double(), *(t.double() for t in random_basis(count, degree, lobes)))
+    ]
     rounded = [t.detach().float().requires_grad_() for t in exact]
     cotangent = torch.randn(count, 3)
     expected = view_colors(ColorBasis(*exact[1:]), exact[0], center.double())
