@@ -158,11 +158,12 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path
     fields = {
         "densify_threshold": 1e-4,
         "densify_until": 20_000,
+        "max_gaussians": 900,
         "background_color": "random",
         "training_window": 15,
-        "max_gaussians": 900,
+        "accumulate_from": 25_000,
+        "accumulate_images": 2000,  # 2 of 32 steps
     }
-    fields |= {"accumulate_from": 25_000, "accumulate_images": 2000}  # 2 of 32 steps
     once, again = configure(scene, tmp_path / "a", 32, **fields), configure(scene, tmp_path / "b", 15, **fields)
     for config in (once, again):
         config.pipeline.datamanager.dataparser.alpha_color = None
@@ -238,7 +239,7 @@ def statistic(make_model, size, scale, windows=1, window=0):
 
 @pytest.mark.parametrize("size", [50, 200])
 def test_statistic_does_not_depend_on_the_resolution(make_model, size):
-    """Of Gaussians that span some pixels: within 10 % on average. In pixels, the gradient would differ by a factor 2."""
+    """Gaussians that span some pixels: within 10 % on average. A gradient in pixels would differ by a factor of 2."""
     wanted = statistic(make_model, 100, scale=0.4)
     ratio = statistic(make_model, size, scale=0.4).sum() / wanted.sum()
     assert ratio.item() == pytest.approx(1.0, abs=0.1)
