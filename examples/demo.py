@@ -48,16 +48,6 @@ _NERFSTUDIOS_WARNINGS = (
 )
 
 
-def schedule(method: str, steps: int) -> list[str]:
-    """Options that fit `raygauss`, whose schedules are made for 30,000 steps, into fewer."""
-    if method != "raygauss":
-        return []
-    options = ["--pipeline.model.sh-degree-interval", steps // 4, "--pipeline.model.densify-until", steps * 3 // 4]
-    for group in ("means", "densities", "sh_base", "sh_rest"):
-        options += [f"--optimizers.{group.replace('_', '-')}.scheduler.max-steps", steps]
-    return [str(word) for word in options]
-
-
 def run(command: str, *arguments: str | Path) -> None:
     """Run one of nerfstudio's commands on this terminal.
 
@@ -130,7 +120,6 @@ def demo(method: str = "raygauss", steps: int = STEPS, options: str = "", resolu
         "--max-num-iterations",
         str(steps),
         *TRAIN_OPTIONS,
-        *schedule(method, steps),
         *shlex.split(options),
     ]
     run("ns-train", method, "--data", scene, *names, *train_options, "blender-data")

@@ -36,9 +36,12 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - Images are undistorted when they are cached, and the cameras say so afterwards: their distortion is zero and their
       type perspective. Rays made from them fit the pixels.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
+    - A resumed run goes on with the images that the run it resumes would have come to next.
     """
 
     config: FullImagesConfig
+    train_unseen_cameras: list[int]
+    _begun = False
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.
@@ -53,6 +56,11 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     def next_train(self, step: int) -> tuple[Cameras, Batch]:
         """The next training camera and its image, each seen once before any is seen again."""
+        if not self._begun:
+            self._begun = True
+            for _ in range(step):
+                self.train_unseen_cameras.pop(0)
+                self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
         camera, batch = super().next_train(step)
         return camera, self._on_device(batch)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
 from ns_support.errors import UserError
@@ -22,11 +25,25 @@ def _model_class() -> type:
 
 
 @dataclass
+class FusedAdamConfig(AdamOptimizerConfig):
+    """Adam in one pass over memory instead of ten."""
+
+    eps: float = 1e-15
+    """Added to the root of the second moment."""
+
+    def setup(self, params: Iterable[Any]) -> torch.optim.Optimizer:
+        """The optimiser; not fused before torch 2.4, where a CPU has no such kernel."""
+        fused = True if torch.__version__ >= "2.4" else None
+        return torch.optim.Adam(params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+
+
+@dataclass
 class RayGaussModelConfig(ModelConfig):
     """RayGauss: volumetric ray casting of Gaussians.
 
     Lengths are in units of u = (longest side of the scene box) / 3. On Blender scenes u = 1 and the values are the
-    papers'; elsewhere they follow the size of the scene.
+    papers'; elsewhere they follow the size of the scene. Steps "of 30,000" are those of a training of that length;
+    they stretch with schedule_steps.
     """
 
     _target: type = field(default_factory=_model_class)
@@ -49,6 +66,8 @@ class RayGaussModelConfig(ModelConfig):
     """Gaussians at the start in a scene without SfM points, >= 1, uniform in the scene box."""
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
+    random_extent: float = 1.0
+    """Side of the box that random positions fill, about the middle of the scene box and in its sides, in (0, 1]."""
     initial_density: float = 3.0
     """Peak density sigma of each Gaussian at the start (1/u), > density_threshold."""
     initial_scale: float = 0.5
@@ -56,10 +75,24 @@ class RayGaussModelConfig(ModelConfig):
     papers use 1: an opaque fog, in which a few hundred steps pass before light reaches the object."""
     sh_degree: int = SH_DEGREE
     """Highest degree of the colour's spherical harmonics: 0 (no view dependence), 1 or 2."""
+    num_lobes: int = 7
+    """Spherical Gaussians in the colour of each Gaussian, >= 0; 0: harmonics only."""
     sh_degree_interval: int = 1000
-    """Training steps after which the next degree of spherical harmonics joins, >= 0; 0: all from the start."""
+    """Training steps (of 30,000) after which the next degree of spherical harmonics joins, >= 0; the spherical
+    Gaussians do after three such intervals. 0: all from the start."""
     ssim_lambda: float = 0.2
     """Weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
+    iso_weight: float = 2.5e-7
+    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. RayGaussX: 2.5e-7 on synthetic
+    scenes, 2.5e-4 on real ones; RayGauss: 0."""
+    accumulate_from: int = 20_000
+    """Training step (of 30,000) from which on the gradients of several images are averaged before an optimiser step."""
+    accumulate_images: int = 20
+    """How many images are averaged then in a training of 30,000 steps, in others in proportion to their length, so that
+    as many optimiser steps are left; >= 1, 1: never."""
+    schedule_steps: int = 0
+    """Length of training that all schedules, learning rates included, are stretched to (steps), >= 0. 0: the
+    max_num_iterations of the run, and for a resumed run those of the run it resumes."""
     background_color: Literal["white", "black", "random"] = "white"
     """What rays that meet nothing see, and what images with an alpha channel are laid over. "random" is a new colour
     each training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
@@ -67,13 +100,17 @@ class RayGaussModelConfig(ModelConfig):
     """Side in pixels of the random square of an image that a step trains on, >= 11; 0: the whole image. None: the
     whole image on a GPU, 256 on a CPU."""
     densify_from: int = 500
-    """Training step from which on Gaussians are cloned and split, >= 0."""
+    """Training step (of 30,000) from which on Gaussians are cloned and split, >= 0."""
     densify_until: int = 15_000
-    """Training step after which they no longer are, >= 0; 0: never."""
+    """Training step (of 30,000) after which they no longer are, >= 0; 0: never."""
     densify_every: int = 300
-    """Training steps between two rounds of cloning and splitting, >= 1."""
+    """Training steps (of 30,000) between two rounds of cloning and splitting, >= 1; never fewer than densify_least."""
+    densify_least: int = 50
+    """Steps, not stretched, that lie at least between two rounds, >= 1: the statistic needs to see some images."""
     densify_threshold: float = 4e-5
     """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
+    densify_by_distance: bool = False
+    """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int = 6_000_000
     """Number that cloning and splitting never exceed, >= 1."""
     prune_every: int = 100
@@ -96,15 +133,22 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("samples_per_slab", config.samples_per_slab >= 1, "at least 1"),
         ("near_plane", config.near_plane >= 0, "at least 0"),
         ("num_random", config.num_random >= 1, "at least 1"),
+        ("random_extent", 0 < config.random_extent <= 1, "in (0, 1]"),
         ("initial_density", config.initial_density > config.density_threshold, "greater than density_threshold"),
         ("initial_scale", config.initial_scale > 0, "positive"),
         ("sh_degree", 0 <= config.sh_degree <= SH_DEGREE, f"0 to {SH_DEGREE}"),
+        ("num_lobes", config.num_lobes >= 0, "at least 0"),
         ("sh_degree_interval", config.sh_degree_interval >= 0, "at least 0"),
         ("ssim_lambda", 0 <= config.ssim_lambda <= 1, "in [0, 1]"),
+        ("iso_weight", config.iso_weight >= 0, "at least 0"),
+        ("accumulate_from", config.accumulate_from >= 0, "at least 0"),
+        ("accumulate_images", config.accumulate_images >= 1, "at least 1"),
+        ("schedule_steps", config.schedule_steps >= 0, "at least 0"),
         ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
         ("densify_from", config.densify_from >= 0, "at least 0"),
         ("densify_until", config.densify_until >= 0, "at least 0"),
         ("densify_every", config.densify_every >= 1, "at least 1"),
+        ("densify_least", config.densify_least >= 1, "at least 1"),
         ("densify_threshold", config.densify_threshold > 0, "positive"),
         ("max_gaussians", config.max_gaussians >= 1, "at least 1"),
         ("prune_every", config.prune_every >= 1, "at least 1"),

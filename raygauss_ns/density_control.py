@@ -1,10 +1,31 @@
 """Which Gaussians exist: clone, split and prune, with the optimisers' state carried along.
 
-Statistic of a Gaussian: the mean of |dL/dmu| over the steps that saw it, times u (the scene's unit) to be free of its
-scale. L is a mean over pixels, so the statistic does not depend on the image's resolution; a step on a window of the
-image divides by fewer pixels and is weighted by the window's share of the image. Where the statistic exceeds the
-threshold, a Gaussian whose largest scale is at most 0.01 camera extents is cloned, a larger one is split in two
-(positions drawn from it, scales divided by 1.6). Either way both have half the density. Gaussians with sigma <= eps go.
+Statistic of a Gaussian: the mean of |dL/dmu| over the steps that saw it. Where it exceeds the threshold, a Gaussian
+whose largest scale is at most 0.01 camera extents is cloned, a larger one is split in two (positions drawn from it,
+scales divided by 1.6). Either way both have half the density. Gaussians with sigma <= eps go.
+
+What makes one threshold serve images and windows of any size. With W pixels in the image, P of them under the Gaussian,
+
+    L = 1/W sum_p l_p,   dL/dmu = 1/W sum_{p in P} (dl_p / dC_p) (dC_p / dmu)
+
+mu is a length in the scene and not in pixels, so dC/dmu does not know the resolution; the sum over P divided by W is a
+Riemann sum of an integral over the image's area. It converges: once a Gaussian spans a few pixels, more of them change
+nothing. (The gradient in pixels that 3D Gaussian splatting uses falls with the resolution.) What does depend on it is
+noise: where the signs of the residual under a Gaussian are those of detail far below its size, the sum grows with
+sqrt(P) only, and the statistic falls like 1/f. Low resolutions call for more Gaussians than high ones at one threshold,
+for which there are `max_gaussians` and s >= half a pixel.
+
+- A step on a window divides by the window's pixels: the gradient is multiplied by the window's share of the image.
+  It is then the part of the image's gradient that comes from the window.
+- Of a Gaussian at the window's edge only a part is inside, and it is met by more windows than one of no extent would
+  be. Over windows at random places the parts sum to the whole times the number of windows that hold the centre, so
+  these are what the mean divides by: a step counts for a Gaussian that got a gradient unless the image shows its
+  centre outside the window.
+- L does not know lengths: |dL/dmu| is multiplied by u, the scene's unit.
+- A step of a group whose gradients are averaged before the optimiser's step counts in full.
+
+RayGaussX multiplies by max(1, distance to the step's camera / u): far Gaussians cover fewer pixels, which is no reason
+to leave them coarse.
 """
 
 from __future__ import annotations
@@ -15,6 +36,8 @@ import torch
 from gsplat.strategy.ops import duplicate, remove, split
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from raygauss_ns.projection import View
 
 CLONE_SCALE = 0.01
 """Largest scale, in camera extents, of a Gaussian that is cloned instead of split (Kerbl et al. 2023)."""
@@ -29,6 +52,7 @@ class DensitySchedule(NamedTuple):
         every: steps between two rounds.
         threshold: statistic above which a Gaussian multiplies (1/u, times the loss).
         max_gaussians: number that cloning and splitting never exceed.
+        distance_weighted: whether the statistic is multiplied by max(1, distance to the camera) (RayGaussX).
     """
 
     first: int
@@ -36,6 +60,7 @@ class DensitySchedule(NamedTuple):
     every: int
     threshold: float
     max_gaussians: int
+    distance_weighted: bool = False
 
 
 class DensityControl(nn.Module):
@@ -49,6 +74,7 @@ class DensityControl(nn.Module):
 
     gradient_sum: Tensor
     times_seen: Tensor
+    log_scale_floor: Tensor
 
     def __init__(self, count: int, schedule: DensitySchedule, density_threshold: float) -> None:
         super().__init__()
@@ -56,35 +82,46 @@ class DensityControl(nn.Module):
         self.density_threshold = density_threshold
         self.register_buffer("gradient_sum", torch.zeros(count))
         self.register_buffer("times_seen", torch.zeros(count))
+        # Of the scales: kept here so that a resumed run has the bounds of the run that it resumes; empty: none yet.
+        self.register_buffer("log_scale_floor", torch.zeros(0))
 
     @torch.no_grad()
-    def record(self, gradient: Tensor | None, weight: float) -> None:
+    def record(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
         """Add a step to the statistic.
 
         Args:
-            gradient: [N, 3] dL/dmu of that step; None when no ray met anything.
-            weight: u times the share of the image's pixels that the step's loss was a mean of.
+            gradient: [N, 3] dL/dmu of that step alone.
+            means: [N, 3] positions.
+            unit: u (scene units).
+            view: what the step looked at; None: rays of no one camera, taken for a whole image at a distance below u.
+            images: how many steps' gradients are averaged, each step's loss having been divided by that number.
         """
-        if gradient is None:
-            return
-        norms = torch.linalg.vector_norm(gradient, dim=-1) * weight
+        norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
+        seen = norms > 0
+        if view is not None:
+            norms *= view.share
+            if self.schedule.distance_weighted:
+                norms *= (view.distances(means) / unit).clamp_min(1.0)
+            if view.share < 1:
+                seen &= ~view.misses(means)
         self.gradient_sum += norms
-        self.times_seen += norms > 0
+        self.times_seen += seen
 
     @torch.no_grad()
-    def multiply(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float) -> int:
+    def multiply(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
         """Clone and split where the statistic is high, and start it afresh.
 
         Args:
             params: the parameters of `GaussianCloud`; replaced by larger ones.
             optimizers: an optimiser for each of them; new Gaussians start without momentum.
             extent: camera extent (scene units).
+            seed: decides where the halves of split Gaussians land; the global generators are left as they are.
 
         Returns:
             By how many Gaussians the set grew.
         """
         before = len(self.gradient_sum)
-        statistic = self.gradient_sum / self.times_seen.clamp_min(1)
+        statistic = self.statistic
         chosen = statistic > self.schedule.threshold
         room = max(self.schedule.max_gaussians - before, 0)
         if int(chosen.sum()) > room:
@@ -97,7 +134,9 @@ class DensityControl(nn.Module):
             duplicate(params, optimizers, {}, cloned)
             divided = torch.cat([divided, divided.new_zeros(len(params["means"]) - before)])
         if bool(divided.any()):
-            split(params, optimizers, {}, divided)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                split(params, optimizers, {}, divided)
         self._restart(len(params["means"]))
         return len(params["means"]) - before
 
@@ -120,6 +159,11 @@ class DensityControl(nn.Module):
             self.gradient_sum, self.times_seen = state["gradient_sum"], state["times_seen"]
         return left
 
+    @property
+    def statistic(self) -> Tensor:
+        """[N] mean of |dL/dmu| u over the steps that saw each Gaussian (times the loss's unit)."""
+        return self.gradient_sum / self.times_seen.clamp_min(1)
+
     def is_due(self, step: int) -> bool:
         """Whether Gaussians multiply after this step."""
         s = self.schedule
@@ -133,28 +177,7 @@ class DensityControl(nn.Module):
         stored = state_dict.get(f"{prefix}gradient_sum")
         if stored is not None:
             self._restart(len(stored))
+        floor = state_dict.get(f"{prefix}log_scale_floor")
+        if floor is not None:
+            self.log_scale_floor = self.log_scale_floor.new_zeros(len(floor))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-@torch.no_grad()
-def smallest_resolved_scale(means: Tensor, world_to_cameras: Tensor, intrinsics: Tensor) -> Tensor:
-    """Half a pixel's size at the Gaussian, in the camera that sees it most finely: s >= 0.5 z_min / f_max.
-
-    Below that a Gaussian is smaller than what any training image resolves, and only aliases.
-
-    Args:
-        means: [N, 3].
-        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
-        intrinsics: [C, 6]: fx, fy, cx, cy, width, height (pixels).
-
-    Returns:
-        [N] (scene units); 0 for a Gaussian that no camera sees.
-    """
-    finest = means.new_full((len(means),), torch.inf)
-    for camera, (fx, fy, cx, cy, width, height) in zip(world_to_cameras, intrinsics.tolist(), strict=True):
-        x, y, z = (means @ camera[:, :3].T + camera[:, 3]).unbind(-1)
-        distance = -z
-        column, row = cx + fx * x / distance, cy - fy * y / distance
-        seen = (distance > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        finest = torch.minimum(finest, torch.where(seen, distance / max(fx, fy), torch.inf))
-    return torch.where(finest.isfinite(), 0.5 * finest, 0.0)

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from raygauss_ns.casting.types import Gaussians
-from raygauss_ns.color import SH_BASES, rgb_to_sh_base
+from raygauss_ns.color import SH_DEGREE, ColorBasis, rgb_to_sh_base
 
 
 class StartPoints(NamedTuple):
@@ -34,7 +34,8 @@ class GaussianCloud(nn.Module):
     - `quats` [N, 4], rotation, w first, of any length;
     - `densities` [N], peak density times `unit` (dimensionless), so that its learning rate and the threshold eps
       mean the same in a scene of any size; negative values count as 0;
-    - `sh_base` [N, 3] and `sh_rest` [N, 8, 3], coefficients of the colour's spherical harmonics.
+    - `sh_base` [N, 3], `sh_rest` [N, B, 3], `sg_amplitudes` [N, L, 3], `sg_sharpness` [N, L] and `sg_axes` [N, L, 3],
+      the colour as in `ColorBasis`; B = (sh_degree + 1)^2 - 1, L = num_lobes.
 
     Loading a state with another number of rows resizes the parameters in place, so that an optimiser that already holds
     them loads its state too.
@@ -44,9 +45,19 @@ class GaussianCloud(nn.Module):
         unit: length that counts as 1 (scene units).
         density: peak density at the start, per unit of length.
         scale: scales at the start, in `neighbor_distances`.
+        sh_degree: highest degree of the colour's spherical harmonics.
+        num_lobes: L, number of the colour's spherical Gaussians; they start without amplitude and with random axes.
     """
 
-    def __init__(self, start: StartPoints, unit: float, density: float, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        start: StartPoints,
+        unit: float,
+        density: float,
+        scale: float = 1.0,
+        sh_degree: int = SH_DEGREE,
+        num_lobes: int = 7,
+    ) -> None:
         super().__init__()
         positions = start.positions.float()
         n = len(positions)
@@ -59,7 +70,10 @@ class GaussianCloud(nn.Module):
                 "quats": torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(n, 1),
                 "densities": torch.full((n,), density),
                 "sh_base": rgb_to_sh_base(colors),
-                "sh_rest": torch.zeros(n, SH_BASES - 1, 3),
+                "sh_rest": torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+                "sg_amplitudes": torch.zeros(n, num_lobes, 3),
+                "sg_sharpness": torch.zeros(n, num_lobes),
+                "sg_axes": torch.randn(n, num_lobes, 3),
             }
         )
 
@@ -70,6 +84,10 @@ class GaussianCloud(nn.Module):
         """The Gaussians as the caster takes them, in scene units; differentiable."""
         p = self.params
         return Gaussians(p["means"], p["scales"].exp(), p["quats"], p["densities"] / self.unit)
+
+    def color_basis(self) -> ColorBasis:
+        """What the colours are computed from."""
+        return ColorBasis(*(self.params[name] for name in ColorBasis._fields))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, parameter in self.params.items():
@@ -98,11 +116,12 @@ def neighbor_distances(positions: Tensor, unit: float) -> Tensor:
     return squared.sqrt().clamp_min(1e-5 * unit).to(positions.dtype)
 
 
-def random_points(count: int, box: Tensor) -> StartPoints:
+def random_points(count: int, box: Tensor, extent: float = 1.0) -> StartPoints:
     """Uniform random positions.
 
     Args:
         count: how many.
         box: [2, 3] lower and upper corner.
+        extent: the part of each of the box's sides, about its middle, that is filled.
     """
-    return StartPoints(box[0] + torch.rand(count, 3) * (box[1] - box[0]), None)
+    return StartPoints(box.mean(0) + (torch.rand(count, 3) - 0.5) * extent * (box[1] - box[0]), None)

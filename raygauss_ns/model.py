@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
 from pytorch_msssim import SSIM
 from torch import Tensor, nn
 
-from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from raygauss_ns.casting import CastSettings, cast
-from raygauss_ns.color import SH_DEGREE, sh_colors
+from raygauss_ns.cameras import camera_rays, camera_view
+from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.color import colors_reference, view_colors
 from raygauss_ns.config import BLENDER_BOX, RayGaussModelConfig, check_config
-from raygauss_ns.density_control import DensityControl, DensitySchedule, smallest_resolved_scale
+from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
+from raygauss_ns.losses import isotropy_loss
+from raygauss_ns.projection import View
+from raygauss_ns.schedules import PAPER_STEPS, Draw, images_per_step, step_generator, stretched, unlocked_colors
+from raygauss_ns.training import TrainingLoop
 
 
 class RayGaussModel(Model):
@@ -47,28 +50,27 @@ class RayGaussModel(Model):
         super().populate_modules()
         box = self.scene_box.aabb.float()
         self.unit = float((box[1] - box[0]).max()) / BLENDER_BOX
-        start = self._start_points(box)
-        self.cloud = GaussianCloud(start, self.unit, self.config.initial_density, self.config.initial_scale)
-        self.density_control = DensityControl(
-            len(self.cloud),
-            DensitySchedule(
-                self.config.densify_from,
-                self.config.densify_until,
-                self.config.densify_every,
-                self.config.densify_threshold,
-                self.config.max_gaussians,
-            ),
-            self.config.density_threshold,
+        config = self.config
+        self.cloud = GaussianCloud(
+            self._start_points(box),
+            self.unit,
+            config.initial_density,
+            config.initial_scale,
+            config.sh_degree,
+            config.num_lobes,
         )
-        self._scale_floor = torch.zeros(0)
-        self._window_share = 1.0
+        total_steps = config.schedule_steps or PAPER_STEPS
+        self.register_buffer("_total_steps", torch.tensor(total_steps))
+        schedule = density_schedule(config, total_steps)
+        self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
         self.step = 0
+        self.seed = torch.initial_seed()
         self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
         self.lpips = LazyLPIPS()
 
     def _start_points(self, box: Tensor) -> StartPoints:
         if self._seed_points is None or self.config.random_init or len(self._seed_points[0]) == 0:
-            return random_points(self.config.num_random, box)
+            return random_points(self.config.num_random, box, self.config.random_extent)
         positions, colors = self._seed_points
         return StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
 
@@ -92,54 +94,45 @@ class RayGaussModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Set the step before each iteration; keep the densities valid and the set of Gaussians clean after it."""
-        optimizers = training_callback_attributes.optimizers
-        pipeline = training_callback_attributes.pipeline
+        """Schedules before each step; valid densities, density control and bounds on the scales after it."""
+        optimizers, pipeline = training_callback_attributes.optimizers, training_callback_attributes.pipeline
         if optimizers is None or pipeline is None:
             raise ValueError("get_training_callbacks needs the optimizers and the pipeline")
         cameras = pipeline.datamanager.train_dataset.cameras
-        extent = camera_extent(cameras)
-        scale_means_learning_rate(optimizers, extent)
-        after = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
-        return [
-            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step),
-            TrainingCallback([after], self._keep_valid),
-            TrainingCallback([after], self._control_density, args=[optimizers, extent]),
-            TrainingCallback([after], self._limit_scales, args=[cameras]),
-        ]
+        return TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer).callbacks()
 
     def update_to_step(self, step: int) -> None:
-        """Tell the model where training stands: it decides which degree of the colour is unlocked."""
+        """Tell the model where training stands: it decides what of the colour counts."""
         self.step = step
 
-    @torch.no_grad()
-    def _keep_valid(self, step: int) -> None:
-        self.cloud.params["densities"].clamp_(min=0.0)
+    @property
+    def total_steps(self) -> int:
+        """Length of training that the schedules are stretched to; part of the checkpoint."""
+        return int(self._total_steps)
 
-    def _control_density(self, optimizers: Optimizers, extent: float, step: int) -> None:
-        params, control = self.cloud.params, self.density_control
-        if step <= self.config.densify_until:
-            control.record(params["means"].grad, self.unit * self._window_share)
-        if step > 0 and step % self.config.prune_every == 0 and control.prune(params, optimizers.optimizers) == 0:
-            raise UserError(
-                f"No Gaussian is left at step {step}: all densities fell below {self.config.density_threshold}. "
-                "Check the scene's poses and background colour, or lower --pipeline.model.density-threshold."
-            )
-        if control.is_due(step):
-            control.multiply(params, optimizers.optimizers, extent)
-        for name, parameter in params.items():
-            optimizers.parameters[name] = [parameter]
+    def stretch_schedules(self, total_steps: int) -> None:
+        """Lay all schedules out over a training of so many steps."""
+        self._total_steps.fill_(total_steps)
+        self.density_control.schedule = density_schedule(self.config, total_steps)
 
-    @torch.no_grad()
-    def _limit_scales(self, cameras: Cameras, step: int) -> None:
-        if not self.config.limit_scales:
-            return
-        scales = self.cloud.params["scales"]
-        if len(self._scale_floor) != len(scales) or step % 100 == 0:
-            self._scale_floor = smallest_resolved_scale(
-                self.cloud.params["means"], *pinhole_cameras(cameras, scales.device)
-            ).log()
-        torch.maximum(scales, self._scale_floor[:, None], out=scales)
+    @property
+    def images_per_step(self) -> int:
+        """How many images the optimiser step at hand averages over."""
+        start = stretched(self.config.accumulate_from, self.total_steps)
+        return images_per_step(self.step, start, max(stretched(self.config.accumulate_images, self.total_steps), 1))
+
+    def _watched(self, gaussians: Gaussians, view: View | None) -> Gaussians:
+        """The same Gaussians, whose means report their gradient to density control once it is known."""
+        if not torch.is_grad_enabled() or self.step > self.density_control.schedule.last:
+            return gaussians
+        means = gaussians.means.view_as(gaussians.means)
+        record, images = self.density_control.record, self.images_per_step
+
+        def report(gradient: Tensor) -> None:
+            record(gradient, means.detach(), self.unit, view, images)
+
+        means.register_hook(report)
+        return gaussians._replace(means=means)
 
     # ---- rendering ------------------------------------------------------------------------------------------------
 
@@ -154,15 +147,15 @@ class RayGaussModel(Model):
             ray meets nothing), "accumulation" [*, 1], "background" [*, 3]; in training also "window" [4]: first row,
             first column, rows and columns of the window.
         """
+        gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
-            return self._render(ray_bundle)
+            return self._render(ray_bundle, self._watched(gaussians, None) if self.training else gaussians)
         camera = ray_bundle
-        image_height, image_width = int(camera.height), int(camera.width)
+        height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render(camera_rays(camera, (0, 0, image_height, image_width)))
-        window = self._random_window(image_height, image_width)
-        self._window_share = window[2] * window[3] / (image_height * image_width)
-        outputs = self._render(camera_rays(camera, window))
+            return self._render(camera_rays(camera, (0, 0, height, width)), gaussians)
+        window = self._random_window(height, width)
+        outputs = self._render(camera_rays(camera, window), self._watched(gaussians, camera_view(camera, window)))
         outputs["window"] = torch.tensor(window)
         return outputs
 
@@ -173,16 +166,17 @@ class RayGaussModel(Model):
             rays = camera_rays(camera, (0, 0, int(camera.height), int(camera.width)))
         else:
             rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        return self._render(rays.to(self.device))
+        return self._render(rays.to(self.device), self.cloud.gaussians())
 
-    def _render(self, rays: RayBundle) -> dict[str, Tensor]:
+    def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
         shape = rays.origins.shape[:-1]
         origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
         nears = torch.full_like(origins[:, 0], self.config.near_plane * self.unit)
         fars = torch.full_like(nears, torch.inf)
         if rays.nears is not None and rays.fars is not None:
             nears, fars = torch.maximum(nears, rays.nears.reshape(-1)), rays.fars.reshape(-1)
-        rgb, transmittance, depth = self._cast(origins, directions, nears, fars, shape[1] if len(shape) == 2 else 0)
+        image_width = shape[1] if len(shape) == 2 else 0
+        rgb, transmittance, depth = self._cast(gaussians, origins, directions, nears, fars, image_width)
         accumulation = 1.0 - transmittance
         background = self._background().to(rgb).expand_as(rgb)
         depth = depth / accumulation.clamp_min(1e-6)
@@ -196,52 +190,57 @@ class RayGaussModel(Model):
         }
 
     def _cast(
-        self, origins: Tensor, directions: Tensor, nears: Tensor, fars: Tensor, image_width: int
+        self, gaussians: Gaussians, origins: Tensor, directions: Tensor, nears: Tensor, fars: Tensor, image_width: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Cast rays [R], grouped by the point that they come from: a Gaussian's colour depends on it."""
-        gaussians, settings = self.cloud.gaussians(), self.cast_settings
+        settings = self.cast_settings
         if len(origins) == 0 or bool((origins == origins[0]).all()):
-            colors = self._colors(gaussians.means, origins[0] if len(origins) else origins.new_zeros(3))
+            colors = self._colors(gaussians, origins[0] if len(origins) else origins.new_zeros(3))
             out = cast(gaussians, colors, origins, directions, nears, fars, settings, image_width=image_width)
             return out.rgb, out.transmittance, out.depth
         if bool((directions == directions[0]).all()):  # parallel rays: seen from infinitely far away
-            colors = self._colors(gaussians.means, None, directions[0])
+            colors = self._colors(gaussians, None, directions[0])
             out = cast(gaussians, colors, origins, directions, nears, fars, settings, image_width=image_width)
             return out.rgb, out.transmittance, out.depth
         centers, group = torch.unique(origins, dim=0, return_inverse=True)
         order = torch.argsort(group, stable=True)
         parts = []
         for center, members in zip(centers, order.split(torch.bincount(group).tolist()), strict=True):
-            colors = self._colors(gaussians.means, center)
+            colors = self._colors(gaussians, center)
             rays = (origins[members], directions[members], nears[members], fars[members])
             parts.append(cast(gaussians, colors, *rays, settings))
         back = torch.argsort(order)
         rgb, transmittance, depth = (torch.cat(fields)[back] for fields in zip(*parts, strict=True))
         return rgb, transmittance, depth
 
-    def _colors(self, means: Tensor, center: Tensor | None, direction: Tensor | None = None) -> Tensor:
+    def _colors(self, gaussians: Gaussians, center: Tensor | None, direction: Tensor | None = None) -> Tensor:
         """Colours [N, 3] as seen from a point, or along one direction."""
-        interval = self.config.sh_degree_interval
-        degree = min(self.config.sh_degree, self.step // interval if interval > 0 else SH_DEGREE)
-        if center is not None:
-            direction = torch.nn.functional.normalize(means - center, dim=-1)
-        assert direction is not None
-        return sh_colors(self.cloud.params["sh_base"], self.cloud.params["sh_rest"], direction, degree)
+        interval = stretched(self.config.sh_degree_interval, self.total_steps)
+        degree, lobes = unlocked_colors(self.step, interval, self.config.sh_degree)
+        basis = self.cloud.color_basis().unlocked(degree, lobes)
+        if center is None:
+            assert direction is not None
+            return colors_reference(basis, direction)
+        alive = gaussians.densities.detach() > self.cast_settings.density_threshold
+        return view_colors(basis, gaussians.means, center, alive)
 
     def _background(self) -> Tensor:
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             return renderers.BACKGROUND_COLOR_OVERRIDE
-        if self.config.background_color == "random":
-            return torch.rand(3) if self.training else torch.zeros(3)
-        return torch.full((3,), float(self.config.background_color == "white"))
+        if self.config.background_color != "random":
+            return torch.full((3,), float(self.config.background_color == "white"))
+        if not self.training:
+            return torch.zeros(3)
+        return torch.rand(3, generator=step_generator(self.seed, self.step, Draw.BACKGROUND))
 
     def _random_window(self, height: int, width: int) -> tuple[int, int, int, int]:
         side = self.config.training_window
         if side is None:
             side = 0 if self.device.type == "cuda" else 256
         rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
-        top = int(torch.randint(height - rows + 1, ()))
-        left = int(torch.randint(width - columns + 1, ()))
+        generator = step_generator(self.seed, self.step, Draw.WINDOW)
+        top = int(torch.randint(height - rows + 1, (), generator=generator))
+        left = int(torch.randint(width - columns + 1, (), generator=generator))
         return top, left, rows, columns
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
@@ -276,14 +275,20 @@ class RayGaussModel(Model):
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """(1 - lambda) L1 + lambda (1 - SSIM), over the pixels that the mask keeps."""
+        """(1 - lambda) L1 + lambda (1 - SSIM), over the pixels that the mask keeps, and L_iso.
+
+        Where the gradients of several images make one optimiser step, this image's share of the loss.
+        """
         image, mask = self._ground_truth(outputs, batch)
         rgb = outputs["rgb"]
         if mask is not None:
             image, rgb = image * mask, rgb * mask
         similarity = self.ssim(rgb.permute(2, 0, 1)[None], image.permute(2, 0, 1)[None])
         weight = self.config.ssim_lambda
-        return {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
+        losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
+        if self.config.iso_weight > 0:
+            losses["isotropy_loss"] = self.config.iso_weight * isotropy_loss(self.cloud.params["scales"])
+        return {name: loss / self.images_per_step for name, loss in losses.items()}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
@@ -295,65 +300,13 @@ class RayGaussModel(Model):
         return metrics, comparison_images(outputs, image)
 
 
-def camera_extent(cameras: Cameras) -> float:
-    """1.1 times the largest distance of a camera from the cameras' mean (scene units); 1 for a single camera."""
-    centers = cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
-    extent = 1.1 * float(torch.linalg.vector_norm(centers - centers.mean(0), dim=-1).max())
-    return extent if extent > 0 else 1.0
-
-
-def camera_rays(camera: Cameras, window: tuple[int, int, int, int]) -> RayBundle:
-    """Rays through the centres of a window of a camera's pixels; [rows, columns] of them, without pixel areas.
-
-    nerfstudio's `generate_rays` serves every kind of camera in one batch and took longer than the caster; for the usual
-    one, a pinhole without distortion, the same directions are a few lines.
-
-    Args:
-        camera: one camera.
-        window: first row, first column, rows, columns.
-    """
-    top, left, rows, columns = window
-    distorted = camera.distortion_params is not None and bool(camera.distortion_params.any())
-    if distorted or int(camera.camera_type) != CameraType.PERSPECTIVE.value:
-        coords = camera.get_image_coords()[top : top + rows, left : left + columns].to(camera.device)
-        return camera.generate_rays(camera_indices=0, coords=coords, keep_shape=True)
-    pose = camera.camera_to_worlds.reshape(3, 4)
-    x = (torch.arange(left, left + columns, device=pose.device) + 0.5 - camera.cx.item()) / camera.fx.item()
-    y = (torch.arange(top, top + rows, device=pose.device) + 0.5 - camera.cy.item()) / camera.fy.item()
-    local = torch.stack([x.expand(rows, -1), -y[:, None].expand(-1, columns), -torch.ones_like(x).expand(rows, -1)], -1)
-    directions = torch.nn.functional.normalize(local @ pose[:, :3].T, dim=-1)
-    return RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
-
-
-def pinhole_cameras(cameras: Cameras, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `smallest_resolved_scale` wants to know of C cameras, lens distortion left aside.
-
-    Returns:
-        [C, 3, 4] world to camera, and [C, 6]: fx, fy, cx, cy, width, height.
-    """
-    poses = cameras.camera_to_worlds.reshape(-1, 3, 4).to(device)
-    rotations = poses[:, :, :3].transpose(1, 2)
-    fields = (cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height)
-    intrinsics = torch.cat([f.reshape(-1, 1).float() for f in fields], dim=1).to(device)
-    return torch.cat([rotations, -rotations @ poses[:, :, 3:]], dim=2), intrinsics
-
-
-def scale_means_learning_rate(optimizers: Optimizers, extent: float) -> None:
-    """Make the learning rate of the means, and its schedule, relative to the camera extent.
-
-    Computed from the configuration and not from the current value, so that calling it again, or after a resume, changes
-    nothing.
-    """
-    learning_rate = optimizers.config["means"]["optimizer"].lr * extent
-    scheduler = optimizers.schedulers.get("means")
-    for group in optimizers.optimizers["means"].param_groups:
-        group["initial_lr"] = learning_rate
-        group["lr"] = learning_rate
-    if scheduler is not None:
-        scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
-        for group, factor in zip(
-            optimizers.optimizers["means"].param_groups,
-            (schedule(scheduler.last_epoch) for schedule in scheduler.lr_lambdas),
-            strict=True,
-        ):
-            group["lr"] = learning_rate * factor
+def density_schedule(config: RayGaussModelConfig, total_steps: int) -> DensitySchedule:
+    """When Gaussians are cloned and split in a training of `total_steps`."""
+    return DensitySchedule(
+        first=stretched(config.densify_from, total_steps),
+        last=stretched(config.densify_until, total_steps),
+        every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
+        threshold=config.densify_threshold,
+        max_gaussians=config.max_gaussians,
+        distance_weighted=config.densify_by_distance,
+    )

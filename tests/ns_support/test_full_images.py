@@ -32,6 +32,16 @@ def test_serves_every_image_once_without_cuda(nerfstudio_scene, cache):
     assert [batch["image_idx"] for _, batch in datamanager.fixed_indices_eval_dataloader] == [0, 1, 2, 3]
 
 
+def test_a_resumed_run_sees_the_images_that_come_next(nerfstudio_scene):
+    folder = nerfstudio_scene(4)
+    whole = start(folder)
+    order = [whole.next_train(step)[1]["image_idx"] for step in range(11)]
+    assert order[:4] != order[4:8]  # shuffled anew
+    for at in (1, 4, 6):
+        resumed = start(folder)
+        assert [resumed.next_train(step)[1]["image_idx"] for step in range(at, 11)] == order[at:]
+
+
 def test_over_500_images_force_the_cpu_cache_and_still_load(nerfstudio_scene):
     one = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     datamanager = start(nerfstudio_scene(501, images=[one] * 501))

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from raygauss_ns.density_control import DensityControl, DensitySchedule, smallest_resolved_scale
+from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, random_points
+from raygauss_ns.projection import View
 
 SCHEDULE = DensitySchedule(first=10, last=100, every=5, threshold=1.0, max_gaussians=1000)
 
@@ -22,6 +23,11 @@ def gradient(values):
     return torch.tensor(values)[:, None] * torch.tensor([[0.6, 0.0, 0.8]])
 
 
+def record(control, norms, means=None, unit=1.0, view=None, images=1):
+    means = torch.zeros(len(norms), 3) if means is None else means
+    control.record(gradient(norms), means, unit, view, images)
+
+
 def assert_consistent(cloud, optimizers, count):
     for name, parameter in cloud.params.items():
         assert len(parameter) == count
@@ -36,10 +42,36 @@ def test_schedule():
 
 def test_statistic_is_the_mean_over_the_steps_that_saw_it():
     control = DensityControl(2, SCHEDULE, 0.1)
-    control.record(gradient([1.0, 0.0]), 2.0)
-    control.record(gradient([3.0, 5.0]), 2.0)
-    control.record(None, 1.0)
-    torch.testing.assert_close(control.gradient_sum / control.times_seen, torch.tensor([4.0, 10.0]))
+    record(control, [1.0, 0.0], unit=2.0)
+    record(control, [3.0, 5.0], unit=2.0)
+    torch.testing.assert_close(control.statistic, torch.tensor([4.0, 10.0]))
+
+
+def test_a_step_of_a_group_counts_in_full():
+    control = DensityControl(1, SCHEDULE, 0.1)
+    record(control, [0.25], images=4)
+    torch.testing.assert_close(control.statistic, torch.tensor([1.0]))
+
+
+def test_a_window_counts_for_those_whose_centre_it_may_hold():
+    """Gaussians in the window, elsewhere in the image, beyond the image's edge, and behind the camera."""
+    camera = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-2.0]])], 1)
+    view = View(camera, (50.0, 50.0, 50.0, 50.0, 100.0, 100.0), (0, 0, 50, 100))  # the upper half
+    means = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.0, 9.0, 0.0], [0.0, -1.0, 5.0]])
+    assert view.misses(means).tolist() == [False, True, False, False]
+    control = DensityControl(4, SCHEDULE, 0.1)
+    record(control, [1.0] * 4, means, view=view)
+    assert control.gradient_sum.tolist() == [0.5] * 4  # half of the image's pixels
+    assert control.times_seen.tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_distance_weighting():
+    camera = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-2.0]])], 1)
+    view = View(camera, (50.0, 50.0, 50.0, 50.0, 100.0, 100.0), (0, 0, 100, 100))
+    means = torch.tensor([[0.0, 0.0, 1.5], [0.0, 0.0, -4.0], [6.0, 0.0, -6.0]])  # 0.5, 6 and 10 away
+    control = DensityControl(3, SCHEDULE._replace(distance_weighted=True), 0.1)
+    record(control, [1.0] * 3, means, unit=2.0, view=view)
+    torch.testing.assert_close(control.statistic, torch.tensor([2.0, 2.0 * 3, 2.0 * 5]))
 
 
 def test_small_ones_are_cloned_and_large_ones_split():
@@ -49,8 +81,8 @@ def test_small_ones_are_cloned_and_large_ones_split():
     old = {name: p.detach().clone() for name, p in cloud.params.items()}
     moments = optimizers["means"].state[cloud.params["means"]]["exp_avg"].clone()
     control = DensityControl(8, SCHEDULE, 0.1)
-    control.record(gradient([2.0, 2.0] + [0.5] * 6), 1.0)
-    assert control.multiply(cloud.params, optimizers, extent=1.0) == 2
+    record(control, [2.0, 2.0] + [0.5] * 6)
+    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == 2
     assert_consistent(cloud, optimizers, 10)
     p = cloud.params
     # The order: what was left alone (0 and 2..7), the clone, the two halves.
@@ -75,9 +107,9 @@ def test_small_ones_are_cloned_and_large_ones_split():
 def test_the_cap_keeps_the_largest_statistics():
     cloud, optimizers = cloud_with_optimizers()
     control = DensityControl(8, SCHEDULE._replace(max_gaussians=10), 0.1)
-    control.record(gradient([2.0, 9.0, 3.0, 8.0, 2.0, 2.0, 2.0, 2.0]), 1.0)
+    record(control, [2.0, 9.0, 3.0, 8.0, 2.0, 2.0, 2.0, 2.0])
     densities = cloud.params["densities"].detach().clone()
-    assert control.multiply(cloud.params, optimizers, extent=1e6) == 2
+    assert control.multiply(cloud.params, optimizers, extent=1e6, seed=0) == 2
     halved = cloud.params["densities"][:8] < 0.75 * densities
     assert halved.nonzero().flatten().tolist() == [1, 3]
 
@@ -85,8 +117,8 @@ def test_the_cap_keeps_the_largest_statistics():
 def test_a_full_set_does_not_grow():
     cloud, optimizers = cloud_with_optimizers()
     control = DensityControl(8, SCHEDULE._replace(max_gaussians=3), 0.1)
-    control.record(gradient([2.0] * 8), 1.0)
-    assert control.multiply(cloud.params, optimizers, extent=1.0) == 0
+    record(control, [2.0] * 8)
+    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == 0
     assert_consistent(cloud, optimizers, 8)
 
 
@@ -95,7 +127,7 @@ def test_prune_removes_what_has_faded_and_keeps_the_statistic():
     cloud.params["densities"].data[[1, 4]] = torch.tensor([0.1, float("nan")])
     means = cloud.params["means"].detach().clone()
     control = DensityControl(8, SCHEDULE, 0.1)
-    control.record(gradient([float(i) for i in range(8)]), 1.0)
+    record(control, [float(i) for i in range(8)])
     assert control.prune(cloud.params, optimizers) == 6
     assert_consistent(cloud, optimizers, 6)
     torch.testing.assert_close(cloud.params["means"].data, means[[0, 2, 3, 5, 6, 7]])
@@ -109,39 +141,33 @@ def test_prune_says_when_nothing_is_left():
     assert_consistent(cloud, optimizers, 8)
 
 
-def test_same_seed_same_result():
+def test_where_halves_land_is_the_seeds_affair_alone():
     results = []
-    for _ in range(2):
+    for seed, disturbed in ((0, False), (0, True), (1, False)):
         cloud, optimizers = cloud_with_optimizers()
         control = DensityControl(8, SCHEDULE, 0.1)
-        control.record(gradient([2.0] * 8), 1.0)
-        control.multiply(cloud.params, optimizers, extent=1.0)
+        record(control, [2.0] * 8)
+        torch.manual_seed(int(disturbed))
+        before = torch.get_rng_state()
+        control.multiply(cloud.params, optimizers, extent=1e-3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
         results.append(cloud.params["means"].detach())
-    assert torch.equal(*results)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 def test_state_of_another_size_loads():
     control = DensityControl(3, SCHEDULE, 0.1)
-    control.record(gradient([1.0, 2.0, 3.0]), 1.0)
+    record(control, [1.0, 2.0, 3.0])
     other = DensityControl(7, SCHEDULE, 0.1)
     other.load_state_dict(control.state_dict())
     torch.testing.assert_close(other.gradient_sum, control.gradient_sum)
-
-
-def test_smallest_resolved_scale():
-    looking_down_z = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-4.0]])], 1)  # camera at z = 4
-    nearer = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-2.0]])], 1)
-    intrinsics = torch.tensor([[100.0, 100.0, 50.0, 50.0, 100.0, 100.0]]).expand(2, 6)
-    means = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 9.0], [0.0, 1.5, 0.0]])
-    floors = smallest_resolved_scale(means, torch.stack([looking_down_z, nearer]), intrinsics)
-    # The origin: 2 away from the nearer one; z = 3: only before the farther; behind both; outside the nearer's image.
-    torch.testing.assert_close(floors, torch.tensor([0.01, 0.005, 0.0, 0.02]))
 
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_all_multiply(count):
     cloud, optimizers = cloud_with_optimizers(count)
     control = DensityControl(count, SCHEDULE, 0.1)
-    control.record(gradient([2.0] * count), 1.0)
-    assert control.multiply(cloud.params, optimizers, extent=1.0) == count
+    record(control, [2.0] * count)
+    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == count
     assert_consistent(cloud, optimizers, 2 * count)

@@ -1,0 +1,75 @@
+"""When what happens in training, as pure functions of the step.
+
+The papers give their schedules for a training of 30,000 steps. A training of another length stretches them in
+proportion, so that half as many steps run through the same phases in half the time.
+
+Whatever is drawn at random during training comes from a generator that the seed and the step determine, not from what
+was drawn before: a run that was stopped and resumed draws the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+PAPER_STEPS = 30_000
+"""Length of the training that the papers' step counts refer to."""
+
+
+class Draw(IntEnum):
+    """What a random number is for: each has a stream of its own."""
+
+    WINDOW = 0
+    BACKGROUND = 1
+    SPLIT = 2
+
+
+def stretched(paper_step: int, total: int) -> int:
+    """A step or a number of steps of the papers' schedule in a training of `total` steps.
+
+    Example:
+        >>> stretched(15_000, total=3_000)
+        1500
+    """
+    return round(paper_step * total / PAPER_STEPS)
+
+
+def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
+    """What of the colour basis counts at a step: degree 1 after one interval, 2 after two, the lobes after three.
+
+    Args:
+        step: training step.
+        interval: steps between two unlockings; 0: everything counts from the start.
+        sh_degree: highest degree there is.
+
+    Returns:
+        The degree of the harmonics, and whether the spherical Gaussians count.
+    """
+    if interval == 0:
+        return sh_degree, True
+    return min(sh_degree, step // interval), step >= 3 * interval
+
+
+def images_per_step(step: int, start: int, images: int) -> int:
+    """How many images the optimiser step that `step` belongs to averages over.
+
+    Groups of images begin at multiples of their number, as nerfstudio's trainer has it; so does the first one.
+
+    Args:
+        step: training step; each renders one image.
+        start: step from which on gradients are accumulated.
+        images: how many of them.
+    """
+    first = -(-start // images) * images
+    return images if step >= first else 1
+
+
+def step_seed(seed: int, step: int, draw: Draw) -> int:
+    """The seed for what one step draws at random; distinct for distinct arguments in any ordinary training."""
+    return (seed * 0x9E3779B1 + step * len(Draw) + int(draw)) % (1 << 63)
+
+
+def step_generator(seed: int, step: int, draw: Draw) -> torch.Generator:
+    """A generator on the host in the state that `step_seed` determines."""
+    return torch.Generator().manual_seed(step_seed(seed, step, draw))

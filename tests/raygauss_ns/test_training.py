@@ -1,0 +1,256 @@
+"""Training as nerfstudio's trainer drives it, on a scene of a few pixels."""
+
+import copy
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from PIL import Image
+
+from ns_support.errors import UserError
+from ns_support.schedulers import FloatExponentialDecayConfig
+from raygauss_ns import method
+from raygauss_ns.training import TrainingLoop, fit_learning_rates
+
+METHODS = [spec.config for spec in vars(method).values() if hasattr(spec, "config")]
+SIDE = 20
+
+
+def learning_rate(optimizers, name):
+    return optimizers.optimizers[name].param_groups[0]["lr"]
+
+
+def test_learning_rate_of_the_means_is_relative_to_the_camera_extent(make_model, optimizers_of):
+    optimizers = optimizers_of(make_model())  # 0.1 -> 0.001
+    for _ in range(3):  # twice more changes nothing
+        fit_learning_rates(optimizers, 4.0, total_steps=100)
+    assert learning_rate(optimizers, "means") == pytest.approx(0.4)
+    for _ in range(50):
+        optimizers.optimizers["means"].step()
+        optimizers.schedulers["means"].step()
+    fit_learning_rates(optimizers, 4.0, total_steps=100)
+    assert learning_rate(optimizers, "means") == pytest.approx(0.04)
+    assert learning_rate(optimizers, "densities") == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("total", [10, 100])
+def test_decays_end_with_the_training(make_model, optimizers_of, total):
+    optimizers = optimizers_of(make_model())
+    fit_learning_rates(optimizers, 1.0, total)
+    rates = []
+    for _ in range(total):
+        rates.append(learning_rate(optimizers, "sh_base"))
+        optimizers.optimizers["sh_base"].step()
+        optimizers.schedulers["sh_base"].step()
+    torch.testing.assert_close(torch.tensor(rates), 0.1 * 0.01 ** (torch.arange(total) / total))
+
+
+def test_a_schedule_that_never_decays_stays(make_model, optimizers_of):
+    optimizers = optimizers_of(make_model())
+    optimizers.config["quats"]["scheduler"] = None
+    del optimizers.schedulers["quats"]
+    fit_learning_rates(optimizers, 4.0, 100)
+    assert learning_rate(optimizers, "quats") == pytest.approx(0.1)
+
+
+def test_all_faded_ends_in_a_sentence(make_model, make_cameras, optimizers_of):
+    model = make_model(prune_every=1)
+    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop.before(1)
+    model.cloud.params["densities"].data.zero_()
+    with pytest.raises(UserError, match="No Gaussian is left at step 1"):
+        loop.after(1)
+
+
+def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, optimizers_of):
+    """The trainer holds gradients of these very parameters until the group's last image."""
+    fields = {"schedule_steps": 30_000, "accumulate_from": 0, "accumulate_images": 4, "prune_every": 1}
+    model = make_model(**fields, densify_from=0, densify_every=3, densify_least=1)
+    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    model.density_control.gradient_sum.fill_(1.0)
+    counts = []
+    for step in range(8):
+        loop.before(step)
+        loop.after(step)
+        counts.append(len(model.cloud))
+    # Step 0 is due and step 3 too: both are served when the first group ends; the statistic has gone by the second.
+    assert counts == [300] * 3 + [600] * 5
+
+
+def test_averaged_gradients_are_the_mean_of_the_images_gradients(make_model, make_cameras):
+    cameras, images = make_cameras(2), torch.rand(2, 21, 30, 3)
+    grads = []
+    for fields in ({}, {"accumulate_from": 0, "accumulate_images": 2}):
+        model = make_model(**fields, training_window=0, schedule_steps=30_000).train()
+        for i in range(2):
+            outputs = model.get_outputs(cameras[i : i + 1])
+            sum(model.get_loss_dict(outputs, {"image": images[i]}).values()).backward()
+        grads.append(model.cloud.params["means"].grad)
+        statistic = model.density_control.statistic
+    torch.testing.assert_close(grads[1], grads[0] / 2)
+    single = make_model(training_window=0).train()
+    outputs = single.get_outputs(cameras[0:1])
+    sum(single.get_loss_dict(outputs, {"image": images[0]}).values()).backward()
+    first = single.density_control.statistic.clone()
+    outputs = single.get_outputs(cameras[1:2])
+    sum(single.get_loss_dict(outputs, {"image": images[1]}).values()).backward()
+    assert not torch.allclose(first, statistic)
+    torch.testing.assert_close(single.density_control.statistic, statistic)
+
+
+# ---- with nerfstudio's trainer ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A ball, blue to yellow from left to right, seen from four sides."""
+    folder = tmp_path_factory.mktemp("scene")
+    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
+    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
+    for split, count in (("train", 4), ("val", 1), ("test", 1)):
+        frames = []
+        for i in range(count):
+            c, s = math.cos(2 * math.pi * i / count), math.sin(2 * math.pi * i / count)
+            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
+            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
+            rgba = np.stack([u, u * c * c + v * s * s, 1 - u, inside], -1) * inside[..., None]
+            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
+    return folder
+
+
+def configure(scene, folder, steps, name="raygauss", **fields):
+    config = copy.deepcopy(next(known for known in METHODS if known.method_name == name))
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers["blender-data"])
+    config.pipeline.datamanager.data = scene
+    config.output_dir, config.experiment_name, config.timestamp = folder, "test", "run"
+    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    defaults = {"num_random": 400, "step_size": 0.02, "densify_from": 0, "densify_least": 3, "prune_every": 2}
+    for field, value in (defaults | fields).items():
+        setattr(config.pipeline.model, field, value)
+    return config
+
+
+def train(config):
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup(test_mode="val")
+    trainer.train()
+    return trainer
+
+
+def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path):
+    """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
+
+    Clones, splits, prunes, windows of the image and random backgrounds fall on both sides of the stop, which lies
+    between two rounds of densification; the learning rates decay over all 32 steps and gradients are averaged late.
+    """
+    fields = {
+        "densify_threshold": 1e-4,
+        "densify_until": 20_000,
+        "max_gaussians": 900,
+        "background_color": "random",
+        "training_window": 15,
+        "accumulate_from": 25_000,
+        "accumulate_images": 2000,  # 2 of 32 steps
+    }
+    once, again = configure(scene, tmp_path / "a", 32, **fields), configure(scene, tmp_path / "b", 15, **fields)
+    for config in (once, again):
+        config.pipeline.datamanager.dataparser.alpha_color = None
+        config.save_only_latest_checkpoint, config.steps_per_save = False, 16
+    whole = train(once)
+    again.load_dir, again.load_step = whole.checkpoint_dir, 16
+    resumed = train(again)
+    a, b = whole.pipeline.model, resumed.pipeline.model
+    assert whole.step == resumed.step == 31
+    assert len(a.cloud) == len(b.cloud) > 400
+    assert a.total_steps == b.total_steps == 32
+    for name in a.state_dict():
+        assert torch.equal(a.state_dict()[name], b.state_dict()[name]), name
+    for name, optimizer in whole.optimizers.optimizers.items():
+        other = resumed.optimizers.optimizers[name]
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(other.param_groups[0]["lr"])
+        for key, value in optimizer.state[a.cloud.params[name]].items():
+            assert torch.equal(value, other.state[b.cloud.params[name]][key]), (name, key)
+
+
+def test_schedules_follow_the_number_of_steps(scene, tmp_path):
+    trainer = train(configure(scene, tmp_path, 6))
+    model = trainer.pipeline.model
+    assert model.total_steps == 6
+    assert model.density_control.schedule.last == 3
+    final = trainer.optimizers.config["densities"]["scheduler"].lr_final
+    assert learning_rate(trainer.optimizers, "densities") == pytest.approx(final)
+    assert trainer.optimizers.optimizers["sg_amplitudes"].state[model.cloud.params["sg_amplitudes"]]["step"] > 0
+
+
+def test_schedules_keep_the_length_they_are_given(scene, tmp_path):
+    model = train(configure(scene, tmp_path, 2, schedule_steps=3000)).pipeline.model
+    assert model.total_steps == 3000
+    assert model.density_control.schedule.last == 1500
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method_name)
+def test_every_method_has_a_learning_rate_for_every_parameter(config, make_model):
+    groups = make_model().get_param_groups()
+    assert set(config.optimizers) == set(groups)
+    for entry in config.optimizers.values():
+        schedule = entry["scheduler"]
+        assert schedule is None or (isinstance(schedule, FloatExponentialDecayConfig) and schedule.max_steps == 30_000)
+
+
+@pytest.mark.parametrize("name", [config.method_name for config in METHODS])
+def test_every_method_trains_and_its_saved_config_reloads(name, scene, tmp_path):
+    config = configure(scene, tmp_path, 2, name, num_random=200)
+    config.save_config()
+    reloaded = yaml.load((config.get_base_dir() / "config.yml").read_text(), Loader=yaml.Loader)
+    assert reloaded.pipeline.model == config.pipeline.model
+    assert reloaded.optimizers == config.optimizers
+    trainer = train(reloaded)
+    assert trainer.step == 1
+    assert all(bool(p.isfinite().all()) for p in trainer.pipeline.model.parameters())
+
+
+# ---- the statistic does not depend on how the image is cut into pixels and windows ----------------------------------
+
+
+def statistic(make_model, size, scale, windows=1, window=0):
+    """Of 40 Gaussians in the middle of one camera's image of `size` pixels on a side, which shows stripes of colour."""
+    model = make_model(num_random=40, initial_scale=scale, training_window=window).train()
+    pose = torch.tensor([[[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 5]]])
+    camera = Cameras(pose, 0.6 * size, 0.6 * size, size / 2, size / 2, size, size)[0:1]
+    v, u = (torch.stack(torch.meshgrid(*(torch.arange(size),) * 2, indexing="ij")) + 0.5) / size
+    image = torch.stack([0.5 + 0.5 * torch.sin(9 * u + 4 * v + phase) for phase in (0.0, 2.0, 4.0)], -1)
+    for step in range(windows):
+        model.update_to_step(step)
+        model.get_loss_dict(model.get_outputs(camera), {"image": image})["main_loss"].backward()
+    return model.density_control.statistic
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_statistic_does_not_depend_on_the_resolution(make_model, size):
+    """Gaussians that span some pixels: within 10 % on average. A gradient in pixels would differ by a factor of 2."""
+    wanted = statistic(make_model, 100, scale=0.4)
+    ratio = statistic(make_model, size, scale=0.4).sum() / wanted.sum()
+    assert ratio.item() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("window", [40, 60])
+def test_statistic_does_not_depend_on_the_window(make_model, window):
+    """Of Gaussians smaller than the window, away from the image's edge: within 20 % on average.
+
+    Without the window's share of the image it would be 2.8 and 6.3 times as large.
+    """
+    wanted = statistic(make_model, 100, scale=0.25)
+    ratio = statistic(make_model, 100, scale=0.25, windows=150, window=window).sum() / wanted.sum()
+    assert ratio.item() == pytest.approx(1.0, abs=0.2)
