@@ -16,6 +16,7 @@ from nerfstudio.plugins.types import MethodSpecification
 import ns_support.checkpoints
 import ns_support.quiet
 import ns_support.video  # noqa: F401 - these three act on import
+from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.config import FusedAdamConfig, RayGaussModelConfig
@@ -76,7 +77,7 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
         steps_per_eval_all_images=0,
         steps_per_save=1000,
         mixed_precision=False,
-        machine=MachineConfig(device_type="cpu"),  # where the caster runs: it has no GPU back end yet
+        machine=MachineConfig(device_type=default_device_type()),
         pipeline=VanillaPipelineConfig(
             datamanager=FullImagesConfig(
                 dataparser=NerfstudioDataParserConfig(load_3D_points=True), cache_images_type="uint8"
@@ -110,7 +111,7 @@ raygauss = _method(
     "raygauss",
     RayGaussModelConfig(),
     DEFAULT_RATES,
-    "RayGauss: volumetric ray casting of Gaussians, without a GPU.",
+    "RayGauss: volumetric ray casting of Gaussians, on any device.",
 )
 
 raygauss_2408_03356 = _method(

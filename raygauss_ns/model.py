@@ -11,7 +11,6 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
-from pytorch_msssim import SSIM
 from torch import Tensor, nn
 
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
@@ -24,6 +23,7 @@ from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
 from raygauss_ns.projection import View
 from raygauss_ns.schedules import PAPER_STEPS, Draw, images_per_step, step_generator, stretched, unlocked_colors
+from raygauss_ns.similarity import structural_similarity
 from raygauss_ns.training import TrainingLoop
 
 
@@ -65,7 +65,6 @@ class RayGaussModel(Model):
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
         self.step = 0
         self.seed = torch.initial_seed()
-        self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
         self.lpips = LazyLPIPS()
 
     def _start_points(self, box: Tensor) -> StartPoints:
@@ -283,7 +282,7 @@ class RayGaussModel(Model):
         rgb = outputs["rgb"]
         if mask is not None:
             image, rgb = image * mask, rgb * mask
-        similarity = self.ssim(rgb.permute(2, 0, 1)[None], image.permute(2, 0, 1)[None])
+        similarity = structural_similarity(rgb, image)
         weight = self.config.ssim_lambda
         losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
         if self.config.iso_weight > 0:
