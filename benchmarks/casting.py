@@ -8,8 +8,8 @@
 Cases are run in turn, round after round, so that what else the machine does falls on all alike; the smallest and the
 median time of the rounds are printed. CPU time is that of all threads together, divided by their number: unlike wall
 time it hardly knows who else is running. The rays of an image are cast as one ("image"), and in random order
-("shuffled"). A useful evaluation is a sample inside a Gaussian's support that the ray still reaches; their rate is given
-relative to that of a loop which does nothing but evaluate and accumulate, measured in the same run.
+("shuffled"). A useful evaluation is a sample inside a Gaussian's support that the ray still reaches; their rate is
+given relative to that of a loop which does nothing but evaluate and accumulate, measured in the same run.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def useful_evaluations(scene: Shell, origins: Tensor, directions: Tensor, settin
         samples = torch.repeat_interleave(first - (spans.cumsum(0) - spans), spans) + torch.arange(int(spans.sum()))
         which = torch.repeat_interleave(torch.arange(len(spans)), spans)
         t = (samples + settings.sample_offset) * settings.step
-        f = densities[hit][which] * torch.exp(-(height[hit][which] + bb[hit][which] * (t - closest[hit][which]) ** 2) / 2)
+        f = densities[hit][which] * torch.exp(
+            -(height[hit][which] + bb[hit][which] * (t - closest[hit][which]) ** 2) / 2
+        )
         if len(samples):
             depth = torch.zeros(int(samples.max()) + 2).index_add_(0, samples + 1, f * settings.step)
             reached = torch.exp(-depth.cumsum(0))[samples] > settings.transmittance_threshold
@@ -151,12 +153,21 @@ def useful_evaluations(scene: Shell, origins: Tensor, directions: Tensor, settin
     return total * len(origins) / len(chosen)
 
 
-# ---- limits of the machine --------------------------------------------------------------------------------------------
+# ---- limits of the machine -------------------------------------------------------------------------------------------
 
 
 @njit(nogil=True)
 def _multiply_add(repeats: int, out: Any) -> None:
-    a, b, c, d, e, f, g, h = (splat(0.1), splat(0.2), splat(0.3), splat(0.4), splat(0.5), splat(0.6), splat(0.7), splat(0.8))
+    a, b, c, d, e, f, g, h = (
+        splat(0.1),
+        splat(0.2),
+        splat(0.3),
+        splat(0.4),
+        splat(0.5),
+        splat(0.6),
+        splat(0.7),
+        splat(0.8),
+    )
     for _ in range(repeats):
         a, b, c, d = a * 0.99 + 0.1, b * 0.99 + 0.1, c * 0.99 + 0.1, d * 0.99 + 0.1
         e, f, g, h = e * 0.99 + 0.1, f * 0.99 + 0.1, g * 0.99 + 0.1, h * 0.99 + 0.1
@@ -205,7 +216,7 @@ def limits() -> dict[str, float]:
     }
 
 
-# ---- cases ------------------------------------------------------------------------------------------------------------
+# ---- cases -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -256,7 +267,9 @@ class Case:
         }
 
 
-def kernel_case(name: str, scene: Shell, pixels: int, settings: CastSettings, shuffle: bool, backend: Any = "cpu") -> Case:
+def kernel_case(
+    name: str, scene: Shell, pixels: int, settings: CastSettings, shuffle: bool, backend: Any = "cpu"
+) -> Case:
     """Our caster on a shell, every pixel's colour with the same gradient."""
     origins, directions = camera_rays(pixels)
     if shuffle:
@@ -280,8 +293,8 @@ def kernel_case(name: str, scene: Shell, pixels: int, settings: CastSettings, sh
 def mitsuba_case(scene: Shell, pixels: int) -> Case:
     """Mitsuba 3's ellipsoids with its integrator for volumetric primitives, one sample a pixel.
 
-    Not the same integral: it sorts whole ellipsoids along the ray and takes each for a surface of some opacity, a sample
-    for each Gaussian instead of one for each step. What is compared is the time for an image and its gradients.
+    Not the same integral: it sorts whole ellipsoids along the ray and takes each for a surface of some opacity, a
+    sample for each Gaussian instead of one for each step. What is compared is the time for an image and its gradients.
     """
     import drjit as dr
     import mitsuba as mi
@@ -381,7 +394,10 @@ def measure_memory(count: int, options: Options) -> None:
     case.clock.measure(case.forward, case.backward)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     inputs = sum(tensor.numel() * tensor.element_size() for tensor in scene.leaves) / 2**20
-    print(f"{count} Gaussians ({inputs:.0f} MiB), {pixels} px: {case.clock.wall_both[0]:.0f} ms, {grown:.0f} MiB more at the peak")
+    print(
+        f"{count} Gaussians ({inputs:.0f} MiB), {pixels} px: {case.clock.wall_both[0]:.0f} ms, "
+        f"{grown:.0f} MiB more at the peak"
+    )
 
 
 def main(options: Options) -> None:

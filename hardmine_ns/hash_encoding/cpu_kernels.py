@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+import ns_support.compiling  # noqa: F401 - tells the user when kernels are compiled
 from hardmine_ns.hash_encoding.levels import CELL_LIMIT, PRIME_Y, PRIME_Z, ROW_MULTIPLE
 
 Array: TypeAlias = NDArray[Any]

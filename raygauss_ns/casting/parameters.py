@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ns_support.threads import num_threads, run_on_threads
+from ns_support.threads import run_on_threads
 from raygauss_ns.casting.packets import FloatArray
 
 _SMALLEST_NORM = 1e-12  # of a quaternion, as in torch.nn.functional.normalize
@@ -63,7 +63,14 @@ def _gradient_share(
         if moments[g, 0] != 0:
             grad_densities[g] = moments[g, 0] / densities[g]
         y1 = moments[g, 1:4]
-        xx, xy, xz, yy, yz, zz = moments[g, 4], moments[g, 5], moments[g, 6], moments[g, 7], moments[g, 8], moments[g, 9]
+        xx, xy, xz, yy, yz, zz = (
+            moments[g, 4],
+            moments[g, 5],
+            moments[g, 6],
+            moments[g, 7],
+            moments[g, 8],
+            moments[g, 9],
+        )
         if not (moments[g, :10] != 0).any():
             continue
         for i in range(3):
@@ -121,11 +128,13 @@ def parameter_gradients(
     Returns:
         [N, 3], [N, 3], [N, 4] and [N] float32; zero for a Gaussian whose moments are zero, whatever its parameters.
     """
-    gradients = tuple(np.zeros(shape, np.float32) for shape in (scales.shape, scales.shape, quats.shape, (len(scales),)))
-    run_on_threads(
-        lambda thread, threads: _gradient_share(
-            thread, threads, moments, scales, quats, densities, whitenings, *gradients
-        ),
-        min(num_threads(), max(len(scales), 1)),
+    by_mean, by_scale, by_quat, by_density = (
+        np.zeros(shape, np.float32) for shape in (scales.shape, scales.shape, quats.shape, densities.shape)
     )
-    return gradients  # type: ignore[return-value]
+
+    def share(thread: int, threads: int) -> None:
+        inputs = (moments, scales, quats, densities, whitenings)
+        _gradient_share(thread, threads, *inputs, by_mean, by_scale, by_quat, by_density)
+
+    run_on_threads(share)
+    return by_mean, by_scale, by_quat, by_density

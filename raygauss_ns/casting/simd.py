@@ -25,6 +25,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, overload, register_model
 
+import ns_support.compiling  # noqa: F401 - tells the user when kernels are compiled
+
 LANES = 16
 """Lanes of a vector: the rays of a 4x4 packet, or 16 neighbouring samples of one ray."""
 

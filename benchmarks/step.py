@@ -1,0 +1,99 @@
+"""Where the time of a training step goes: caster, colour, loss, optimiser, density control, data, everything else.
+
+    python benchmarks/step.py SCENE --parser blender-data --warm-up 1000 --steps 50
+
+Trains `raygauss` on a scene for a while, so that the Gaussians are those of a training and not of its start, and then
+times the parts of further steps. "nerfstudio and PyTorch" is what is left of the trainer's own iteration: autograd,
+rays, the loss beside SSIM, metrics, copies. Wall time of this process; a busy machine shows in all parts alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_eval import configure, train
+
+from raygauss_ns import similarity
+from raygauss_ns.casting.autograd import CpuCast
+from raygauss_ns.color_kernel import KernelColors
+from raygauss_ns.training import TrainingLoop
+
+
+class Stopwatch:
+    """Adds up the time spent in functions, each under a label."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, owner: Any, name: str, label: str) -> None:
+        """Replace a function of an object or a class by one that is timed."""
+        inner: Callable[..., Any] = getattr(owner, name)
+        self.seconds.setdefault(label, 0.0)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[label] += time.perf_counter() - begin
+
+        is_function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+        setattr(owner, name, staticmethod(timed) if is_function else timed)
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("data", type=Path)
+    arguments.add_argument("--parser", default="nerfstudio-data")
+    arguments.add_argument("--warm-up", type=int, default=1000, help="steps before the timed ones")
+    arguments.add_argument("--steps", type=int, default=50, help="timed steps")
+    arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
+    arguments.add_argument("--output", type=Path, help="JSON file for the results")
+    given = arguments.parse_args()
+
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        config = configure("raygauss", given.data, given.parser, given.warm_up, Path(folder), given.option)
+        trainer, timings = train(config, float("inf"), seed=42)
+        loop = next(callback.func.__self__ for callback in trainer.callbacks if hasattr(callback.func, "__self__"))
+        assert isinstance(loop, TrainingLoop)
+        for owner, name, label in (
+            (CpuCast, "forward", "caster, forward"),
+            (CpuCast, "backward", "caster, backward"),
+            (KernelColors, "forward", "colour"),
+            (KernelColors, "backward", "colour"),
+            (similarity._KernelSimilarity, "forward", "SSIM and its gradient"),
+            (trainer.optimizers, "optimizer_step", "optimiser"),
+            (trainer.pipeline.datamanager, "next_train", "data"),
+        ):
+            watch.watch(owner, name, label)
+        watch.seconds["density control"] = 0.0
+        begin = time.perf_counter()
+        for step in range(given.warm_up, given.warm_up + given.steps):
+            loop.before(step)
+            trainer.train_iteration(step)
+            after = time.perf_counter()
+            loop.after(step)
+            watch.seconds["density control"] += time.perf_counter() - after
+        total = time.perf_counter() - begin
+
+    parts = watch.seconds | {"nerfstudio and PyTorch": total - sum(watch.seconds.values())}
+    print(f"\n{len(trainer.pipeline.model.cloud)} Gaussians, {1e3 * total / given.steps:.1f} ms a step\n")
+    for label, seconds in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"{label:24} {1e3 * seconds / given.steps:7.2f} ms  {seconds / total:6.1%}")
+    if given.output is not None:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        milliseconds = {label: 1e3 * seconds / given.steps for label, seconds in parts.items()}
+        given.output.write_text(json.dumps({"milliseconds": milliseconds, "warm_up": timings}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
