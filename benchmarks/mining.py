@@ -246,8 +246,12 @@ def seconds_to(curve: list[Point], psnr: float) -> float:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, with several seeds, standard deviation."""
-    return f"{mean(values):.2f}" + (f"±{stdev(values):.2f}" if len(values) > 1 else "")
+    """Mean and, with several seeds, standard deviation; how many have no value (NaN) is said."""
+    known = [float(value) for value in values if not np.isnan(value)]
+    if not known:
+        return "never"
+    text = f"{mean(known):.2f}" + (f"±{stdev(known):.2f}" if len(known) > 1 else "")
+    return text + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
 def summary(results: list[Result], variants: list[str]) -> list[dict[str, Any]]:
@@ -328,13 +332,12 @@ def main() -> None:
     warm = argparse.Namespace(**{**vars(options), "seconds": 1.0, "points": 1, "images": 1})
     run_seed(0, warm)  # compiles every kernel, which must not count
     results = [result for seed in range(options.seeds) for result in run_seed(seed, options)]
-    rows = summary(results, options.variants)
-    print_table(rows)
     machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"settings": settings, "machine": machine, "table": rows, "runs": [asdict(r) for r in results]}
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))
+    record = {"settings": settings, "machine": machine, "runs": [asdict(r) for r in results]}
+    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))  # before anything else can go wrong
+    print_table(summary(results, options.variants))
     draw(results, options.variants, options.output.with_suffix(".png"))
 
 

@@ -13,7 +13,7 @@ _PACKAGES = ("raygauss_ns.", "hardmine_ns.")
 MESSAGE = "Compiling kernels for this processor. This takes some ten seconds, once: they are kept on disk."
 
 
-class _Announcement(event.Listener):  # type: ignore[misc]
+class _Announcement(event.Listener):
     """Says so when the first kernel of ours is compiled in this process."""
 
     def __init__(self) -> None:

@@ -245,7 +245,7 @@ def test_hierarchy(n, random_scene):
     assert leaves == [16 * record + 1 for record in range(n)]
     on_cpu = build_bvh(*(tensor.numpy() for tensor in inputs), 0.02)
     assert len(on_cpu.order) == alive
-    np.testing.assert_allclose(boxes[0], on_cpu.boxes[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(boxes[0], on_cpu.bounds, rtol=0, atol=1e-6)
 
 
 @interpreted
