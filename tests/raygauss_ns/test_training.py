@@ -1,8 +1,6 @@
 """Training as nerfstudio's trainer drives it, on a scene of a few pixels."""
 
 import copy
-import json
-import math
 import random
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.dataparser_configs import all_dataparsers
-from PIL import Image
 
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
@@ -19,7 +16,6 @@ from raygauss_ns import method
 from raygauss_ns.training import TrainingLoop, fit_learning_rates
 
 METHODS = [spec.config for spec in vars(method).values() if hasattr(spec, "config")]
-SIDE = 20
 
 
 def learning_rate(optimizers, name):
@@ -105,24 +101,6 @@ def test_averaged_gradients_are_the_mean_of_the_images_gradients(make_model, mak
 
 
 # ---- with nerfstudio's trainer ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    """A ball, blue to yellow from left to right, seen from four sides."""
-    folder = tmp_path_factory.mktemp("scene")
-    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-        frames = []
-        for i in range(count):
-            c, s = math.cos(2 * math.pi * i / count), math.sin(2 * math.pi * i / count)
-            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
-            rgba = np.stack([u, u * c * c + v * s * s, 1 - u, inside], -1) * inside[..., None]
-            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
-    return folder
 
 
 def configure(scene, folder, steps, name="raygauss", **fields):
