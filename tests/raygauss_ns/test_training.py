@@ -13,6 +13,8 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns import method
+from raygauss_ns.cameras import pinhole_cameras
+from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.training import TrainingLoop, fit_learning_rates
 
 METHODS = [spec.config for spec in vars(method).values() if hasattr(spec, "config")]
@@ -232,3 +234,19 @@ def test_statistic_does_not_depend_on_the_window(make_model, window):
     wanted = statistic(make_model, 100, scale=0.25)
     ratio = statistic(make_model, 100, scale=0.25, windows=150, window=window).sum() / wanted.sum()
     assert ratio.item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_scales_are_bounded_from_below_by_half_a_pixel(make_model, make_cameras, optimizers_of):
+    model = make_model(num_random=20, prune_every=3, densify_until=0)
+    cameras = make_cameras(2)
+    loop = TrainingLoop(model, optimizers_of(model), cameras)
+    params = model.cloud.params
+    for step in range(5):
+        params["scales"].data.fill_(-20.0)
+        if step == 3:  # at which the bounds must follow those that are left
+            params["densities"].data[::2] = 0.0
+        loop.before(step)
+        loop.after(step)
+        floor = smallest_resolved_scale(params["means"].detach(), *pinhole_cameras(cameras, torch.device("cpu")))
+        torch.testing.assert_close(params["scales"].detach().exp(), floor[:, None].expand(-1, 3))
+    assert len(model.cloud) == 10
