@@ -111,8 +111,9 @@ class RayGaussModelConfig(ModelConfig):
     """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
-    max_gaussians: int = 6_000_000
-    """Number that cloning and splitting never exceed, >= 1."""
+    max_gaussians: int = 60_000
+    """Number that cloning and splitting never exceed, >= 1: where there is room for some only, the largest gradients
+    have it. What two CPU cores can train on small images in an hour; RayGaussX: 6,000,000."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
     limit_scales: bool = True

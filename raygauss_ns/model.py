@@ -126,14 +126,15 @@ class RayGaussModel(Model):
         """The same Gaussians, whose means report their gradient to density control once it is known."""
         if not torch.is_grad_enabled() or self.step > self.density_control.schedule.last:
             return gaussians
-        means = gaussians.means.view_as(gaussians.means)
-        record, images = self.density_control.record, self.images_per_step
+        watched = gaussians.means.view_as(gaussians.means)
+        # Detached: a hook that holds the tensor it hangs on keeps both alive for ever.
+        means, record, images = gaussians.means.detach(), self.density_control.record, self.images_per_step
 
         def report(gradient: Tensor) -> None:
-            record(gradient, means.detach(), self.unit, view, images)
+            record(gradient, means, self.unit, view, images)
 
-        means.register_hook(report)
-        return gaussians._replace(means=means)
+        watched.register_hook(report)
+        return gaussians._replace(means=watched)
 
     # ---- rendering ------------------------------------------------------------------------------------------------
 

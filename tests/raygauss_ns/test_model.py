@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -162,6 +164,18 @@ def test_random_background_changes_only_in_training(make_model, make_cameras):
     assert len(set(colors)) == 3
     assert colors[0] == colors[3]  # a matter of the step, so that a resumed run sees what an uninterrupted one does
     assert not model.eval().get_outputs_for_camera(camera)["background"].any()
+
+
+def test_a_training_step_leaves_nothing_behind(make_model):
+    """The hook that reports the gradient to density control must not keep the step's graph alive."""
+    model = make_model(training_window=0).train()
+    gaussians = model._watched(model.cloud.gaussians(), None)
+    watched = weakref.ref(gaussians.means.grad_fn)
+    (gaussians.means * 2.0).sum().backward()
+    torch.testing.assert_close(model.density_control.gradient_sum, torch.full((300,), 2.0 * math.sqrt(3.0)))
+    del gaussians
+    gc.collect()
+    assert watched() is None
 
 
 @pytest.mark.parametrize(
