@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.utils import writer
 from train_eval import configure, train
 
 DEFAULT = "default"
@@ -63,6 +64,7 @@ def run(variant: str, data: Path, parser: str, steps: int, seed: int) -> dict[st
         config.pipeline.datamanager.train_cameras_sampling_seed = seed
         trainer, timings = train(config, float("inf"), seed)
         scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+    writer.EVENT_WRITERS.clear()  # nerfstudio keeps a run's log for the next run in the process; its folder is gone
     run = {"scene": data.name, "variant": variant, "seed": seed} | timings
     return run | {name: float(scores[name]) for name in COLUMNS if name in scores}
 
