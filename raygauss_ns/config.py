@@ -67,7 +67,7 @@ class RayGaussModelConfig(ModelConfig):
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
     random_extent: float = 1.0
-    """Side of the box that random positions fill, about the middle of the scene box and in its sides, in (0, 1]."""
+    """Side of the box that random positions fill, about the middle of the scene box and in its sides, > 0."""
     initial_density: float = 3.0
     """Peak density sigma of each Gaussian at the start (1/u), > density_threshold."""
     initial_scale: float = 0.5
@@ -111,12 +111,34 @@ class RayGaussModelConfig(ModelConfig):
     """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
-    max_gaussians: int = 6_000_000
-    """Number that cloning and splitting never exceed, >= 1."""
+    max_gaussians: int = 60_000
+    """Number that cloning and splitting never exceed, >= 1: where there is room for some only, the largest gradients
+    have it. What two CPU cores can train on small images in an hour; RayGaussX: 6,000,000."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
     limit_scales: bool = True
     """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
+
+
+def check_background(config: RayGaussModelConfig, alpha_color: torch.Tensor | None) -> None:
+    """Refuse to train before one background on images that the data parser has laid over another.
+
+    Args:
+        config: the model's configuration.
+        alpha_color: [3] what the data parser lays images with an alpha channel over; None: nothing.
+
+    Raises:
+        UserError: names both colours and the option that makes them one.
+    """
+    background = {"white": 1.0, "black": 0.0}.get(config.background_color)
+    if alpha_color is None or (background is not None and bool((alpha_color == background).all())):
+        return
+    wanted = "None" if background is None else config.background_color
+    raise UserError(
+        f"The data parser lays the images over the colour {[round(c, 3) for c in alpha_color.tolist()]}, "
+        f"but --pipeline.model.background-color is {config.background_color}. "
+        f"Give --alpha-color {wanted} after the parser's name, or another background colour."
+    )
 
 
 def check_config(config: RayGaussModelConfig) -> None:
@@ -133,7 +155,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("samples_per_slab", config.samples_per_slab >= 1, "at least 1"),
         ("near_plane", config.near_plane >= 0, "at least 0"),
         ("num_random", config.num_random >= 1, "at least 1"),
-        ("random_extent", 0 < config.random_extent <= 1, "in (0, 1]"),
+        ("random_extent", config.random_extent > 0, "positive"),
         ("initial_density", config.initial_density > config.density_threshold, "greater than density_threshold"),
         ("initial_scale", config.initial_scale > 0, "positive"),
         ("sh_degree", 0 <= config.sh_degree <= SH_DEGREE, f"0 to {SH_DEGREE}"),

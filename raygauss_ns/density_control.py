@@ -138,6 +138,7 @@ class DensityControl(nn.Module):
                 torch.manual_seed(seed)
                 split(params, optimizers, {}, divided)
         self._restart(len(params["means"]))
+        self.log_scale_floor = self.log_scale_floor.new_zeros(0)
         return len(params["means"]) - before
 
     @torch.no_grad()
@@ -157,6 +158,7 @@ class DensityControl(nn.Module):
             state = {"gradient_sum": self.gradient_sum, "times_seen": self.times_seen}
             remove(params, optimizers, state, faded)
             self.gradient_sum, self.times_seen = state["gradient_sum"], state["times_seen"]
+            self.log_scale_floor = self.log_scale_floor.new_zeros(0)
         return left
 
     @property

@@ -17,7 +17,7 @@ from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from raygauss_ns.cameras import camera_rays, camera_view
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.color import colors_reference, view_colors
-from raygauss_ns.config import BLENDER_BOX, RayGaussModelConfig, check_config
+from raygauss_ns.config import BLENDER_BOX, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
@@ -97,6 +97,7 @@ class RayGaussModel(Model):
         optimizers, pipeline = training_callback_attributes.optimizers, training_callback_attributes.pipeline
         if optimizers is None or pipeline is None:
             raise ValueError("get_training_callbacks needs the optimizers and the pipeline")
+        check_background(self.config, getattr(pipeline.datamanager.train_dataparser_outputs, "alpha_color", None))
         cameras = pipeline.datamanager.train_dataset.cameras
         return TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer).callbacks()
 
@@ -124,14 +125,15 @@ class RayGaussModel(Model):
         """The same Gaussians, whose means report their gradient to density control once it is known."""
         if not torch.is_grad_enabled() or self.step > self.density_control.schedule.last:
             return gaussians
-        means = gaussians.means.view_as(gaussians.means)
-        record, images = self.density_control.record, self.images_per_step
+        watched = gaussians.means.view_as(gaussians.means)
+        # Detached: a hook that holds the tensor it hangs on keeps both alive for ever.
+        means, record, images = gaussians.means.detach(), self.density_control.record, self.images_per_step
 
         def report(gradient: Tensor) -> None:
-            record(gradient, means.detach(), self.unit, view, images)
+            record(gradient, means, self.unit, view, images)
 
-        means.register_hook(report)
-        return gaussians._replace(means=means)
+        watched.register_hook(report)
+        return gaussians._replace(means=watched)
 
     # ---- rendering ------------------------------------------------------------------------------------------------
 

@@ -91,11 +91,9 @@ class TrainingLoop:
             self.optimizers.parameters[name] = [parameter]
 
     def _limit_scales(self, due: bool) -> None:
-        means, scales, control = (
-            *(self.model.cloud.params[name] for name in ("means", "scales")),
-            self.model.density_control,
-        )
-        if due or len(control.log_scale_floor) != len(scales):
+        params, control = self.model.cloud.params, self.model.density_control
+        means, scales = params["means"], params["scales"]
+        if due or len(control.log_scale_floor) == 0:
             floor = smallest_resolved_scale(means, *pinhole_cameras(self.cameras, means.device))
             control.log_scale_floor = floor.log()
         torch.maximum(scales, control.log_scale_floor[:, None], out=scales)

@@ -1,15 +1,21 @@
-"""A model of a few Gaussians and cameras around it, as functions that tests ask for by name."""
+"""A model of a few Gaussians, cameras around it and a scene of a few pixels, for tests to ask for by name."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.optimizers import Optimizers
+from PIL import Image
 
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.config import FusedAdamConfig, RayGaussModelConfig
+
+SIDE = 20
+"""Pixels on a side of the scene's images."""
 
 
 def _make_model(side=3.0, seed_points=None, **fields):
@@ -55,3 +61,21 @@ def make_cameras():
 @pytest.fixture
 def optimizers_of():
     return _optimizers_of
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """A ball, blue to yellow from left to right, seen from four sides."""
+    folder = tmp_path_factory.mktemp("scene")
+    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
+    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
+    for split, count in (("train", 4), ("val", 1), ("test", 1)):
+        frames = []
+        for i in range(count):
+            c, s = math.cos(2 * math.pi * i / count), math.sin(2 * math.pi * i / count)
+            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
+            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
+            rgba = np.stack([u, u * c * c + v * s * s, 1 - u, inside], -1) * inside[..., None]
+            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
+    return folder

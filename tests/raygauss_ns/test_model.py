@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components.renderers import background_color_override_context
 
 from ns_support.errors import UserError
+from raygauss_ns.config import RayGaussModelConfig, check_background
 
 
 def assert_outputs(outputs, shape):
@@ -163,6 +166,39 @@ def test_random_background_changes_only_in_training(make_model, make_cameras):
     assert not model.eval().get_outputs_for_camera(camera)["background"].any()
 
 
+def test_a_training_step_leaves_nothing_behind(make_model):
+    """The hook that reports the gradient to density control must not keep the step's graph alive."""
+    model = make_model(training_window=0).train()
+    gaussians = model._watched(model.cloud.gaussians(), None)
+    watched = weakref.ref(gaussians.means)
+    (gaussians.means * 2.0).sum().backward()
+    torch.testing.assert_close(model.density_control.gradient_sum, torch.full((300,), 2.0 * math.sqrt(3.0)))
+    del gaussians
+    gc.collect()
+    assert watched() is None
+
+
+@pytest.mark.parametrize(
+    ("background", "alpha_color", "remedy"),
+    [
+        ("white", [1.0, 1.0, 1.0], None),
+        ("black", [0.0, 0.0, 0.0], None),
+        ("random", None, None),
+        ("black", [1.0, 1.0, 1.0], "--alpha-color black"),
+        ("random", [1.0, 1.0, 1.0], "--alpha-color None"),
+        ("white", [0.0, 0.0, 0.0], "--alpha-color white"),
+    ],
+)
+def test_images_over_another_background_are_refused(background, alpha_color, remedy):
+    config = RayGaussModelConfig(background_color=background)
+    color = None if alpha_color is None else torch.tensor(alpha_color)
+    if remedy is None:
+        check_background(config, color)
+    else:
+        with pytest.raises(UserError, match=remedy):
+            check_background(config, color)
+
+
 def test_eval_metrics_are_plain_floats(make_model, make_cameras):
     model = make_model().eval()
     camera = make_cameras(height=40, width=40)[0:1]
@@ -189,6 +225,11 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
         ("sh_degree", 3),
         ("training_window", 5),
         ("densify_every", 0),
+        ("num_lobes", -1),
+        ("iso_weight", -1e-7),
+        ("accumulate_images", 0),
+        ("schedule_steps", -1),
+        ("random_extent", 0.0),
     ],
 )
 def test_senseless_settings_end_in_a_sentence(make_model, field, value):

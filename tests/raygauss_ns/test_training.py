@@ -1,8 +1,6 @@
 """Training as nerfstudio's trainer drives it, on a scene of a few pixels."""
 
 import copy
-import json
-import math
 import random
 
 import numpy as np
@@ -11,15 +9,15 @@ import torch
 import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.dataparser_configs import all_dataparsers
-from PIL import Image
 
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns import method
+from raygauss_ns.cameras import pinhole_cameras
+from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.training import TrainingLoop, fit_learning_rates
 
 METHODS = [spec.config for spec in vars(method).values() if hasattr(spec, "config")]
-SIDE = 20
 
 
 def learning_rate(optimizers, name):
@@ -105,24 +103,6 @@ def test_averaged_gradients_are_the_mean_of_the_images_gradients(make_model, mak
 
 
 # ---- with nerfstudio's trainer ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    """A ball, blue to yellow from left to right, seen from four sides."""
-    folder = tmp_path_factory.mktemp("scene")
-    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-        frames = []
-        for i in range(count):
-            c, s = math.cos(2 * math.pi * i / count), math.sin(2 * math.pi * i / count)
-            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
-            rgba = np.stack([u, u * c * c + v * s * s, 1 - u, inside], -1) * inside[..., None]
-            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
-    return folder
 
 
 def configure(scene, folder, steps, name="raygauss", **fields):
@@ -254,3 +234,19 @@ def test_statistic_does_not_depend_on_the_window(make_model, window):
     wanted = statistic(make_model, 100, scale=0.25)
     ratio = statistic(make_model, 100, scale=0.25, windows=150, window=window).sum() / wanted.sum()
     assert ratio.item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_scales_are_bounded_from_below_by_half_a_pixel(make_model, make_cameras, optimizers_of):
+    model = make_model(num_random=20, prune_every=3, densify_until=0)
+    cameras = make_cameras(2)
+    loop = TrainingLoop(model, optimizers_of(model), cameras)
+    params = model.cloud.params
+    for step in range(5):
+        params["scales"].data.fill_(-20.0)
+        if step == 3:  # at which the bounds must follow those that are left
+            params["densities"].data[::2] = 0.0
+        loop.before(step)
+        loop.after(step)
+        floor = smallest_resolved_scale(params["means"].detach(), *pinhole_cameras(cameras, torch.device("cpu")))
+        torch.testing.assert_close(params["scales"].detach().exp(), floor[:, None].expand(-1, 3))
+    assert len(model.cloud) == 10

@@ -1,0 +1,64 @@
+"""The ablation benchmark at a size of a few seconds."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from raygauss_ns.config import RayGaussModelConfig, check_config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def ablation():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("ablation")
+    sys.path.remove(str(BENCHMARKS))
+    for name in ("ablation", "train_eval"):
+        sys.modules.pop(name, None)
+
+
+def test_every_variant_is_a_valid_configuration(ablation):
+    for fields in ablation.VARIANTS.values():
+        config = RayGaussModelConfig()
+        assert all(hasattr(config, name) for name in fields)
+        for name, value in fields.items():
+            setattr(config, name, value)
+        check_config(config)
+
+
+def test_runs_are_written_compared_and_not_repeated(ablation, scene, tmp_path, capsys, monkeypatch):
+    for variant in ("default", "SH only"):
+        for name, value in {"num_random": 100, "step_size": 20.0}.items():
+            monkeypatch.setitem(ablation.VARIANTS[variant], name, value)
+    output = tmp_path / "results" / "ablation.json"
+    words = [f"{scene}:blender-data", "--steps", "2", "--variants", "default", "SH only", "--output", str(output)]
+    ablation.main([*words, "--seeds", "0"])
+    first = json.loads(output.read_text())["runs"]
+    assert [run["variant"] for run in first] == ["default", "SH only"]
+    assert all(run["steps"] == 2 and run["psnr"] > 3 and run["gaussian_count"] > 0 for run in first)
+    ablation.main([*words, "--seeds", "0", "1"])
+    second = json.loads(output.read_text())["runs"]
+    assert second[:2] == first
+    assert [run["seed"] for run in second] == [0, 0, 1, 1]
+    printed = capsys.readouterr().out
+    assert "| PSNR dB |" in printed
+    assert "| +0.00 dB |" in printed
+    with pytest.raises(SystemExit):
+        ablation.main([*words, "--steps", "3"])
+
+
+def test_table_gives_means_ranges_and_differences(ablation):
+    runs = [
+        {"scene": "s", "variant": variant, "seed": seed, "psnr": psnr, "gaussian_count": 10.0}
+        for variant, pair in {"default": (30.0, 31.0), "SH only": (29.0, 29.5)}.items()
+        for seed, psnr in enumerate(pair)
+    ]
+    lines = ablation.table(runs).splitlines()
+    assert lines[-2:] == [
+        "| default | 30.50 +- 0.50 | 10 +- 0 | +0.00 dB |",
+        "| SH only | 29.25 +- 0.25 | 10 +- 0 | -1.25 dB |",
+    ]
