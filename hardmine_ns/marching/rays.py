@@ -113,7 +113,55 @@ def march_rays(
     if origins.device.type == "cpu":
         arrays = cpu.march(origins, directions, starts, fars, grid, step_size, cone_angle)
         return PackedSamples(*arrays)
-    return march_rays_torch(origins, directions, starts, fars, grid, step_size, cone_angle)
+    return march_rays_triton(origins, directions, starts, fars, grid, step_size, cone_angle)
+
+
+def march_rays_triton(
+    origins: Tensor,
+    directions: Tensor,
+    starts: Tensor,
+    fars: Tensor,
+    grid: OccupancyGrid,
+    step_size: float,
+    cone_angle: float,
+) -> PackedSamples:
+    """The Triton kernels on a GPU.
+
+    Args and result are those of `march_rays`, with the jitter already in `starts`.
+
+    Raises:
+        ImportError: Triton is missing; the message says what to install.
+    """
+    try:
+        from hardmine_ns.marching import gpu
+    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
+        raise ImportError(
+            f'ray marching on a GPU needs Triton 3.2 or newer ({error}): pip install "triton>=3.2" (on Windows: '
+            '"triton-windows>=3.2")'
+        ) from error
+    first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
+    # Without a cone nothing switches, and the kernel does not look.
+    switch = cone_switch(starts, step_size, cone_angle) if cone_angle > 0 else (first, first)
+    rays = (origins, directions, starts, fars.to(starts.dtype))
+    return PackedSamples(*gpu.march(*rays, grid, step_size, cone_angle, first, first + count, switch))
+
+
+def _lattice_range(
+    origins: Tensor,
+    directions: Tensor,
+    starts: Tensor,
+    fars: Tensor,
+    grid: OccupancyGrid,
+    step_size: float,
+    cone_angle: float,
+) -> tuple[Tensor, Tensor]:
+    """Index of the first interval of each ray that may be in the outermost box, and how many may: [R] int64."""
+    enter, leave = box_interval(origins, directions, grid)
+    # One step of slack on both sides: the midpoint decides, and these bounds are rounded.
+    first = (lattice_index(enter, starts, step_size, cone_angle) - 1).clamp(min=0)
+    count = lattice_index(torch.minimum(leave, fars), starts, step_size, cone_angle) + 2 - first
+    hit = torch.minimum(leave, fars) > torch.maximum(enter, starts)
+    return first, torch.where(hit, count, 0).clamp(min=0)
 
 
 def march_rays_torch(

@@ -1,0 +1,191 @@
+"""Ray marching on a GPU: Triton kernels, a program a ray, 128 points of its lattice at a time.
+
+Two passes over the same points: the first counts what each ray keeps, the second writes it. The host waits once, for
+the number of samples, which is the size of the result. Every float32 operation is the PyTorch twin's, in its order and
+without fused multiply-adds, so that both keep the same samples.
+
+Importing this module needs Triton 3.2 or newer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from ns_support import triton_types as ty
+
+if TYPE_CHECKING:
+    from hardmine_ns.marching.occupancy import OccupancyGrid
+
+_BLOCK = 128
+_OPTIONS: dict[str, Any] = {"BLOCK": _BLOCK, "num_warps": 1, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _edge(k: ty.Lanes, lattice: ty.Fields, CONE: tl.constexpr) -> ty.Lanes:
+    """Edge t_k of the lattice; `rays.lattice_edge`."""
+    start, step, switch, t_switch, log2_growth = lattice
+    linear = start + k.to(tl.float32) * step
+    if CONE:
+        # In float64, as the twin: the exponent multiplies every rounding.
+        beyond = tl.maximum(k - switch, 0).to(tl.float64)
+        grown = (t_switch * tl.exp2(beyond * log2_growth)).to(tl.float32)
+        linear = tl.where(k <= switch, linear, grown)
+    return linear
+
+
+@triton.jit
+def _unit(o: ty.Scalar, d: ty.Scalar, middle: ty.Lanes, box: ty.Pointer) -> ty.Lanes:
+    """A coordinate of the points, in half extents of the innermost box from its centre."""
+    return (o + middle * d - tl.load(box)) * tl.load(box + 3)
+
+
+@triton.jit
+def _voxel(unit: ty.Lanes, shrink: ty.Lanes, resolution: ty.Scalar) -> ty.Lanes:
+    scaled = (unit * shrink * 0.5 + 0.5) * resolution.to(tl.float32)
+    inside = tl.minimum(tl.maximum(scaled, 0.0), (resolution - 1).to(tl.float32))
+    return inside.to(tl.int64)
+
+
+@triton.jit
+def _occupied(middle: ty.Lanes, exists: ty.Lanes, ray: ty.Fields, grid: ty.Fields) -> ty.Lanes:
+    """Which points lie in an occupied voxel; `occupancy.locate`."""
+    origin, direction = ray
+    box, binaries, levels, resolution = grid
+    x = _unit(tl.load(origin), tl.load(direction), middle, box)
+    y = _unit(tl.load(origin + 1), tl.load(direction + 1), middle, box + 1)
+    z = _unit(tl.load(origin + 2), tl.load(direction + 2), middle, box + 2)
+    reach = tl.maximum(tl.abs(x), tl.maximum(tl.abs(y), tl.abs(z)))
+    level = tl.zeros_like(middle).to(tl.int64)
+    shrink = tl.zeros_like(middle) + 1.0
+    for _ in range(levels):
+        outside = reach * shrink >= 1.0  # of the boxes so far: each is twice the one before
+        level += outside.to(tl.int64)
+        shrink = tl.where(outside, shrink * 0.5, shrink)
+    inside = exists & (level < levels)
+    row = (level * resolution + _voxel(x, shrink, resolution)) * resolution + _voxel(y, shrink, resolution)
+    cell = row * resolution + _voxel(z, shrink, resolution)
+    return tl.load(binaries + cell, mask=inside, other=0) != 0
+
+
+@triton.jit(do_not_specialize=["levels", "resolution"])
+def march_kernel(
+    origins: ty.Pointer,
+    directions: ty.Pointer,
+    starts: ty.Pointer,
+    fars: ty.Pointer,
+    firsts: ty.Pointer,
+    lasts: ty.Pointer,
+    switches: ty.Pointer,
+    t_switches: ty.Pointer,
+    log2_growth: ty.Pointer,
+    box: ty.Pointer,
+    binaries: ty.Pointer,
+    levels: ty.Scalar,
+    resolution: ty.Scalar,
+    step: ty.Scalar,
+    counts: ty.Pointer,
+    offsets: ty.Pointer,
+    t_starts: ty.Pointer,
+    t_ends: ty.Pointer,
+    ray_indices: ty.Pointer,
+    CONE: tl.constexpr,
+    WRITE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """March one ray: store how many samples it keeps, or, where they are to go is known, the samples."""
+    ray = tl.program_id(0).to(tl.int64)
+    lattice = (tl.load(starts + ray), step, 0, 0.0, 0.0)
+    if CONE:
+        growth = tl.load(log2_growth)
+        lattice = (tl.load(starts + ray), step, tl.load(switches + ray), tl.load(t_switches + ray), growth)
+    far = tl.load(fars + ray)
+    k = tl.load(firsts + ray)
+    last = tl.load(lasts + ray)
+    found = tl.load(offsets + ray)
+    while k < last:
+        steps = k + tl.arange(0, BLOCK)
+        t0 = _edge(steps, lattice, CONE)
+        t1 = _edge(steps + 1, lattice, CONE)
+        middle = (t0 + t1) * 0.5
+        exists = (steps < last) & (middle < far)
+        kept = _occupied(
+            middle,
+            exists,
+            (origins + ray * 3, directions + ray * 3),
+            (box, binaries, levels, resolution),
+        )
+        place = found + tl.cumsum(kept.to(tl.int64), 0) - 1
+        if WRITE:
+            tl.store(t_starts + place, t0, mask=kept)
+            tl.store(t_ends + place, t1, mask=kept)
+            tl.store(ray_indices + place, ray + tl.zeros([BLOCK], tl.int64), mask=kept)
+        found += tl.sum(kept.to(tl.int64), 0)
+        k += BLOCK
+    if not WRITE:
+        tl.store(counts + ray, found)
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    starts: Tensor,
+    fars: Tensor,
+    grid: OccupancyGrid,
+    step_size: float,
+    cone_angle: float,
+    first: Tensor,
+    last: Tensor,
+    switch: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `rays.march_rays`; the jitter is already in `starts`.
+
+    Args:
+        origins: [R, 3] float32.
+        directions: [R, 3] float32.
+        starts: [R] float32.
+        fars: [R] float32.
+        grid: on the same device.
+        step_size: dt > 0.
+        cone_angle: >= 0.
+        first: [R] int64, lattice index from which on a ray is looked at.
+        last: [R] int64, index at which that ends.
+        switch: k0 [R] int64 and t_k0 [R] float64, where steps begin to grow; of no use without a cone angle.
+
+    Returns:
+        (t_starts [M], t_ends [M], ray_indices [M] int64, offsets [R + 1] int64).
+    """
+    num_rays = len(origins)
+    offsets = torch.zeros(num_rays + 1, dtype=torch.int64, device=origins.device)
+    counts = torch.zeros_like(offsets[1:])
+    box = torch.cat([grid.center, grid.half_extent.reciprocal()])
+    growth = torch.full((1,), math.log2(1.0 + cone_angle), dtype=torch.float64, device=origins.device)
+    rays = [tensor.contiguous() for tensor in (origins, directions, starts, fars, first, last, *switch)]
+    scene = (growth, box, grid.binaries.contiguous().view(torch.uint8), grid.levels, grid.resolution, step_size)
+
+    def launch(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, write: bool) -> None:
+        if num_rays:
+            march_kernel[(num_rays,)](
+                *rays, *scene, counts, offsets, t_starts, t_ends, ray_indices,
+                CONE=cone_angle > 0, WRITE=write, **_OPTIONS,
+            )  # fmt: skip
+
+    empty = origins.new_empty(0)
+    launch(empty, empty, counts[:0], write=False)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
+    ray_indices = torch.empty(total, dtype=torch.int64, device=origins.device)
+    launch(t_starts, t_ends, ray_indices, write=True)
+    return t_starts, t_ends, ray_indices, offsets
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, on tensors of the CPU."""
+    return not isinstance(march_kernel, JITFunction)
