@@ -19,9 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from raygauss_ns.casting import CastSettings, cast
-from raygauss_ns.color import SH_DEGREE, sh_colors
-from raygauss_ns.density_control import DensityControl, DensitySchedule, smallest_resolved_scale
+from raygauss_ns.color import SH_DEGREE, view_colors
+from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, random_points
+from raygauss_ns.losses import isotropy_loss
+from raygauss_ns.projection import View, smallest_resolved_scale
+from raygauss_ns.schedules import stretched, unlocked_colors
+from raygauss_ns.similarity import structural_similarity
 
 BOX = torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]])
 LEARNING_RATES = {
@@ -31,9 +35,13 @@ LEARNING_RATES = {
     "densities": (0.2, 0.03),
     "sh_base": (1e-2, 1e-3),
     "sh_rest": (2.5e-3, 2.6e-4),
+    "sg_amplitudes": (2.5e-3, 3.6e-4),
+    "sg_sharpness": (0.045, 0.045),
+    "sg_axes": (3e-3, 3e-3),
 }
 """At the first and the last step; of the means, times the camera extent."""
 DENSITY_THRESHOLD = 0.1
+ISO_WEIGHT = 2.5e-7
 
 
 class Views(NamedTuple):
@@ -74,21 +82,6 @@ def load_views(folder: Path, split: str, device: str) -> Views:
     return Views(stacked, torch.stack(poses).to(device), focal)
 
 
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of two images [H, W, 3] in [0, 1]: window 11, sigma 1.5, no padding."""
-    taps = torch.exp(-0.5 * ((torch.arange(11, device=image.device) - 5) / 1.5) ** 2)
-    window = taps / taps.sum()
-    stack = torch.stack([image, target, image * image, target * target, image * target]).permute(0, 3, 1, 2)
-    flat = stack.reshape(-1, 1, *stack.shape[2:])
-    flat = torch.nn.functional.conv2d(flat, window.view(1, 1, 1, -1))
-    flat = torch.nn.functional.conv2d(flat, window.view(1, 1, -1, 1))
-    mean_a, mean_b, aa, bb, ab = flat.view(5, 3, *flat.shape[2:])
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
-    return (luminance * structure).mean()
-
-
 class Trainer:
     """The cloud, its optimisers and its density control."""
 
@@ -103,7 +96,8 @@ class Trainer:
             name: torch.optim.Adam([parameter], lr=LEARNING_RATES[name][0], eps=1e-15)
             for name, parameter in self.cloud.params.items()
         }
-        schedule = DensitySchedule(500, 15_000, 300, 4e-5, 6_000_000)
+        first, last, every = (stretched(step, self.steps) for step in (500, 15_000, 300))
+        schedule = DensitySchedule(first, last, max(every, 50), 4e-5, 6_000_000)
         self.control = DensityControl(count, schedule, DENSITY_THRESHOLD).to(options.device)
         settings: CastSettings = options.settings
         self.settings = settings._replace(density_threshold=DENSITY_THRESHOLD)
@@ -118,9 +112,9 @@ class Trainer:
         """An image over white, [H, W, 3]."""
         height, width = views.images.shape[1:3]
         center, directions = views.rays(index)
-        gaussians, params = self.cloud.gaussians(), self.cloud.params
-        toward = torch.nn.functional.normalize(gaussians.means - center, dim=-1)
-        colors = sh_colors(params["sh_base"], params["sh_rest"], toward, min(SH_DEGREE, step // 1000))
+        gaussians = self.cloud.gaussians()
+        basis = self.cloud.color_basis().unlocked(*unlocked_colors(step, stretched(1000, self.steps), SH_DEGREE))
+        colors = view_colors(basis, gaussians.means, center)
         nears = torch.full_like(directions[:, 0], 0.05)
         out = cast(
             gaussians,
@@ -144,23 +138,26 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         index = int(torch.randint(len(self.views.images), ()))
         image, target = self.render(self.views, index, step), self.views.target(index)
-        loss = 0.8 * (image - target).abs().mean() + 0.2 * (1 - ssim(image, target))
-        loss.backward()
+        loss = 0.8 * (image - target).abs().mean() + 0.2 * (1 - structural_similarity(image, target))
+        (loss + ISO_WEIGHT * isotropy_loss(self.cloud.params["scales"])).backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
-        self._control(step)
+        self._control(step, index)
         return loss.detach()
 
     @torch.no_grad()
-    def _control(self, step: int) -> None:
+    def _control(self, step: int, index: int) -> None:
         params = self.cloud.params
         params["densities"].clamp_(min=0.0)
-        if step <= self.control.schedule.last:
-            self.control.record(params["means"].grad, 1.0)
+        if step <= self.control.schedule.last and params["means"].grad is not None:
+            height, width = self.views.images.shape[1:3]
+            intrinsics = tuple(self.intrinsics[index].tolist())
+            view = View(self.world_to_cameras[index], intrinsics, (0, 0, height, width))
+            self.control.record(params["means"].grad, params["means"], 1.0, view)
         if step > 0 and step % 100 == 0 and self.control.prune(params, self.optimizers) == 0:
             raise RuntimeError(f"no Gaussian is left at step {step}")
         if self.control.is_due(step):
-            self.control.multiply(params, self.optimizers, self.extent)
+            self.control.multiply(params, self.optimizers, self.extent, seed=step)
         if len(self.floor) != len(params["means"]) or step % 100 == 0:
             self.floor = smallest_resolved_scale(
                 params["means"], self.world_to_cameras.to(params["means"]), self.intrinsics
