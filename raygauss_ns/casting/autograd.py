@@ -52,7 +52,9 @@ def moments_to_gradients(
         [N, 3], [N, 3, 3], [N] and [N, 3]; zero for a Gaussian whose moments are zero, whatever its parameters.
     """
     m0, y1, y2, grad_colors = moments.split([1, 3, 6, 3], dim=-1)
-    second = y2[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    # By columns: a list as an index would be copied to a GPU, and the host would wait for that.
+    xx, xy, xz, yy, yz, zz = y2.unbind(-1)
+    second = torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -1).view(-1, 3, 3)
     grad_means = torch.einsum("nji,nj->ni", whitenings, torch.einsum("nij,nj->ni", whitenings, y1))
     grad_whitenings = -whitenings @ second
     grad_densities = torch.where(m0[:, 0] != 0, m0[:, 0] / densities, 0.0)
