@@ -197,9 +197,7 @@ class HardMineModel(Model):
             rays: R rays.
             samples: all their samples in occupied space.
         """
-        # Without mining the second run needs every sample: then it resumes from what the search computed.
-        keep = self.mining.rule == "off" and self.field.can_resume
-        limits = self._visibility_limits()
+        limits, keep = self._visibility_limits(), self.field.can_resume
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))

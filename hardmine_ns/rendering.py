@@ -133,23 +133,23 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
     """
-    # What the second run keeps alive is named here, so that the search's other results can go.
-    samples, features = visible.samples, visible.features
+    samples = visible.samples
     harmonics = spherical_harmonics(rays.directions)
 
     def color(geometry: Tensor, ray: Tensor) -> Tensor:
         appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
         return field.color(geometry, harmonics[ray], appearance)
 
-    def run(unit: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
-        # Features are kept only where every row is wanted: then they are those of `unit`.
-        geometry = field.geometry(unit, features)
+    def run(unit: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
+        geometry = field.geometry(unit, *features)
         return geometry[:, 0], color(geometry, ray)
 
-    def known(_: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+    def known(_: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
         return visible.geometry[:, 0].contiguous(), color(visible.geometry, ray)
 
-    inputs = (visible.unit_positions, samples.ray_indices)
+    # Features that the search kept save the second run the look-ups: it gets those of its own rows.
+    kept = () if visible.features is None else (visible.features,)
+    inputs = (visible.unit_positions, samples.ray_indices, *kept)
     if mining is None:
         log_density, raw_color = known(*inputs)
     else:

@@ -95,20 +95,37 @@ def test_geometry_follows_its_sample(field, rays):
     assert torch.allclose(found.geometry, field.geometry(positions), atol=1e-5)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("rule", ["off", "poisson", "multinomial", "topk"])
-def test_merged_search_and_mining_give_the_plain_gradient_at_fraction_one(field, rays, rule):
+def test_merged_search_and_mining_give_the_plain_gradient_at_fraction_one(field, rays, rule, keep):
     samples = march(rays)
     target = torch.rand(len(rays.origins), 3)
     (plain_render(field, samples, rays).color - target).square().mean().backward()
     expected = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in field.parameters()]
     field.zero_grad()
     mining = HardSampleMining(rule, 1.0, 1.0)
-    visible = search(field, samples, rays, to_unit, early_stop=0.0, keep_features=rule == "off")
+    visible = search(field, samples, rays, to_unit, early_stop=0.0, keep_features=keep)
     result = render_visible(field, visible, rays, mining)
     (result.color - target).square().mean().backward()
     for p, e in zip(field.parameters(), expected, strict=True):
         actual = p.grad.to_dense() if p.grad.is_sparse else p.grad
         assert (actual - e).abs().max() <= 1e-4 * e.abs().max()
+
+
+def test_features_of_the_search_change_nothing_but_the_cost(field, rays):
+    """The second run on half of the samples, from the look-ups of the search and from its own."""
+    target = torch.rand(len(rays.origins), 3)
+    gradients = []
+    for keep in (False, True):
+        field.zero_grad()
+        mining = HardSampleMining("topk", 0.5, 0.5)
+        visible = search(field, march(rays), rays, to_unit, keep_features=keep)
+        (render_visible(field, visible, rays, mining).color - target).square().mean().backward()
+        assert 0.4 < mining.statistics.fraction <= 0.5
+        gradients.append([p.grad.to_dense() if p.grad.is_sparse else p.grad.clone() for p in field.parameters()])
+    for without, with_features in zip(*gradients, strict=True):
+        assert without.abs().max() > 0
+        assert (with_features - without).abs().max() <= 1e-5 * without.abs().max()
 
 
 def test_no_visible_sample(field, rays):
