@@ -261,8 +261,8 @@ class Case:
             "median": round(statistics.median(self.clock.cpu_both), 1),
             "wall ms": round(min(self.clock.wall_both), 1),
             "Mrays/s": round(self.rays / both / 1e3, 2),
-            "Meval": round(self.evaluations / 1e6, 1),
-            "Meval/s": round(rate_both / 1e6),
+            "Meval": f"{self.evaluations / 1e6:.1f}",
+            "Meval/s": f"{rate_both / 1e6:.0f}",
             "of limit": f"{rate_both / limit['accumulations']:.1%}",
         }
 
