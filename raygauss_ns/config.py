@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -62,6 +63,11 @@ class RayGaussModelConfig(ModelConfig):
     """K >= 1: samples processed together. Has no influence on the image, only on speed."""
     near_plane: float = 0.05
     """Distance from the camera at which rays begin (u), >= 0."""
+    initial_ply: Path | None = None
+    """PLY file whose Gaussians training starts from, instead of SfM or random points: one that
+    `raygauss-export raygauss` wrote, or one of 3D Gaussian splatting (`raygauss-export splat`,
+    `ns-export gaussian-splat`), whose opacities become densities. In the coordinates of nerfstudio's scene, as those
+    commands write them. The whole colour counts from the start."""
     num_random: int = 30_000
     """Gaussians at the start in a scene without SfM points, >= 1, uniform in the scene box."""
     random_init: bool = False

@@ -63,6 +63,8 @@ class GaussianCloud(nn.Module):
         n = len(positions)
         colors = torch.full((n, 3), 0.5) if start.colors is None else start.colors.float()
         self.unit = unit
+        self.loaded = False
+        """Whether a stored state has replaced what the Gaussians started as."""
         self.params = nn.ParameterDict(
             {
                 "means": positions.clone(),
@@ -90,6 +92,7 @@ class GaussianCloud(nn.Module):
         return ColorBasis(*(self.params[name] for name in ColorBasis._fields))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.loaded = True
         for name, parameter in self.params.items():
             stored = state_dict.get(f"{prefix}params.{name}")
             if stored is not None and stored.shape != parameter.shape:

@@ -13,9 +13,11 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
+from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from raygauss_ns.cameras import camera_rays, camera_view
 from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
 from raygauss_ns.config import BLENDER_BOX, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.density_control import DensityControl, DensitySchedule
@@ -51,14 +53,7 @@ class RayGaussModel(Model):
         box = self.scene_box.aabb.float()
         self.unit = float((box[1] - box[0]).max()) / BLENDER_BOX
         config = self.config
-        self.cloud = GaussianCloud(
-            self._start_points(box),
-            self.unit,
-            config.initial_density,
-            config.initial_scale,
-            config.sh_degree,
-            config.num_lobes,
-        )
+        self.cloud = self._initial_cloud(box)
         total_steps = config.schedule_steps or PAPER_STEPS
         self.register_buffer("_total_steps", torch.tensor(total_steps))
         schedule = density_schedule(config, total_steps)
@@ -66,6 +61,23 @@ class RayGaussModel(Model):
         self.step = 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
+
+    def _initial_cloud(self, box: Tensor) -> GaussianCloud:
+        """The Gaussians to start from: a file's, or new ones at points."""
+        config = self.config
+        # A trained scene is viewed from its checkpoint: what it once started from need not be there any more, and
+        # `get_training_callbacks` says so if it is needed after all.
+        if config.initial_ply is not None and config.initial_ply.is_file():
+            half_step = 0.5 * config.step_size * self.unit
+            cloud = read_cloud(config.initial_ply, self.unit, config.sh_degree, config.num_lobes, half_step)
+            if not bool((cloud.params["densities"] > config.density_threshold).any()):
+                raise UserError(
+                    f"None of the {len(cloud)} Gaussians in {config.initial_ply} is denser than "
+                    f"--pipeline.model.density-threshold {config.density_threshold}."
+                )
+            return cloud
+        start, density, scale = self._start_points(box), config.initial_density, config.initial_scale
+        return GaussianCloud(start, self.unit, density, scale, config.sh_degree, config.num_lobes)
 
     def _start_points(self, box: Tensor) -> StartPoints:
         if self._seed_points is None or self.config.random_init or len(self._seed_points[0]) == 0:
@@ -97,6 +109,8 @@ class RayGaussModel(Model):
         optimizers, pipeline = training_callback_attributes.optimizers, training_callback_attributes.pipeline
         if optimizers is None or pipeline is None:
             raise ValueError("get_training_callbacks needs the optimizers and the pipeline")
+        if self.config.initial_ply is not None and not (self.config.initial_ply.is_file() or self.cloud.loaded):
+            raise UserError(f"The PLY file {self.config.initial_ply} (--pipeline.model.initial-ply) does not exist.")
         check_background(self.config, getattr(pipeline.datamanager.train_dataparser_outputs, "alpha_color", None))
         cameras = pipeline.datamanager.train_dataset.cameras
         return TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer).callbacks()
@@ -216,7 +230,9 @@ class RayGaussModel(Model):
 
     def _colors(self, gaussians: Gaussians, center: Tensor | None, direction: Tensor | None = None) -> Tensor:
         """Colours [N, 3] as seen from a point, or along one direction."""
-        interval = stretched(self.config.sh_degree_interval, self.total_steps)
+        # What a file brings along counts from the start.
+        interval = self.config.sh_degree_interval if self.config.initial_ply is None else 0
+        interval = stretched(interval, self.total_steps)
         degree, lobes = unlocked_colors(self.step, interval, self.config.sh_degree)
         basis = self.cloud.color_basis().unlocked(degree, lobes)
         if center is None:

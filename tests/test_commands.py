@@ -86,6 +86,27 @@ def test_render(trained, words):
     assert all(path.stat().st_size > 100 for path in written)
 
 
+def test_export_and_start_from_it(trained, scene):
+    method, config, folder = trained
+    for kind in ("raygauss", "splat", "points"):
+        words = (sys.executable, "-m", "raygauss_ns.export", kind, "--load-config", config)
+        code = 0 if method == "raygauss" else 1
+        output = run(*words, cwd=folder, code=code)
+        assert "Traceback" not in output
+        if code:
+            assert "only those of raygauss can be exported" in output.replace("\n", " ")
+            continue
+        written = config.parent / f"{kind}.ply"
+        assert written.stat().st_size > 1000
+        if kind != "points":
+            words = ("--max-num-iterations", 2, "--vis", "tensorboard", "--timestamp", kind, *METHODS[method])
+            words += ("--pipeline.model.initial-ply", written)
+            run("ns-train", method, *words, "--data", scene, "blender-data", cwd=folder)
+            written.unlink()  # a trained scene does not need what it once started from
+            again = next(path for path in folder.rglob("config.yml") if path.parent.name == kind)
+            run("ns-eval", "--load-config", again, "--output-path", f"{kind}.json", cwd=folder)
+
+
 def test_resume_goes_on_where_it_stopped(trained, scene):
     method, config, folder = trained
     words = ("--max-num-iterations", 3, "--vis", "tensorboard", "--timestamp", "resumed", *METHODS[method])

@@ -1,0 +1,138 @@
+"""`raygauss-export`: a trained scene as a PLY file.
+
+    raygauss-export raygauss --load-config outputs/.../config.yml    # exact; `--pipeline.model.initial-ply` reads it
+    raygauss-export splat --load-config outputs/.../config.yml       # for viewers of 3D Gaussian splatting
+    raygauss-export points --load-config outputs/.../config.yml      # positions and colours
+
+All are in the coordinates of nerfstudio's scene, like those of `ns-export`; `dataparser_transforms.json` beside the
+config leads back to those of the data. `raygauss_ns.cloud_ply` has the formats and what the conversion to splats loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import tyro
+
+from ns_support.errors import UserError
+from raygauss_ns.casting import CastSettings
+from raygauss_ns.cloud_ply import cloud_columns, header_values, point_columns, read_cloud, splat_columns
+from raygauss_ns.gaussians import GaussianCloud
+from raygauss_ns.model import RayGaussModel
+from raygauss_ns.ply import Columns, read_ply, write_ply
+
+
+@dataclass
+class Export:
+    """What all kinds of export are told."""
+
+    load_config: Path
+    """The config.yml of a trained run; its latest checkpoint is exported."""
+    output_path: Path | None = None
+    """The file to write; None: `raygauss.ply`, `splat.ply` or `points.ply` beside the config."""
+
+    def _write(self, name: str, columns_of: Callable[[RayGaussModel], Columns]) -> Path:
+        model = load_model(self.load_config)
+        columns = columns_of(model)
+        path = self.output_path or self.load_config.parent / f"{name}.ply"
+        write_ply(path, columns, header_comments(model))
+        print(f"{len(columns['x'])} of {len(model.cloud)} Gaussians written to {path}")
+        return path
+
+
+@dataclass
+class ExportRayGauss(Export):
+    """Every parameter, without loss: reading the file again renders identically."""
+
+    def main(self) -> Path:
+        """Write the file."""
+        return self._write("raygauss", lambda model: cloud_columns(model.cloud))
+
+
+@dataclass
+class ExportSplat(Export):
+    """3D Gaussian splatting's format, which common viewers open; an approximation."""
+
+    def main(self) -> Path:
+        """Write the file."""
+        return self._write("splat", lambda m: splat_columns(m.cloud, m.cast_settings.density_threshold))
+
+
+@dataclass
+class ExportPoints(Export):
+    """The centres of the Gaussians and their colours."""
+
+    def main(self) -> Path:
+        """Write the file."""
+        return self._write("points", lambda m: point_columns(m.cloud, m.cast_settings.density_threshold))
+
+
+def load_model(config: Path) -> RayGaussModel:
+    """The model of a trained run, from its latest checkpoint.
+
+    Args:
+        config: the run's config.yml. Its data folder must be there, though not the images: the cameras in it give the
+            scene its size.
+
+    Raises:
+        UserError: there is no such file, or another method wrote it.
+    """
+    if not config.is_file():
+        raise UserError(f"The config {config} does not exist; give a trained run's config.yml.")
+    # Late: slow, and not needed to find out that there is nothing to load.
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    trainer, pipeline, _, _ = eval_setup(config, test_mode="inference")
+    if not isinstance(pipeline.model, RayGaussModel):
+        raise UserError(f"{config} is of a run of {trainer.method_name}; only those of raygauss can be exported.")
+    return pipeline.model
+
+
+def header_comments(model: RayGaussModel) -> list[str]:
+    """What a renderer needs to know beside the Gaussians: the scene unit and how rays are sampled, in scene units."""
+    settings = model.cast_settings._asdict()
+    values = {"scene_unit": model.unit, **settings, "near_plane": model.config.near_plane * model.unit}
+    return ["written by raygauss-export", *(f"{name} {value!r}" for name, value in values.items())]
+
+
+def load_ply(path: Path) -> tuple[GaussianCloud, CastSettings]:
+    """An exported scene, ready for `raygauss_ns.casting.cast`: no config, checkpoint or data folder needed.
+
+    Args:
+        path: what `raygauss-export raygauss` (or `splat`) wrote.
+
+    Raises:
+        UserError: the file is missing, is of neither kind, or its header lacks the settings.
+    """
+    values = header_values(read_ply(path).comments)
+    missing = [name for name in CastSettings._fields if name not in values]
+    if missing:
+        raise UserError(f"The header of the PLY file {path} lacks the comments {', '.join(missing)}.")
+    settings = CastSettings(
+        step=values["step"],
+        density_threshold=values["density_threshold"],
+        sample_offset=values["sample_offset"],
+        transmittance_threshold=values["transmittance_threshold"],
+        samples_per_slab=int(values["samples_per_slab"]),
+    )
+    return read_cloud(path), settings
+
+
+Command: TypeAlias = (
+    Annotated[ExportRayGauss, tyro.conf.subcommand("raygauss")]
+    | Annotated[ExportSplat, tyro.conf.subcommand("splat")]
+    | Annotated[ExportPoints, tyro.conf.subcommand("points")]
+)
+
+
+def entrypoint() -> None:
+    """The command's entry point."""
+    tyro.extras.set_accent_color("bright_yellow")
+    tyro.cli(Command, description=__doc__).main()
+
+
+if __name__ == "__main__":
+    entrypoint()

@@ -1,0 +1,115 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.utils import eval_utils
+
+from ns_support.errors import UserError
+from raygauss_ns.casting import cast
+from raygauss_ns.cloud_ply import splat_columns
+from raygauss_ns.color import view_colors
+from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply
+from raygauss_ns.ply import read_ply, write_ply
+
+
+@pytest.fixture
+def trained(make_model, monkeypatch, tmp_path):
+    """A model as if it came from a run, in a scene of another size than 3, and the run's config."""
+    model = make_model(side=2.0, num_random=100).eval()
+    for parameter in model.cloud.params.values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.step = 30_000
+    config = tmp_path / "config.yml"
+    config.touch()
+    pipeline = SimpleNamespace(model=model)
+    trainer = SimpleNamespace(method_name="another-method")
+    monkeypatch.setattr(eval_utils, "eval_setup", lambda path, test_mode: (trainer, pipeline, path, 0))
+    return SimpleNamespace(model=model, config=config, pipeline=pipeline)
+
+
+def image(model, cameras):
+    out = model.get_outputs_for_camera(cameras[0:1])
+    return torch.cat([out["rgb"], out["accumulation"], out["depth"]], -1)
+
+
+def test_a_model_that_starts_from_the_export_renders_the_same(trained, make_model, make_cameras):
+    path = ExportRayGauss(trained.config).main()
+    assert path == trained.config.parent / "raygauss.ply"
+    again = make_model(side=2.0, initial_ply=path).eval()
+    assert again.step == 0  # all of the colour counts nevertheless
+    first, second = (image(model, make_cameras()) for model in (trained.model, again))
+    assert float(first[..., :3].std()) > 0.01
+    assert float((first - second).abs().max()) <= 1e-6
+
+
+def test_the_file_alone_renders_the_same(trained, make_cameras):
+    cloud, settings = load_ply(ExportRayGauss(trained.config).main())
+    assert settings == trained.model.cast_settings
+    camera = make_cameras()[0:1]
+    rays = camera.generate_rays(0, keep_shape=True).flatten()
+    gaussians = cloud.gaussians()
+    colors = view_colors(cloud.color_basis(), gaussians.means, rays.origins[0])
+    nears = torch.full((len(rays),), trained.model.config.near_plane * cloud.unit)
+    out = cast(gaussians, colors, rays.origins, rays.directions, nears, torch.full_like(nears, torch.inf), settings)
+    expected = trained.model.get_outputs_for_camera(camera)
+    rgb = out.rgb + out.transmittance[:, None]  # white background
+    assert float((rgb - expected["rgb"].reshape(-1, 3)).abs().max()) <= 1e-6
+
+
+def test_splats_and_points(trained, make_model, make_cameras, tmp_path):
+    splats = read_ply(ExportSplat(trained.config, tmp_path / "deep" / "a.ply").main())
+    points = read_ply(ExportPoints(trained.config).main())
+    assert list(points.columns) == ["x", "y", "z", "red", "green", "blue"]
+    alive = trained.model.cloud.gaussians().densities > trained.model.cast_settings.density_threshold
+    assert len(splats.columns["x"]) == len(points.columns["x"]) == int(alive.sum())
+    assert "scene_unit 0.6666666666666666" in splats.comments
+    again = make_model(side=2.0, initial_ply=tmp_path / "deep" / "a.ply").eval()
+    first, second = (image(model, make_cameras()) for model in (trained.model, again))
+    # The density is the same, the colours differ by the lobes' sharpest part.
+    torch.testing.assert_close(second[..., 3:], first[..., 3:], rtol=1e-3, atol=1e-3)
+    assert float((second - first)[..., :3].abs().mean()) < 0.03
+
+
+def test_trains_from_the_file_and_is_viewed_without_it(trained, make_model, make_cameras, optimizers_of):
+    path = ExportRayGauss(trained.config).main()
+    model = make_model(side=2.0, initial_ply=path)
+    state = model.state_dict()
+    path.unlink()
+    pipeline = SimpleNamespace(
+        datamanager=SimpleNamespace(
+            train_dataset=SimpleNamespace(cameras=make_cameras()), train_dataparser_outputs=SimpleNamespace()
+        )
+    )
+    again = make_model(side=2.0, initial_ply=path)
+    attributes = TrainingCallbackAttributes(
+        optimizers=optimizers_of(again), grad_scaler=None, pipeline=pipeline, trainer=None
+    )
+    with pytest.raises(UserError, match=r"raygauss\.ply \(--pipeline.model.initial-ply\) does not exist"):
+        again.get_training_callbacks(attributes)
+    again.load_state_dict(state)
+    torch.testing.assert_close(again.cloud.params["means"], trained.model.cloud.params["means"])
+    assert again.get_training_callbacks(attributes)
+
+
+def test_a_file_of_nothing_is_refused(trained, make_model, tmp_path):
+    write_ply(tmp_path / "a.ply", splat_columns(trained.model.cloud, density_threshold=1e9))
+    with pytest.raises(UserError, match="None of the 0 Gaussians in"):
+        make_model(initial_ply=tmp_path / "a.ply")
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(UserError, match=r"no\.yml does not exist"):
+        ExportRayGauss(tmp_path / "no.yml").main()
+
+
+def test_another_methods_config(trained):
+    trained.pipeline.model = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="of another-method; only those of raygauss"):
+        ExportRayGauss(trained.config).main()
+
+
+def test_a_foreign_file_has_no_settings(trained, tmp_path):
+    write_ply(tmp_path / "a.ply", splat_columns(trained.model.cloud, 0.1), ["scene_unit 1.0"])
+    with pytest.raises(UserError, match="lacks the comments step, density_threshold"):
+        load_ply(tmp_path / "a.ply")
