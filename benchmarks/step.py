@@ -71,7 +71,7 @@ def main() -> None:
             (KernelColors, "forward", "colour"),
             (KernelColors, "backward", "colour"),
             (similarity._KernelSimilarity, "forward", "SSIM and its gradient"),
-            (trainer.optimizers, "optimizer_step", "optimiser"),
+            (trainer.optimizers, "optimizer_scaler_step_some", "optimiser"),
             (trainer.pipeline.datamanager, "next_train", "data"),
         ):
             watch.watch(owner, name, label)
