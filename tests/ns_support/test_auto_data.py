@@ -186,11 +186,7 @@ def test_a_parser_named_on_the_command_line_loads_sfm_points_too(nerfstudio_scen
     assert len(metadata.get("points3D_xyz", ())) == (3 if wanted else 0)
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["nerfstudio.configs.dataparser_configs", "nerfstudio.configs.method_configs", "ns_support.auto_data",
-     "ns_support.data", "raygauss_ns.method", "hardmine_ns.method"],
-)  # fmt: skip
+@pytest.mark.parametrize("first", ["nerfstudio.configs.dataparser_configs", "ns_support.data", "raygauss_ns.method"])
 def test_imports_in_any_order(first, monkeypatch):
     """Registered, as by the entry point, whichever module comes first."""
     monkeypatch.setenv("NERFSTUDIO_DATAPARSER_CONFIGS", "auto-data=ns_support.auto_data:auto_data")
