@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
@@ -15,6 +13,7 @@ from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
 from hardmine_ns.optimizers import RowAdamOptimizerConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.schedulers import FloatExponentialDecayConfig
 
@@ -54,7 +53,7 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
 instant_ngp_hardmine = MethodSpecification(
     config=_trainer(
         "instant-ngp-hardmine",
-        RayDataManagerConfig(dataparser=NerfstudioDataParserConfig()),
+        RayDataManagerConfig(dataparser=AutoDataParserConfig()),
         HardMineModelConfig(steps_per_diagonal=_STEPS_PER_DIAGONAL),
     ),
     description="Instant-NGP for unbounded scenes, on any device, backpropagating hard samples only.",
@@ -64,7 +63,7 @@ instant_ngp_hardmine = MethodSpecification(
 instant_ngp_hardmine_bounded = MethodSpecification(
     config=_trainer(
         "instant-ngp-hardmine-bounded",
-        RayDataManagerConfig(dataparser=BlenderDataParserConfig()),
+        RayDataManagerConfig(dataparser=AutoDataParserConfig()),
         HardMineModelConfig(
             steps_per_diagonal=_STEPS_PER_DIAGONAL,
             grid_levels=1,

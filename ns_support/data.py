@@ -13,6 +13,7 @@ import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -94,15 +95,25 @@ class ChecksData:
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        path, parser = Path(config.data or config.dataparser.data), parser_name(config.dataparser)
+        path = Path(config.data or config.dataparser.data)
         if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them
             check_data_folder(path)
-        with explained_data_errors(path, parser):
+        with explained_data_errors(path, parser_name(config.dataparser, path)):
             super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
 
 
-def parser_name(config: object) -> str:
-    """The name by which a data parser's configuration is called on the command line."""
+def parser_name(config: object, folder: Path | None = None) -> str:
+    """The name by which a data parser's configuration is called on the command line.
+
+    Args:
+        config: the configuration; in place of one that recognises formats, the one it chooses is named.
+        folder: the data folder it chooses for; None: the one in the configuration.
+
+    Raises:
+        UserError: the folder is of no format that it recognises.
+    """
+    if isinstance(config, AutoDataParserConfig):
+        config = config.chosen(folder or config.data)
     names = [name for name, known in all_dataparsers.items() if type(known) is type(config)]
     return names[0] if names else type(config).__name__
 

@@ -25,6 +25,9 @@ class FullImagesConfig(FullImageDatamanagerConfig):
 
     _target: type = field(default_factory=lambda: FullImages)
     """Class to instantiate."""
+    sfm_points: bool = True
+    """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
+    nerfstudio-data unless told otherwise. False: as the data parser says."""
 
 
 class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
@@ -42,6 +45,12 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     config: FullImagesConfig
     train_unseen_cameras: list[int]
     _begun = False
+
+    def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
+        # A parser named on the command line comes with nerfstudio's defaults, not with the method's.
+        if config.sfm_points and hasattr(config.dataparser, "load_3D_points"):
+            config.dataparser.load_3D_points = True
+        super().__init__(config, *args, **kwargs)
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.

@@ -16,6 +16,7 @@ from nerfstudio.plugins.types import MethodSpecification
 import ns_support.checkpoints
 import ns_support.quiet
 import ns_support.video  # noqa: F401 - these three act on import
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
@@ -80,7 +81,8 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
         machine=MachineConfig(device_type=default_device_type()),
         pipeline=VanillaPipelineConfig(
             datamanager=FullImagesConfig(
-                dataparser=NerfstudioDataParserConfig(load_3D_points=True), cache_images_type="uint8"
+                dataparser=AutoDataParserConfig(nerfstudio=NerfstudioDataParserConfig(load_3D_points=True)),
+                cache_images_type="uint8",
             ),
             model=model,
         ),

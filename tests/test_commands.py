@@ -51,10 +51,10 @@ METHODS = {
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
 def trained(request, scene, tmp_path_factory):
-    """A run of a few steps: (method, its config.yml, the folder it ran in)."""
+    """A run of a few steps whose data parser nobody named: (method, its config.yml, the folder it ran in)."""
     folder = tmp_path_factory.mktemp("run")
     words = ("--max-num-iterations", 4, "--vis", "tensorboard", "--timestamp", "now", *METHODS[request.param])
-    run("ns-train", request.param, *words, "--data", scene, "blender-data", cwd=folder)
+    run("ns-train", request.param, *words, "--data", scene, cwd=folder)
     return request.param, next(folder.rglob("config.yml")), folder
 
 
@@ -130,6 +130,14 @@ def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path):
     words = ("--vis", "tensorboard", "--data", make(tmp_path), "blender-data")
     output = run("ns-train", method, *words, cwd=tmp_path, code=1)
     assert re.search(sentence, output.replace("\n", " "))
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_unknown_format_ends_in_one_sentence(method, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    output = run("ns-train", method, "--vis", "tensorboard", "--data", tmp_path, cwd=tmp_path, code=1)
+    assert "is not known: looked for a Blender scene" in output.replace("\n", " ")
     assert "Traceback" not in output
 
 

@@ -1,0 +1,126 @@
+"""One `--data` for all: a data parser that recognises a folder's format and leaves it to nerfstudio's parser for that.
+
+Registered as `auto-data`. nerfstudio imports this module while it collects its data parsers: nothing here may import a
+datamanager, or whatever else asks for that collection.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.plugins.registry_dataparser import DataParserSpecification
+
+from ns_support.errors import UserError
+
+COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse", "colmap", ".")
+"""Where a COLMAP model may lie in a data folder."""
+_COLMAP_CAMERAS = ("cameras.bin", "cameras.txt")
+_LOOKED_FOR = (
+    "a Blender scene (transforms_train.json with camera_angle_x), a nerfstudio or instant-ngp scene (transforms.json "
+    f"with fl_x or camera_angle_x) and a COLMAP model ({' or '.join(_COLMAP_CAMERAS)} in {', '.join(COLMAP_FOLDERS)})"
+)
+
+
+@dataclass
+class AutoDataParserConfig(DataParserConfig):
+    """Recognises Blender, nerfstudio, instant-ngp and COLMAP folders; each is read by nerfstudio's own parser."""
+
+    _target: type = field(default_factory=lambda: DataParser)
+    """Not used: `setup` makes the parser that fits the folder."""
+    downscale_factor: int | None = None
+    """How much to downscale images, for parsers that can; None: as that parser is set."""
+    blender: BlenderDataParserConfig = field(default_factory=BlenderDataParserConfig)
+    """How to read a folder with transforms_train.json and camera_angle_x in it. Its `data` is not used."""
+    nerfstudio: NerfstudioDataParserConfig = field(default_factory=NerfstudioDataParserConfig)
+    """How to read a transforms.json with focal lengths (fl_x) in it. Its `data` is not used."""
+    instant_ngp: InstantNGPDataParserConfig = field(default_factory=InstantNGPDataParserConfig)
+    """How to read a transforms.json with camera_angle_x only. Its `data` is not used."""
+    colmap: ColmapDataParserConfig = field(default_factory=ColmapDataParserConfig)
+    """How to read a COLMAP folder. Its `data` is not used, nor its `colmap_path` unless the model lies there."""
+
+    def setup(self, **kwargs: Any) -> Any:
+        """Make nerfstudio's own parser for the folder `data`.
+
+        Raises:
+            UserError: the folder is of no known format, or its parser can't downscale images as told.
+        """
+        return self.chosen(self.data).setup(**kwargs)
+
+    def chosen(self, folder: Path) -> DataParserConfig:
+        """The configuration of the parser that fits a folder; a copy.
+
+        Args:
+            folder: the data folder, or a `.json` file in the format of transforms.json.
+
+        Raises:
+            UserError: as `setup`.
+        """
+        config = self._recognise(folder)
+        config.data = folder
+        if self.downscale_factor is not None:
+            if not hasattr(config, "downscale_factor"):
+                raise UserError(
+                    f"The images in {folder} can't be downscaled on reading: downscale_factor is "
+                    f"{self.downscale_factor}, and nerfstudio has no option for that in scenes of this format."
+                )
+            config.downscale_factor = self.downscale_factor
+        return config
+
+    def _recognise(self, folder: Path) -> DataParserConfig:
+        if folder.suffix == ".json":
+            config = self._of_transforms(folder)
+            if config is not None:
+                return config
+        if "camera_angle_x" in _entries(folder / "transforms_train.json"):
+            return deepcopy(self.blender)
+        config = self._of_transforms(folder / "transforms.json")
+        if config is not None:
+            return config
+        for model in (str(self.colmap.colmap_path), *COLMAP_FOLDERS):
+            if any((folder / model / name).is_file() for name in _COLMAP_CAMERAS):
+                colmap = deepcopy(self.colmap)
+                colmap.colmap_path = Path(model)
+                return colmap
+        raise UserError(
+            f"The format of the data in {folder} is not known: looked for {_LOOKED_FOR}. "
+            "For another format, name nerfstudio's parser for it at the end of the command."
+        )
+
+    def _of_transforms(self, path: Path) -> DataParserConfig | None:
+        entries = _entries(path)
+        frames = entries.get("frames")
+        frame = frames[0] if isinstance(frames, list) and frames and isinstance(frames[0], dict) else {}
+        if "fl_x" in entries or "fl_x" in frame:
+            return deepcopy(self.nerfstudio)
+        return deepcopy(self.instant_ngp) if "camera_angle_x" in entries else None
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, nothing if there is none.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+auto_data = DataParserSpecification(
+    config=AutoDataParserConfig(),
+    description="Recognises Blender, nerfstudio, instant-ngp and COLMAP folders.",
+)
+"""For the entry point."""
