@@ -4,6 +4,8 @@
     python benchmarks/gpu.py --train data/blender/lego     # trains, too: PSNR and seconds
     python benchmarks/gpu.py --device cpu --small          # the same code in a few seconds, to see that it runs
 
+"image" finds Gaussians by the hierarchy, "image, lists" by a list for each tile (`casting.gpu.LISTS`).
+
 Milliseconds are medians between CUDA events, after a warm-up; the hierarchy is built anew in each forward pass, as in
 training. Scenes are a bumpy shell of N flat Gaussians, opaque after a few, seen by the Blender scenes' camera.
 """
@@ -16,7 +18,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +106,21 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
     return statistics.median(times)
 
 
+@contextmanager
+def candidates_from(lists: bool) -> Iterator[None]:
+    """Cast images by lists, or by the hierarchy; without Triton there is neither."""
+    try:
+        from raygauss_ns.casting import gpu
+    except ImportError:
+        yield
+        return
+    before, gpu.LISTS = gpu.LISTS, lists
+    try:
+        yield
+    finally:
+        gpu.LISTS = before
+
+
 def measure_cast(count: int, rays: Rays, width: int, options: argparse.Namespace) -> dict[str, float]:
     """Forward, and forward with backward, of one scene and set of rays."""
     gaussians, colors = shell_scene(count, options.device)
@@ -168,10 +186,13 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
         "image, shuffled": (image.take(shuffle), 0),
         "random": (random_rays(options.batch, options.device), 0),
     }
+    if options.backend == "gpu" or (options.backend == "auto" and options.device == "cuda"):
+        kinds["image, lists"] = kinds["image"]
     print(f"{'rays':16} {'Gaussians':>9} {'forward':>9} {'backward':>9} {'per s':>8} {'peak MiB':>8} {'opacity':>7}")
     for count in options.gaussians:
         for kind, (rays, width) in kinds.items():
-            row = measure_cast(count, rays, width, options)
+            with candidates_from(lists=kind == "image, lists"):
+                row = measure_cast(count, rays, width, options)
             results["cast"].append({"kind": kind, **row})
             print(
                 f"{kind:16} {count:9} {row['forward_ms']:6.2f} ms {row['backward_ms']:6.2f} ms "

@@ -3,9 +3,9 @@
     python benchmarks/gpu_static.py --json outputs/gpu_static.json
 
 Two counts. One: the kernels are built for sm_90, and every instruction of the machine code is attributed, by its line
-information, to the function of `gpu_packets` or `gpu_kernels` that it came from. Two: the march of an 800 x 800 image
-is repeated on the CPU, packet by packet, and what each packet visits is counted. Their product, over the rates of an
-H200, is a floor: no latency, no stall, every cache hit.
+information, to the function of `gpu_packets`, `gpu_candidates` or `gpu_kernels` that it came from. Two: the march of an
+800 x 800 image is repeated on the CPU, packet by packet, and what each packet visits is counted. Their product, over
+the rates of an H200, is a floor: no latency, no stall, every cache hit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from raygauss_ns.casting import gpu_kernels, gpu_packets, whitening_matrices
+from raygauss_ns.casting import gpu_candidates, gpu_kernels, gpu_packets, whitening_matrices
 from raygauss_ns.casting.bvh import build_bvh
 
 Array = NDArray[Any]
@@ -44,7 +44,7 @@ KINDS = {
     "load": re.compile(r"LDG|STG|RED[G.]|ATOM"),
     "exchange": re.compile(r"SHFL|REDUX|VOTE"),
 }
-_POINTERS = ["origins", "directions", "nears", "records", "reaches", "boxes", "out", "grad_out", "moments"]
+_POINTERS = ["origins", "directions", "nears", "records", "reaches", "boxes", "out", "grad_out", "moments", "shells"]
 
 
 # ---- instructions ----
@@ -53,11 +53,12 @@ _POINTERS = ["origins", "directions", "nears", "records", "reaches", "boxes", "o
 def compile_kernel(name: str) -> tuple[str, int]:
     """Machine code with line information, and registers, of a kernel at K = 8 for images."""
     kernel = getattr(gpu_kernels, f"{name}_kernel")
-    types = dict.fromkeys(_POINTERS, "*fp32") | {"counts": "*i32", "links": "*i32", "order": "*i64"}
-    types |= {"number": "i32", "width": "i32", "nodes": "i32", "K": "constexpr", "TILED": "constexpr"}
+    types = dict.fromkeys(_POINTERS, "*fp32") | {"counts": "*i32", "links": "*i32", "starts": "*i32", "order": "*i64"}
+    types |= dict.fromkeys(["number", "width", "nodes", "number_of_shells"], "i32")
+    types |= dict.fromkeys(["K", "TILED", "LISTED"], "constexpr")
     signature = {argument: types.get(argument, "fp32") for argument in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(signature) if signature[n][0] == "*"}
-    source = ASTSource(kernel, signature, {"K": 8, "TILED": True}, aligned)
+    source = ASTSource(kernel, signature, {"K": 8, "TILED": True, "LISTED": False}, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
     tools = Path(inspect.getfile(triton)).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -72,7 +73,7 @@ def compile_kernel(name: str) -> tuple[str, int]:
 def function_lines() -> dict[tuple[str, int], str]:
     """Which function a line of the kernels' sources belongs to; what is done for a leaf or a Gaussian apart."""
     lines = {}
-    for module in (gpu_packets, gpu_kernels):
+    for module in (gpu_packets, gpu_candidates, gpu_kernels):
         path = inspect.getfile(module)
         file = Path(path).name
         for function in ast.parse(Path(path).read_text()).body:
@@ -81,9 +82,9 @@ def function_lines() -> dict[tuple[str, int], str]:
             lines |= {(file, n): function.name for n in range(function.lineno, function.end_lineno + 1)}
             if not function.name.startswith(("_collect", "_differentiate")):
                 continue
-            # From the outermost `if` inwards: met the box, is a leaf, is inside the support.
+            # From the outermost `if` inwards: there is a candidate, it is inside the support.
             branches = [node for node in ast.walk(function) if isinstance(node, ast.If)]
-            for branch, part in zip(branches[1:], ("leaf", "sums"), strict=True):
+            for branch, part in zip(branches, ("leaf", "sums"), strict=True):
                 span = range(branch.body[0].lineno, branch.end_lineno + 1)
                 lines |= {(file, n): f"{function.name}, {part}" for n in span}
     return lines
@@ -229,9 +230,9 @@ def count_visits(count: int, side: int, every: int) -> dict[str, float]:
 # ---- the floor ----
 
 PARTS = {
-    "nodes": ("meets", "_collect_colors", "_collect_gradients", "_differentiate"),
+    "nodes": ("_meets", "next_candidate", "open_candidates", "_collect_colors", "_collect_gradients", "_differentiate"),
     "leaves": (
-        *("_whiten", "project", "inside_slab", "_collect_colors, leaf", "_collect_gradients, leaf"),
+        *("record_at", "_whiten", "project", "inside_slab", "_collect_colors, leaf", "_collect_gradients, leaf"),
         "_differentiate, leaf",
     ),
     "gaussians": (
@@ -240,7 +241,7 @@ PARTS = {
     ),
     "composited": ("transmittances", "phi", "phi_slope", "forward_kernel", "backward_kernel"),
     "slabs": ("open_slab",),
-    "skipping": ("_clip", "box_interval", "next_row"),
+    "skipping": ("_clip", "box_interval", "next_row", "_next_in_hierarchy"),
 }
 """Functions that are worked through once for each visit. `next_row` and what it calls are in the code twice (and the
 box once more, at the start): half of it is charged."""

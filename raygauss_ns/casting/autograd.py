@@ -112,22 +112,17 @@ class GpuCast(torch.autograd.Function):
         settings: CastSettings,
     ) -> Tensor:
         """[R, 5]: red, green, blue, transmittance, depth."""
-        from raygauss_ns.casting import gpu, gpu_bvh
+        from raygauss_ns.casting import gpu
 
         ctx.settings, ctx.nothing = settings, len(densities) == 0 or len(nears) == 0
         if ctx.nothing:
             ctx.save_for_backward(whitenings, densities)
             return torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).to(means.device).repeat(len(nears), 1)
-        bvh = gpu_bvh.build_gpu_bvh(
-            means.detach().float(),
-            whitenings.detach().float(),
-            densities.detach().float(),
-            colors.detach().float(),
-            settings.density_threshold,
+        scene, rays = gpu.scene_and_rays(
+            (means, whitenings, densities, colors), (origins, directions, nears, counts), image_width, settings
         )
-        rays = gpu.rays_on_device(origins, directions, nears, counts, image_width, bvh)
-        out = gpu.cast_forward(bvh, rays, settings)
-        ctx.save_for_backward(whitenings, densities, out, *bvh, *rays[:-1])
+        out = gpu.cast_forward(scene, rays, settings)
+        ctx.save_for_backward(whitenings, densities, out, *scene.bvh, *rays[:-1], *(scene.lists or ()))
         ctx.width = image_width
         return out
 
@@ -135,7 +130,7 @@ class GpuCast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means, A, densities and colours."""
-        from raygauss_ns.casting import gpu, gpu_bvh
+        from raygauss_ns.casting import gpu, gpu_bvh, gpu_lists
 
         whitenings, densities, *rest = ctx.saved_tensors
         if ctx.nothing:
@@ -143,6 +138,7 @@ class GpuCast(torch.autograd.Function):
         else:
             out, bvh = rest[0], gpu_bvh.GpuBvh(*rest[1:6])
             rays = gpu.GpuRays(rest[6], rest[7], rest[8], rest[9], rest[10], ctx.width)
-            moments = gpu.cast_backward(bvh, rays, ctx.settings, out, grad_out.contiguous())
+            scene = gpu.GpuScene(bvh, gpu_lists.GpuLists(*rest[11:]) if len(rest) > 11 else None)
+            moments = gpu.cast_backward(scene, rays, ctx.settings, out, grad_out.contiguous())
         gradients = moments_to_gradients(moments.to(whitenings.dtype), whitenings, densities)
         return *gradients, None, None, None, None, None, None

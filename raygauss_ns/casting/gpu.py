@@ -3,11 +3,13 @@
 Importing this module needs Triton 3.2 or newer (its `gather`); `casting.cast` says so where it is missing.
 
 The slab of the kernels is 8 samples, or 4 where `samples_per_slab` is smaller: what fits the registers of a lane
-without spilling. Nothing here waits for the device: no size depends on a value that only the device knows.
+without spilling. Nothing here waits for the device: no size depends on a value that only the device knows. (Lists do,
+once: see `LISTS`.)
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +17,30 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from raygauss_ns.casting.gpu_bvh import GpuBvh, interleave
+from raygauss_ns.casting.gpu_bvh import GpuBvh, build_gpu_bvh, gather_records, interleave
 from raygauss_ns.casting.gpu_kernels import backward_kernel, forward_kernel
+from raygauss_ns.casting.gpu_lists import GpuLists, build_gpu_lists
 from raygauss_ns.casting.gpu_packets import RAYS, TILE_HEIGHT, TILE_WIDTH
 from raygauss_ns.casting.types import CastSettings
 
 SLABS = (4, 8)
 """Samples of a slab that the kernels are built for. 16 would need 64 registers for the sums alone."""
+
+LISTS = os.environ.get("RAYGAUSS_GPU_LISTS") == "1"
+"""Whether images are cast by lists of their tiles' Gaussians, where those can serve, instead of the hierarchy. A switch
+for comparing the two, off until they have been compared on a GPU."""
+
+
+class GpuScene(NamedTuple):
+    """The Gaussians as the kernels take them.
+
+    Attributes:
+        bvh: records and hierarchy; without nodes but the root where there are lists.
+        lists: of the image's tiles, or None where the hierarchy is walked.
+    """
+
+    bvh: GpuBvh
+    lists: GpuLists | None
 
 
 class GpuRays(NamedTuple):
@@ -51,24 +70,32 @@ class GpuRays(NamedTuple):
         return -(-(len(self.nears) // self.width) // TILE_HEIGHT) * -(-self.width // TILE_WIDTH)
 
 
-def rays_on_device(
-    origins: Tensor, directions: Tensor, nears: Tensor, counts: Tensor, image_width: int, bvh: GpuBvh
-) -> GpuRays:
-    """The rays as the kernels take them.
+def scene_and_rays(
+    gaussians: tuple[Tensor, Tensor, Tensor, Tensor],
+    rays: tuple[Tensor, Tensor, Tensor, Tensor],
+    image_width: int,
+    settings: CastSettings,
+) -> tuple[GpuScene, GpuRays]:
+    """N > 0 Gaussians and R > 0 rays as the kernels take them.
 
     Args:
-        origins: [R, 3].
-        directions: [R, 3].
-        nears: [R].
-        counts: [R] int32.
-        image_width: pixels of a row, 0 for rays of no order.
-        bvh: the Gaussians; rays of no order are sorted by where they cross its box.
+        gaussians: means [N, 3], matrices A [N, 3, 3], peak densities [N] and colours [N, 3].
+        rays: origins [R, 3], directions [R, 3], nears [R] and counts [R] int32.
+        image_width: pixels of a row; 0 for rays of no order, which are sorted by where they cross the Gaussians' box.
+        settings: how they are sampled.
     """
-    origins, directions, nears = (
-        tensor.detach().to(torch.float32).contiguous() for tensor in (origins, directions, nears)
-    )
-    order = coherent_order(origins, directions, bvh.boxes[0]) if image_width == 0 else counts.new_empty(0).long()
-    return GpuRays(origins, directions, nears, counts.contiguous(), order, image_width)
+    means, whitenings, densities, colors = (tensor.detach().float() for tensor in gaussians)
+    origins, directions, nears = (tensor.detach().float().contiguous() for tensor in rays[:3])
+    counts = rays[3].contiguous()
+    if LISTS and image_width > 0:
+        bvh = gather_records(means, whitenings, densities, colors, settings.density_threshold)
+        slab_length = _slab(settings) * settings.step
+        lists = build_gpu_lists(bvh.records, bvh.reach, origins, directions, nears, counts, image_width, slab_length)
+        if lists is not None:
+            return GpuScene(bvh, lists), GpuRays(origins, directions, nears, counts, bvh.order[:0], image_width)
+    bvh = build_gpu_bvh(means, whitenings, densities, colors, settings.density_threshold)
+    order = coherent_order(origins, directions, bvh.boxes[0]) if image_width == 0 else bvh.order[:0]
+    return GpuScene(bvh, None), GpuRays(origins, directions, nears, counts, order, image_width)
 
 
 @torch.no_grad()
@@ -112,9 +139,14 @@ def _spread(codes: Tensor) -> Tensor:
     return codes
 
 
-def _arguments(bvh: GpuBvh, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
+def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
     """What both kernels take first."""
     step = np.float32(settings.step)
+    bvh, lists = scene
+    if lists is None:
+        candidates = (bvh.links, len(bvh.links), bvh.links, bvh.boxes, 0)  # no starts, no shells: any pointers
+    else:
+        candidates = (lists.entries, 0, lists.starts, lists.shells, (len(lists.starts) - 1) // rays.packets)
     return (
         rays.origins,
         rays.directions,
@@ -126,8 +158,7 @@ def _arguments(bvh: GpuBvh, rays: GpuRays, settings: CastSettings) -> tuple[obje
         bvh.records,
         bvh.reach,
         bvh.boxes,
-        bvh.links,
-        len(bvh.links),
+        *candidates,
         float(step),
         settings.step - float(step),  # Triton passes a number as float32: the rest of the step
         settings.sample_offset,
@@ -140,11 +171,16 @@ def _slab(settings: CastSettings) -> int:
     return max((slab for slab in SLABS if slab <= settings.samples_per_slab), default=SLABS[0])
 
 
-def cast_forward(bvh: GpuBvh, rays: GpuRays, settings: CastSettings) -> Tensor:
+def _constants(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> dict[str, int]:
+    """What both kernels are compiled for."""
+    return {"K": _slab(settings), "TILED": rays.width > 0, "LISTED": scene.lists is not None, "num_warps": 1}
+
+
+def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tensor:
     """Cast R > 0 rays.
 
     Args:
-        bvh: the Gaussians.
+        scene: the Gaussians.
         rays: the rays.
         settings: how they are sampled.
 
@@ -152,17 +188,15 @@ def cast_forward(bvh: GpuBvh, rays: GpuRays, settings: CastSettings) -> Tensor:
         [R, 5] float32: red, green, blue, transmittance, depth.
     """
     out = rays.nears.new_empty(len(rays.nears), 5)
-    forward_kernel[(rays.packets,)](
-        *_arguments(bvh, rays, settings), out, K=_slab(settings), TILED=rays.width > 0, num_warps=1
-    )
+    forward_kernel[(rays.packets,)](*_arguments(scene, rays, settings), out, **_constants(scene, rays, settings))
     return out
 
 
-def cast_backward(bvh: GpuBvh, rays: GpuRays, settings: CastSettings, out: Tensor, grad_out: Tensor) -> Tensor:
+def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: Tensor, grad_out: Tensor) -> Tensor:
     """Gradients of a loss on the outputs, as 13 moments per Gaussian; sums of float32 in no fixed order.
 
     Args:
-        bvh: the Gaussians.
+        scene: the Gaussians.
         rays: the rays, at least one.
         settings: as in the forward pass.
         out: [R, 5] what the forward pass returned.
@@ -171,12 +205,12 @@ def cast_backward(bvh: GpuBvh, rays: GpuRays, settings: CastSettings, out: Tenso
     Returns:
         [N, 13] float32, in the Gaussians' own order; `autograd` states the sums.
     """
-    sums = torch.zeros_like(bvh.records)
+    sums = torch.zeros_like(scene.bvh.records)
     backward_kernel[(rays.packets,)](
-        *_arguments(bvh, rays, settings), out, grad_out, sums, K=_slab(settings), TILED=rays.width > 0, num_warps=1
+        *_arguments(scene, rays, settings), out, grad_out, sums, **_constants(scene, rays, settings)
     )
     moments = torch.empty_like(sums)
-    moments[bvh.order] = sums
+    moments[scene.bvh.order] = sums
     return moments[:, :13]
 
 

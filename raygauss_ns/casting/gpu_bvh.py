@@ -58,7 +58,7 @@ def build_gpu_bvh(
     lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
     index_bits = n.bit_length()
     codes, order = torch.sort(_morton_codes(means, reach >= 0, min((62 - index_bits) // 3, 16)), stable=True)
-    records = torch.cat([means, whitenings.reshape(n, 9), densities[:, None], colors], dim=1)[order]
+    records = _records(means, whitenings, densities, colors)[order]
     index = torch.arange(n, device=means.device)
     first, last, before = _nodes((codes << index_bits) | index)
     # Negated, the upper corner's union is a minimum as well.
@@ -68,6 +68,26 @@ def build_gpu_bvh(
         _union_tree(corners), first, last, before, boxes, links, n, 1 << (n - 1).bit_length(), BLOCK=_BLOCK
     )
     return GpuBvh(order, records, reach[order], boxes, links)
+
+
+@torch.no_grad()
+def gather_records(
+    means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tensor, density_threshold: float
+) -> GpuBvh:
+    """The records and the root alone, in the Gaussians' own order; arguments as for `build_gpu_bvh`."""
+    lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
+    box = torch.cat([lower.amin(0), upper.amax(0)])
+    return GpuBvh(
+        torch.arange(len(densities), device=means.device),
+        _records(means, whitenings, densities, colors),
+        reach,
+        torch.where(box[0] == torch.inf, 3e38, box)[None],
+        torch.ones(1, 2, dtype=torch.int32, device=means.device),
+    )
+
+
+def _records(means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
+    return torch.cat([means, whitenings.reshape(-1, 9), densities[:, None], colors], dim=1)
 
 
 def _supports(

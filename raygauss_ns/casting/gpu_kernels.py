@@ -1,6 +1,6 @@
 """The forward and the backward kernel of the caster on a GPU: one warp marches 32 rays, slab by slab of K samples.
 
-    skip what is empty -> add the Gaussians that the hierarchy yields to sigma and E = sum f c -> composite the slab
+    skip what is empty -> add the Gaussians among the candidates to sigma and E = sum f c -> composite the slab
 
 Nothing is dropped: Gaussians are added as they are found. The backward kernel recomputes a slab's sigma and g . E,
 turns them into P and Q, and visits the same Gaussians again:
@@ -11,7 +11,8 @@ Along a ray x - mu is p + d tau with tau = t - t*, so that four sums over a lane
 and P f) give its share of all 13 moments. 16 values in 32 lanes are summed in 16 exchanges by halving the number of
 values with each, and end up one a lane: the 64 bytes of a Gaussian's line take one atomic instruction.
 
-A leaf holds one record; it is the node whose `skip` is its neighbour.
+Candidates come from the hierarchy, where a leaf holds one record and is the node whose `skip` is its neighbour, or with
+LISTED from lists; `gpu_candidates` is all the difference.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import triton
 import triton.language as tl
 
 from ns_support import triton_types as ty
+from raygauss_ns.casting.gpu_candidates import next_candidate, next_row, open_candidates, record_at
 from raygauss_ns.casting.gpu_packets import (
     densities_along,
     inside_slab,
     load_vector,
-    meets,
-    next_row,
     open_packet,
     open_slab,
     packet_rays,
@@ -36,12 +36,13 @@ from raygauss_ns.casting.gpu_packets import (
 )
 
 # Numbers that change from call to call: specialising on them would compile anew now and then.
-_CHANGING = ["number", "width", "nodes"]
+_CHANGING = ["number", "width", "nodes", "number_of_shells"]
 
 
 @triton.jit
 def _collect_colors(
     scene: ty.Fields,
+    places: ty.Fields,
     row: ty.Scalar,
     origin: ty.Vector,
     direction: ty.Vector,
@@ -49,35 +50,33 @@ def _collect_colors(
     eps: ty.Scalar,
     dt: ty.Scalar,
     K: tl.constexpr,
+    LISTED: tl.constexpr,
 ) -> tuple[ty.Slab, ty.Slab, ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and E (3) of the slab, whether any leaf's box was met, and whether any Gaussian."""
-    records, reaches, boxes, links, nodes = scene
-    lower, upper, some = slab
+    """Sigma and E (3) of the slab, whether there was any candidate, and whether any was met."""
+    records, reaches, some = scene[0], scene[1], slab[2]
+    place, whole, stop = places
     sigma = tl.zeros([K, 32], tl.float32)
     red = tl.zeros([K, 32], tl.float32)
     green = tl.zeros([K, 32], tl.float32)
     blue = tl.zeros([K, 32], tl.float32)
-    node = tl.zeros_like(row)
-    boxes_met = node
-    met = node
-    while node < nodes:
-        skip = tl.load(links + node.to(tl.int64) * 2)
-        if meets(boxes, node, lower, upper):
-            if skip == node + 1:
-                boxes_met = 1
-                record = tl.load(links + node.to(tl.int64) * 2 + 1) // 16
-                at = records + record.to(tl.int64) * 16
-                passage = project(at, origin, direction)
-                if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
-                    met = 1
-                    f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                    sigma += f
-                    red += f * tl.load(at + 13)
-                    green += f * tl.load(at + 14)
-                    blue += f * tl.load(at + 15)
-            skip = node + 1
-        node = skip
-    return sigma, red, green, blue, boxes_met, met
+    candidates = tl.zeros_like(row)
+    met = candidates
+    while place < stop:
+        found, following = next_candidate(scene, place, whole, slab, LISTED)
+        if found:
+            record = record_at(scene, place, LISTED)
+            candidates = 1
+            at = records + record.to(tl.int64) * 16
+            passage = project(at, origin, direction)
+            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+                met = 1
+                f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
+                sigma += f
+                red += f * tl.load(at + 13)
+                green += f * tl.load(at + 14)
+                blue += f * tl.load(at + 15)
+        place = following
+    return sigma, red, green, blue, candidates, met
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -94,6 +93,9 @@ def forward_kernel(
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
+    starts: ty.Pointer,
+    shells: ty.Pointer,
+    number_of_shells: ty.Scalar,
     step: ty.Scalar,
     step_rest: ty.Scalar,
     offset: ty.Scalar,
@@ -102,9 +104,10 @@ def forward_kernel(
     out: ty.Pointer,
     K: tl.constexpr,
     TILED: tl.constexpr,
+    LISTED: tl.constexpr,
 ) -> None:
     """Cast a packet of rays: out [R, 5] becomes red, green, blue, transmittance and depth."""
-    scene = (records, reaches, boxes, links, nodes)
+    scene = (records, reaches, boxes, links, nodes, (starts, shells, number_of_shells))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, start, begin, end = open_packet(
         ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
@@ -115,10 +118,14 @@ def forward_kernel(
     blue = tl.zeros([32], tl.float32)
     depth = tl.zeros([32], tl.float32)
     rows = tl.max(end, 0)
-    row = next_row(scene, tl.zeros_like(rows), rows, origin, direction, begin, end, step)
+    rays = (origin, direction, start)
+    row = next_row(scene, tl.zeros_like(rows), rows, rays, begin, end, step, LISTED)
     while row < rows:
         slab = open_slab(row, origin, direction, begin, end, step, K)
-        sigma, er, eg, eb, boxes_met, met = _collect_colors(scene, row, origin, direction, slab, eps, step, K)
+        places = open_candidates(scene, row, start, begin, end, step, K, LISTED)
+        sigma, er, eg, eb, candidates, met = _collect_colors(
+            scene, places, row, origin, direction, slab, eps, step, K, LISTED
+        )
         if met > 0:
             x, before, live = transmittances(sigma, row, begin, end, transmittance, threshold, step, K)
             weight = tl.where(live, before * phi(x), 0.0)
@@ -131,8 +138,8 @@ def forward_kernel(
             end = tl.where(transmittance > threshold, end, 0)
             rows = tl.max(end, 0)
         row += K
-        if boxes_met == 0:
-            row = next_row(scene, row, rows, origin, direction, begin, end, step)
+        if candidates == 0:
+            row = next_row(scene, row, rows, rays, begin, end, step, LISTED)
     to = out + ray * 5
     tl.store(to, red, mask=valid)
     tl.store(to + 1, green, mask=valid)
@@ -144,6 +151,7 @@ def forward_kernel(
 @triton.jit
 def _collect_gradients(
     scene: ty.Fields,
+    places: ty.Fields,
     row: ty.Scalar,
     origin: ty.Vector,
     direction: ty.Vector,
@@ -152,32 +160,30 @@ def _collect_gradients(
     eps: ty.Scalar,
     dt: ty.Scalar,
     K: tl.constexpr,
+    LISTED: tl.constexpr,
 ) -> tuple[ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and g . E of the slab, whether any leaf's box was met, and whether any Gaussian."""
-    records, reaches, boxes, links, nodes = scene
-    lower, upper, some = slab
+    """Sigma and g . E of the slab, whether there was any candidate, and whether any was met."""
+    records, reaches, some = scene[0], scene[1], slab[2]
+    place, whole, stop = places
     sigma = tl.zeros([K, 32], tl.float32)
     g_e = tl.zeros([K, 32], tl.float32)
-    node = tl.zeros_like(row)
-    boxes_met = node
-    met = node
-    while node < nodes:
-        skip = tl.load(links + node.to(tl.int64) * 2)
-        if meets(boxes, node, lower, upper):
-            if skip == node + 1:
-                boxes_met = 1
-                record = tl.load(links + node.to(tl.int64) * 2 + 1) // 16
-                at = records + record.to(tl.int64) * 16
-                passage = project(at, origin, direction)
-                if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
-                    met = 1
-                    f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                    sigma += f
-                    g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
-                    g_e += f * g_c[None, :]
-            skip = node + 1
-        node = skip
-    return sigma, g_e, boxes_met, met
+    candidates = tl.zeros_like(row)
+    met = candidates
+    while place < stop:
+        found, following = next_candidate(scene, place, whole, slab, LISTED)
+        if found:
+            record = record_at(scene, place, LISTED)
+            candidates = 1
+            at = records + record.to(tl.int64) * 16
+            passage = project(at, origin, direction)
+            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+                met = 1
+                f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
+                sigma += f
+                g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
+                g_e += f * g_c[None, :]
+        place = following
+    return sigma, g_e, candidates, met
 
 
 @triton.jit
@@ -232,6 +238,7 @@ def _add_moments(
 @triton.jit
 def _differentiate(
     scene: ty.Fields,
+    places: ty.Fields,
     row: ty.Scalar,
     origin: ty.Vector,
     direction: ty.Vector,
@@ -243,27 +250,25 @@ def _differentiate(
     eps: ty.Scalar,
     dt: ty.Scalar,
     K: tl.constexpr,
+    LISTED: tl.constexpr,
 ) -> None:
     """Add the slab's share to the moments of every Gaussian in it."""
-    records, reaches, boxes, links, nodes = scene
-    lower, upper, some = slab
-    node = tl.zeros_like(row)
-    while node < nodes:
-        skip = tl.load(links + node.to(tl.int64) * 2)
-        if meets(boxes, node, lower, upper):
-            if skip == node + 1:
-                record = tl.load(links + node.to(tl.int64) * 2 + 1) // 16
-                at = records + record.to(tl.int64) * 16
-                passage = project(at, origin, direction)
-                if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
-                    f, tau = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                    g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
-                    w_f = (p * g_c[None, :] + q) * f
-                    w_f_tau = w_f * tau
-                    s = (tl.sum(w_f, 0), tl.sum(w_f_tau, 0), tl.sum(w_f_tau * tau, 0), tl.sum(p * f, 0))
-                    _add_moments(moments + record.to(tl.int64) * 16, passage, at, origin, direction, g, s)
-            skip = node + 1
-        node = skip
+    records, reaches, some = scene[0], scene[1], slab[2]
+    place, whole, stop = places
+    while place < stop:
+        found, following = next_candidate(scene, place, whole, slab, LISTED)
+        if found:
+            record = record_at(scene, place, LISTED)
+            at = records + record.to(tl.int64) * 16
+            passage = project(at, origin, direction)
+            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+                f, tau = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
+                g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
+                w_f = (p * g_c[None, :] + q) * f
+                w_f_tau = w_f * tau
+                s = (tl.sum(w_f, 0), tl.sum(w_f_tau, 0), tl.sum(w_f_tau * tau, 0), tl.sum(p * f, 0))
+                _add_moments(moments + record.to(tl.int64) * 16, passage, at, origin, direction, g, s)
+        place = following
 
 
 @triton.jit
@@ -295,6 +300,9 @@ def backward_kernel(
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
+    starts: ty.Pointer,
+    shells: ty.Pointer,
+    number_of_shells: ty.Scalar,
     step: ty.Scalar,
     step_rest: ty.Scalar,
     offset: ty.Scalar,
@@ -305,9 +313,10 @@ def backward_kernel(
     moments: ty.Pointer,
     K: tl.constexpr,
     TILED: tl.constexpr,
+    LISTED: tl.constexpr,
 ) -> None:
     """Differentiate a packet of rays: add its share to the records' lines of moments [N, 16]."""
-    scene = (records, reaches, boxes, links, nodes)
+    scene = (records, reaches, boxes, links, nodes, (starts, shells, number_of_shells))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, start, begin, end = open_packet(
         ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
@@ -315,10 +324,14 @@ def backward_kernel(
     g, g_depth, later = _load_gradients(out, grad_out, ray, valid)
     transmittance = tl.full([32], 1.0, tl.float32)
     rows = tl.max(end, 0)
-    row = next_row(scene, tl.zeros_like(rows), rows, origin, direction, begin, end, step)
+    rays = (origin, direction, start)
+    row = next_row(scene, tl.zeros_like(rows), rows, rays, begin, end, step, LISTED)
     while row < rows:
         slab = open_slab(row, origin, direction, begin, end, step, K)
-        sigma, g_e, boxes_met, met = _collect_gradients(scene, row, origin, direction, slab, g, eps, step, K)
+        places = open_candidates(scene, row, start, begin, end, step, K, LISTED)
+        sigma, g_e, candidates, met = _collect_gradients(
+            scene, places, row, origin, direction, slab, g, eps, step, K, LISTED
+        )
         if met > 0:
             x, before, live = transmittances(sigma, row, begin, end, transmittance, threshold, step, K)
             before = tl.where(live, before, 0.0)
@@ -329,11 +342,11 @@ def backward_kernel(
             behind = later[None, :] - tl.cumsum(contribution, 0)
             q = before * phi_slope(x) * (step * step) * g_e + (before * tl.exp(-x) * g_t - behind) * step
             q = tl.where(live, q, 0.0)
-            _differentiate(scene, row, origin, direction, slab, g, p, q, moments, eps, step, K)
+            _differentiate(scene, places, row, origin, direction, slab, g, p, q, moments, eps, step, K, LISTED)
             later -= tl.sum(contribution, 0)
             transmittance *= tl.exp(-tl.sum(tl.where(live, x, 0.0), 0))
             end = tl.where(transmittance > threshold, end, 0)
             rows = tl.max(end, 0)
         row += K
-        if boxes_met == 0:
-            row = next_row(scene, row, rows, origin, direction, begin, end, step)
+        if candidates == 0:
+            row = next_row(scene, row, rows, rays, begin, end, step, LISTED)

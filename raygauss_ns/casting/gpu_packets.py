@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel share: a packet of 32 rays, one a lane, and how it meets the hierarchy.
+"""What the forward and the backward kernel share: a packet of 32 rays, one a lane, its slabs and what is in them.
 
 One program is one warp. Tensors are [RAYS], one value a lane, or [K, RAYS] for a slab of K samples a ray: rays last, so
 that a lane holds all samples of its ray in registers, sums over samples need no other lane, and "does any ray ..." is
@@ -6,9 +6,6 @@ one warp reduction. Scalars are the same in all lanes.
 
 Row j of a packet is sample j of every ray, at distance j dt from the packet's own origins, which lie where the rays
 enter the box of all Gaussians: differences of large coordinates would cost float32 its digits.
-
-Node boxes are tested against each ray's own segment of the slab, not against a box around all of them: a packet of rays
-that have little in common pays for what its rays meet, not for the space between them.
 """
 
 from __future__ import annotations
@@ -130,39 +127,6 @@ def open_packet(
 
 
 @triton.jit
-def next_row(
-    scene: ty.Fields,
-    row: ty.Scalar,
-    rows: ty.Scalar,
-    origin: ty.Vector,
-    direction: ty.Vector,
-    begin: ty.Lanes,
-    end: ty.Lanes,
-    dt: ty.Scalar,
-) -> ty.Scalar:
-    """The first row, from a row on, at which some ray may meet a leaf's box; `rows` when none does."""
-    _, _, boxes, links, nodes = scene
-    begin_t = tl.maximum(begin, row).to(tl.float32) * dt
-    end_t = end.to(tl.float32) * dt
-    last = rows.to(tl.float32) * dt
-    nearest = last
-    node = tl.zeros_like(row)
-    while node < nodes:
-        enter, leave = box_interval(boxes, node, origin, direction)
-        enter = tl.maximum(enter, begin_t)
-        met = enter <= tl.minimum(leave, tl.minimum(end_t, nearest))
-        skip = tl.load(links + node.to(tl.int64) * 2)
-        if tl.max(met.to(tl.int32), 0) > 0:
-            if skip == node + 1:
-                nearest = tl.min(tl.where(met, enter, nearest), 0)
-            skip = node + 1
-        node = skip
-    # A row of slack: product and quotient are rounded.
-    found = tl.floor(nearest / dt).to(tl.int32) - 1
-    return tl.where(nearest < last, tl.maximum(found, row), rows)
-
-
-@triton.jit
 def open_slab(
     row: ty.Scalar,
     origin: ty.Vector,
@@ -192,16 +156,6 @@ def open_slab(
         tl.where(some, tl.minimum(z0, z1), none),
     )
     return lower, (tl.maximum(x0, x1), tl.maximum(y0, y1), tl.maximum(z0, z1)), some
-
-
-@triton.jit
-def meets(boxes: ty.Pointer, node: ty.Scalar, lower: ty.Vector, upper: ty.Vector) -> ty.Scalar:
-    """Whether some ray's part of the slab meets a node's box."""
-    at = boxes + node.to(tl.int64) * 6
-    met = (tl.load(at) <= upper[0]) & (tl.load(at + 3) >= lower[0])
-    met = met & (tl.load(at + 1) <= upper[1]) & (tl.load(at + 4) >= lower[1])
-    met = met & (tl.load(at + 2) <= upper[2]) & (tl.load(at + 5) >= lower[2])
-    return tl.max(met.to(tl.int32), 0) > 0
 
 
 @triton.jit

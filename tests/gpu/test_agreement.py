@@ -67,6 +67,18 @@ def test_image(count, benchmark):
     compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), SIDE, benchmark.SETTINGS)
 
 
+@pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_image_by_lists(count, benchmark, monkeypatch):
+    from raygauss_ns.casting import gpu
+
+    built, build = [], gpu.build_gpu_lists
+    monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
+    with benchmark.candidates_from(lists=True):
+        compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), SIDE, benchmark.SETTINGS)
+    assert len(built) == 1
+    assert built[0] is not None
+
+
 @pytest.mark.parametrize("slab", [4, 8, 32])
 def test_slab_size(slab, benchmark):
     settings = benchmark.SETTINGS._replace(samples_per_slab=slab)

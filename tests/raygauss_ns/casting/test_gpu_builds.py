@@ -5,12 +5,12 @@ import pytest
 pytest.importorskip("triton")
 
 CAPABILITIES = (80, 90, 120)  # A100, H100 and H200, RTX 50
-FLOATS = "origins directions nears records reaches boxes out grad_out moments tree"
+FLOATS = "origins directions nears records reaches boxes shells out grad_out moments tree"
 CAST = (
     dict.fromkeys(FLOATS.split(), "*fp32")
-    | dict.fromkeys(["counts", "links"], "*i32")
+    | dict.fromkeys(["counts", "links", "starts"], "*i32")
     | dict.fromkeys(["order", "firsts", "lasts", "before"], "*i64")
-    | dict.fromkeys(["number", "width", "nodes", "n", "leaves"], "i32")
+    | dict.fromkeys(["number", "width", "nodes", "number_of_shells", "n", "leaves"], "i32")
     | dict.fromkeys(["step", "step_rest", "offset", "eps", "threshold"], "fp32")
 )
 REGISTERS = {"forward_kernel": 96, "backward_kernel": 168}
@@ -19,13 +19,14 @@ REGISTERS = {"forward_kernel": 96, "backward_kernel": 168}
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("slab", [4, 8])
-@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(("tiled", "listed"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("name", list(REGISTERS))
-def test_caster(name, tiled, slab, capability, triton_build):
+def test_caster(name, tiled, listed, slab, capability, triton_build):
     from raygauss_ns.casting import gpu, gpu_kernels
 
     assert slab in gpu.SLABS
-    build = triton_build(getattr(gpu_kernels, name), CAST, {"K": slab, "TILED": tiled}, capability)
+    constants = {"K": slab, "TILED": tiled, "LISTED": listed}
+    build = triton_build(getattr(gpu_kernels, name), CAST, constants, capability)
     assert build.spilled == 0
     assert build.registers <= REGISTERS[name]
     assert build.shared == 0

@@ -72,6 +72,17 @@ def agree(random_scene, differentiate, touches_border, gradient_errors):
     return run
 
 
+@pytest.fixture
+def lists(monkeypatch):
+    """Images are cast by lists; gives what was built so far, None where lists could not serve."""
+    from raygauss_ns.casting import gpu
+
+    built, build = [], gpu.build_gpu_lists
+    monkeypatch.setattr(gpu, "LISTS", True)
+    monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
+    return built
+
+
 def first(rays, count):
     return rays.apply(lambda tensor: tensor[:count])
 
@@ -254,3 +265,82 @@ def test_nothing_alive(random_scene, image_rays, differentiate):
     result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
     assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
     assert not any(bool(gradient.any()) for gradient in result.gradients.values())
+
+
+@interpreted
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_lists_for_one_ray(n, image_rays, agree, lists):
+    rays = image_rays(1, 1)
+    rays = rays._replace(
+        directions=torch.nn.functional.normalize(rays.directions + torch.tensor([0.1, 0.05, 0]), dim=-1)
+    )
+    agree(n, rays, 1)
+    assert len(lists) == (n > 0)
+    assert None not in lists
+
+
+@interpreted
+@pytest.mark.parametrize(("slab", "slabs_per_shell"), [(4, 4), (8, 0.4)])
+def test_lists_for_an_image_whose_tiles_overhang(slab, slabs_per_shell, image_rays, agree, lists, monkeypatch):
+    """Rays begin at different distances, shells may be thinner than a slab: a Gaussian in several counts once."""
+    from raygauss_ns.casting import gpu_lists
+
+    monkeypatch.setattr(gpu_lists, "SLABS_PER_SHELL", slabs_per_shell)
+    rays = image_rays(5, 6)
+    rays.nears[:] = 1.2 * torch.rand(30, generator=torch.Generator().manual_seed(2))
+    rays.nears[7] = rays.fars[7]
+    expected = agree(40, rays, 5, SETTINGS._replace(samples_per_slab=slab, step=0.12))
+    assert expected.outputs[:, 3].min() < 0.5, "too little was seen"
+    shells = (len(lists[0].starts) - 1) // 2
+    assert shells >= (2 if slab == 4 else 8)
+
+
+@interpreted
+@pytest.mark.parametrize("count", [31, 64])
+def test_lists_with_a_camera_among_the_gaussians(count, image_rays, agree, lists):
+    rays = image_rays(count, 1) if count == 31 else image_rays(8, 8)
+    rays = rays._replace(origins=torch.tensor([[0.1, -0.2, 0.3]]).repeat(count, 1), nears=0 * rays.nears)
+    agree(40, rays, 31 if count == 31 else 8, SETTINGS._replace(step=0.1))
+    assert None not in lists
+
+
+@interpreted
+def test_lists_far_from_the_origin(random_scene, image_rays, agree, lists):
+    shift = torch.tensor([32.0, -16.0, 8.0])
+    scene = random_scene(6)
+    scene = scene._replace(means=(scene.means + shift).float())
+    rays = image_rays(4, 2)
+    agree(6, rays._replace(origins=rays.origins + shift), 4, scene=scene)
+    assert None not in lists
+
+
+@interpreted
+def test_lists_with_early_stop(random_scene, image_rays, cast_scene, lists, monkeypatch):
+    """Both ways to find Gaussians march the same slabs of the same samples, so that they stop at the same ones."""
+    from raygauss_ns.casting import gpu
+
+    scene, rays = random_scene(20), image_rays(8, 4)
+    scene = scene._replace(densities=20 * scene.densities)
+    settings = SETTINGS._replace(transmittance_threshold=0.05)
+    by_lists = cast_scene(scene, rays, settings, "gpu", 8)
+    monkeypatch.setattr(gpu, "LISTS", False)
+    torch.testing.assert_close(by_lists, cast_scene(scene, rays, settings, "gpu", 8), rtol=0, atol=1e-6)
+    assert by_lists[:, 3].min() < 0.05
+    assert len(lists) == 1
+
+
+@interpreted
+def test_rays_that_lists_cannot_serve(image_rays, agree, lists):
+    rays = image_rays(4, 2)
+    rays.origins[3, 0] += 0.1
+    agree(6, rays, 4)
+    assert lists == [None]
+
+
+@interpreted
+def test_lists_of_nothing_alive(random_scene, image_rays, differentiate, lists):
+    scene = random_scene(3)._replace(densities=torch.zeros(3))
+    result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
+    assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
+    assert not any(bool(gradient.any()) for gradient in result.gradients.values())
+    assert len(lists[0].entries) == 0
