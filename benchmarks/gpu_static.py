@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from raygauss_ns.casting import gpu_candidates, gpu_kernels, gpu_packets, whitening_matrices
-from raygauss_ns.casting.bvh import build_bvh
+from raygauss_ns.casting.bvh import _morton_codes, build_bvh
 
 Array = NDArray[Any]
 
@@ -207,12 +207,85 @@ def _march_packet(
         seek = leaves == 0
 
 
+@njit
+def _split(codes: Array, first: int, last: int) -> int:
+    """Where records first..last-1 divide: at the change of the highest bit that differs, in the middle if none does."""
+    difference = codes[first] ^ codes[last - 1]
+    if difference == 0:
+        return (first + last) // 2
+    bit = np.uint32(1) << np.uint32(31)
+    while not difference & bit:
+        bit >>= np.uint32(1)
+    low, high = first, last - 1  # codes[low] lacks the bit, codes[high] has it
+    while high - low > 1:
+        middle = (low + high) // 2
+        if codes[middle] & bit:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@njit
+def _build_nodes(codes: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Nodes in depth-first order from sorted codes and the boxes of the supports (same order)."""
+    count = len(codes)
+    boxes = np.empty((2 * count, 6), np.float32)
+    links = np.empty((2 * count, 2), np.int32)
+    second = np.empty(2 * count, np.int32)  # an inner node's second child; the first follows it directly
+    # A pending range: its first and last record, and the inner node whose second child it is (-1: none).
+    # The depth is at most 30 bits plus the halvings of equal codes.
+    pending = np.empty((128, 3), np.int64)
+    pending[0] = (0, count, -1)
+    depth, nodes = 1, 0
+    while depth > 0:
+        depth -= 1
+        first, last, parent = pending[depth]
+        node = nodes
+        nodes += 1
+        if parent >= 0:
+            second[parent] = node
+        if last - first <= 1:
+            links[node, 1] = (first << 4) | (last - first)
+        else:
+            middle = _split(codes, first, last)
+            links[node, 1] = 0
+            pending[depth] = (middle, last, node)
+            pending[depth + 1] = (first, middle, -1)
+            depth += 2
+    # Children come after their parent: one pass from the end sees every child before its parent.
+    for node in range(nodes - 1, -1, -1):
+        packed = links[node, 1]
+        if packed:
+            first = packed >> 4
+            last = first + (packed & ((1 << 4) - 1))
+            for i in range(3):
+                boxes[node, i] = lower[first:last, i].min()
+                boxes[node, 3 + i] = upper[first:last, i].max()
+        else:
+            a, b = node + 1, second[node]
+            for i in range(3):
+                boxes[node, i] = min(boxes[a, i], boxes[b, i])
+                boxes[node, 3 + i] = max(boxes[a, 3 + i], boxes[b, 3 + i])
+    # A first child is missed into its sibling, a second child into wherever its parent is missed.
+    links[0, 0] = nodes
+    for node in range(nodes):
+        if not links[node, 1]:
+            links[node + 1, 0] = second[node]
+            links[second[node], 0] = links[node, 0]
+    return boxes[:nodes].copy(), links[:nodes].copy()
+
+
 def count_visits(count: int, side: int, every: int) -> dict[str, float]:
     """Mean visits of a packet, over every `every`-th packet of an image of the benchmark's scene."""
     gaussians, colors = gpu.shell_scene(count, "cpu")
     whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
     inputs = (gaussians.means, whitenings, gaussians.densities, colors)
     bvh = build_bvh(*(tensor.numpy() for tensor in inputs), gpu.SETTINGS.density_threshold)
+    # The GPU's hierarchy has two children to a node: the same leaves, by the same codes.
+    leaves = bvh.boxes[: bvh.levels[1]].transpose(0, 2, 1).reshape(-1, 6)[: len(bvh.order)]
+    codes = _morton_codes(bvh.records[:, :3].copy())
+    boxes, links = _build_nodes(codes, leaves[:, :3].copy(), leaves[:, 3:].copy())
     rays = gpu.image_rays(side, "cpu")
     origins, directions = (tensor.double().view(side, side, 3).numpy() for tensor in rays[:2])
     # Moved to where the packets' rows begin, at the scene's box.
@@ -221,7 +294,7 @@ def count_visits(count: int, side: int, every: int) -> dict[str, float]:
     for packet in range(0, (side // 4) * (side // 8), every):
         y, x = packet // (side // 8) * 4, packet % (side // 8) * 8
         o, d = (array[y : y + 4, x : x + 8].reshape(-1, 3).copy() for array in (origins, directions))
-        _march_packet(o, d, bvh.records, bvh.reach, bvh.boxes, bvh.links, gpu.SETTINGS.step, counts)
+        _march_packet(o, d, bvh.records, bvh.reach, boxes, links, gpu.SETTINGS.step, counts)
         packets += 1
     names = ("slabs", "nodes", "leaves", "gaussians", "composited", "skipping")
     return dict(zip(names, (counts / packets).tolist(), strict=True))
