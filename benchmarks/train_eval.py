@@ -11,6 +11,7 @@ into the first step, which is reported apart and not part of the steps per secon
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import json
 import platform
@@ -48,9 +49,13 @@ def configure(method: str, data: Path, parser: str, steps: int, folder: Path, op
     config.steps_per_save = 10**9
     config.viewer.quit_on_train_completion = True
     for option in options:
-        name, value = option.split("=")
-        kind = type(getattr(config.pipeline.model, name))
-        setattr(config.pipeline.model, name, kind(value))
+        name, text = option.split("=", 1)
+        getattr(config.pipeline.model, name)  # a field that there is
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        setattr(config.pipeline.model, name, value)
     return config
 
 
