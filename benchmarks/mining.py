@@ -249,7 +249,7 @@ def spread(values: list[float]) -> str:
     """Mean and, with several seeds, standard deviation; how many have no value (NaN) is said."""
     known = [float(value) for value in values if not np.isnan(value)]
     if not known:
-        return "never"
+        return "-"
     text = f"{mean(known):.2f}" + (f"±{stdev(known):.2f}" if len(known) > 1 else "")
     return text + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
