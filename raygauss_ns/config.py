@@ -119,7 +119,7 @@ class RayGaussModelConfig(ModelConfig):
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int = 60_000
     """Number that cloning and splitting never exceed, >= 1: where there is room for some only, the largest gradients
-    have it. What two CPU cores can train on small images in an hour; RayGaussX: 6,000,000."""
+    have it. Chosen for small images on a CPU by estimate, not by measurement; RayGaussX: 6,000,000."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
     limit_scales: bool = True
