@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
 from train_eval import configure, train
 
 DEFAULT = "default"
+STEP_FACTOR = "factor of the step size"
+"""No field but a factor: the default dt depends on the scene."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
@@ -36,13 +39,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without L_iso": {"iso_weight": 0.0},
     "L_iso 2.5e-7": {"iso_weight": 2.5e-7},
     "L_iso 2.5e-4": {"iso_weight": 2.5e-4},
-    "dt halved": {"step_size": 0.5},
-    "dt doubled": {"step_size": 2.0},
+    "dt halved": {STEP_FACTOR: 0.5},
+    "dt doubled": {STEP_FACTOR: 2.0},
+    "dt of the papers": {"step_size": 0.0025},
     "stop at T = 1e-2": {"transmittance_threshold": 1e-2},
     "stop at T = 1e-3": {"transmittance_threshold": 1e-3},
     "stop at T = 1e-4": {"transmittance_threshold": 1e-4},
 }
-"""Fields that a variant sets; `step_size` as a factor of the default."""
+"""Fields that a variant sets."""
 
 COLUMNS = {
     "psnr": "PSNR dB",
@@ -60,9 +64,15 @@ def run(variant: str, data: Path, parser: str, steps: int, seed: int) -> dict[st
         config.logging.local_writer.enable = False
         model = config.pipeline.model
         for field, value in VARIANTS[variant].items():
-            setattr(model, field, value * model.step_size if field == "step_size" else value)
+            if field != STEP_FACTOR:
+                setattr(model, field, value)
         config.pipeline.datamanager.train_cameras_sampling_seed = seed
-        trainer, timings = train(config, float("inf"), seed)
+
+        def rescale_step(trainer: Trainer) -> None:
+            trained = trainer.pipeline.model
+            trained.config.step_size = trained.step_size * VARIANTS[variant].get(STEP_FACTOR, 1.0)
+
+        trainer, timings = train(config, float("inf"), seed, rescale_step)
         scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
     writer.EVENT_WRITERS.clear()  # nerfstudio keeps a run's log for the next run in the process; its folder is gone
     run = {"scene": data.name, "variant": variant, "seed": seed} | timings

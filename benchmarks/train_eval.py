@@ -18,6 +18,7 @@ import platform
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from PIL import Image
 
 
 def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:
@@ -59,14 +61,21 @@ def configure(method: str, data: Path, parser: str, steps: int, folder: Path, op
     return config
 
 
-def train(config: TrainerConfig, minutes: float, seed: int) -> tuple[Trainer, dict[str, Any]]:
-    """Train for the configured steps or the given minutes, whichever ends first; the trainer and its timings."""
+def train(
+    config: TrainerConfig, minutes: float, seed: int, prepare: Callable[[Trainer], None] | None = None
+) -> tuple[Trainer, dict[str, Any]]:
+    """Train for the configured steps or the given minutes, whichever ends first; the trainer and its timings.
+
+    `prepare` is called once all is set up and before the first step.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup(test_mode="test")
+    if prepare is not None:
+        prepare(trainer)
     ends: list[float] = []
 
     def note(step: int) -> None:
@@ -86,6 +95,22 @@ def train(config: TrainerConfig, minutes: float, seed: int) -> tuple[Trainer, di
     }
 
 
+def save_pictures(trainer: Trainer, folder: Path, count: int = 4) -> None:
+    """Write `count` test views, spread evenly over the split, as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = trainer.pipeline
+    pipeline.eval()
+    views = pipeline.datamanager.fixed_indices_eval_dataloader
+    chosen = set(np.linspace(0, len(views) - 1, count).round().astype(int).tolist())
+    for i, (camera, batch) in enumerate(views):
+        if i not in chosen:
+            continue
+        outputs = pipeline.model.get_outputs_for_camera(camera)
+        _, images = pipeline.model.get_image_metrics_and_images(outputs, batch)
+        picture = (images["img"].cpu().clamp(0, 1).numpy() * 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+
+
 def main() -> None:
     """Parse the command line, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,12 +122,15 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=42)
     arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
     arguments.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments.add_argument("--pictures", type=Path, help="folder for test views, ground truth beside prediction")
     given = arguments.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         trainer, timings = train(config, given.minutes, given.seed)
         scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+        if given.pictures is not None:
+            save_pictures(trainer, given.pictures)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     results = {"method": given.method, "data": given.data.name, "machine": machine} | timings | scores
     width = max(map(len, results))

@@ -51,6 +51,8 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         if config.sfm_points and hasattr(config.dataparser, "load_3D_points"):
             config.dataparser.load_3D_points = True
         super().__init__(config, *args, **kwargs)
+        # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
+        self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.

@@ -14,8 +14,8 @@ from nerfstudio.models.base_model import ModelConfig
 from ns_support.errors import UserError
 from raygauss_ns.color import SH_DEGREE
 
-BLENDER_BOX = 3.0
-"""Longest side of the scene box in nerfstudio's Blender parser, whose scenes are in the papers' own units."""
+PUBLISHED_STEP_SIZE = 0.0025
+"""dt of both papers (u)."""
 
 
 def _model_class() -> type:
@@ -42,17 +42,22 @@ class FusedAdamConfig(AdamOptimizerConfig):
 class RayGaussModelConfig(ModelConfig):
     """RayGauss: volumetric ray casting of Gaussians.
 
-    Lengths are in units of u = (longest side of the scene box) / 3. On Blender scenes u = 1 and the values are the
-    papers'; elsewhere they follow the size of the scene. Steps "of 30,000" are those of a training of that length;
-    they stretch with schedule_steps.
+    Lengths are in units of u (`scene_unit`). On Blender scenes u = 1 and the values are the papers'; elsewhere they
+    follow the size of the scene. Steps "of 30,000" are those of a training of that length; they stretch with
+    schedule_steps.
     """
 
     _target: type = field(default_factory=_model_class)
     """Class to instantiate."""
     enable_collider: bool = False
     """Not used: rays begin at near_plane and end where the Gaussians do."""
-    step_size: float = 0.0025
-    """dt > 0: distance between samples along a ray (u). Half as much costs about 1.5 times the time."""
+    scene_unit: float | None = None
+    """u > 0: length that counts as 1 (scene units). None: a third of the scene box's longest side where the cameras
+    are outside of it, else a quarter of the distance from the cameras to what they look at. Part of the checkpoint."""
+    step_size: float | None = None
+    """dt > 0: distance between samples along a ray (u). None: half a pixel's size at the scene's content, but at least
+    the papers' 0.0025, found at the start of training and kept with the checkpoint. Half as much costs about 1.5 times
+    the time."""
     density_threshold: float = 0.1
     """eps > 0: density below which a Gaussian counts as absent (1/u). Larger is faster and coarser."""
     sample_offset: float = 0.5
@@ -69,7 +74,8 @@ class RayGaussModelConfig(ModelConfig):
     `ns-export gaussian-splat`), whose opacities become densities. In the coordinates of nerfstudio's scene, as those
     commands write them. The whole colour counts from the start."""
     num_random: int = 30_000
-    """Gaussians at the start in a scene without SfM points, >= 1, uniform in the scene box."""
+    """Gaussians at the start in a scene without SfM points, >= 1: uniform in the scene box, or along the cameras' rays
+    where the cameras are inside of it."""
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
     random_extent: float = 1.0
@@ -154,7 +160,8 @@ def check_config(config: RayGaussModelConfig) -> None:
         UserError: names the field, its value and what it must be.
     """
     checks: list[tuple[str, bool, str]] = [
-        ("step_size", config.step_size > 0, "positive"),
+        ("scene_unit", config.scene_unit is None or config.scene_unit > 0, "positive"),
+        ("step_size", config.step_size is None or config.step_size > 0, "positive"),
         ("density_threshold", config.density_threshold > 0, "positive"),
         ("sample_offset", 0 <= config.sample_offset < 1, "in [0, 1)"),
         ("transmittance_threshold", 0 <= config.transmittance_threshold < 1, "in [0, 1)"),

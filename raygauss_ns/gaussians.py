@@ -63,6 +63,8 @@ class GaussianCloud(nn.Module):
         n = len(positions)
         colors = torch.full((n, 3), 0.5) if start.colors is None else start.colors.float()
         self.unit = unit
+        # Densities are stored in it, so that a checkpoint without it could not be read.
+        self.register_buffer("scene_unit", torch.tensor(unit, dtype=torch.float64))
         self.loaded = False
         """Whether a stored state has replaced what the Gaussians started as."""
         self.params = nn.ParameterDict(
@@ -93,6 +95,7 @@ class GaussianCloud(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.loaded = True
+        self.unit = float(state_dict.setdefault(f"{prefix}scene_unit", self.scene_unit))
         for name, parameter in self.params.items():
             stored = state_dict.get(f"{prefix}params.{name}")
             if stored is not None and stored.shape != parameter.shape:

@@ -20,7 +20,7 @@ from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
-from raygauss_ns.config import FusedAdamConfig, RayGaussModelConfig
+from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
 from raygauss_ns.schedules import PAPER_STEPS
 
 Rates = dict[str, tuple[float, ...]]
@@ -95,6 +95,7 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
 
 def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
     return RayGaussModelConfig(
+        step_size=PUBLISHED_STEP_SIZE,
         num_random=1_000_000,
         random_extent=2.6 / 3,  # +-1.3 in a scene box of +-1.5
         initial_density=1.0,
@@ -119,6 +120,7 @@ raygauss = _method(
 raygauss_2408_03356 = _method(
     "raygauss-2408-03356",
     RayGaussModelConfig(
+        step_size=PUBLISHED_STEP_SIZE,
         num_random=1000,
         initial_density=10.0,
         initial_scale=1.0,

@@ -15,15 +15,24 @@ from torch import Tensor, nn
 
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from raygauss_ns.cameras import camera_rays, camera_view
+from raygauss_ns.cameras import camera_rays, camera_view, pinhole_cameras
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
-from raygauss_ns.config import BLENDER_BOX, RayGaussModelConfig, check_background, check_config
+from raygauss_ns.config import PUBLISHED_STEP_SIZE, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
 from raygauss_ns.projection import View
+from raygauss_ns.scene import (
+    BLENDER_BOX,
+    BLENDER_DISTANCE,
+    cameras_inside,
+    content_distance,
+    frustum_points,
+    resolved_step,
+    scene_unit,
+)
 from raygauss_ns.schedules import PAPER_STEPS, Draw, images_per_step, step_generator, stretched, unlocked_colors
 from raygauss_ns.similarity import structural_similarity
 from raygauss_ns.training import TrainingLoop
@@ -50,10 +59,21 @@ class RayGaussModel(Model):
     def populate_modules(self) -> None:
         """Create the Gaussians."""
         super().populate_modules()
-        box = self.scene_box.aabb.float()
-        self.unit = float((box[1] - box[0]).max()) / BLENDER_BOX
         config = self.config
-        self.cloud = self._initial_cloud(box)
+        box, points = self.scene_box.aabb.float(), None if self._seed_points is None else self._seed_points[0]
+        # Of the training images; a model that is set up by hand, without a datamanager, may have none.
+        cameras = (self.kwargs.get("metadata") or {}).get("train_cameras")
+        poses, intrinsics = (
+            (torch.zeros(0, 3, 4), torch.zeros(0, 6))
+            if cameras is None
+            else pinhole_cameras(cameras, torch.device("cpu"))
+        )
+        unit = config.scene_unit or scene_unit(poses, box, points)
+        distance = content_distance(poses, points) if len(poses) else None
+        step = config.step_size or resolved_step(poses, intrinsics, unit, distance, PUBLISHED_STEP_SIZE)
+        self.register_buffer("_resolved_step", torch.tensor(step, dtype=torch.float64))
+        self._step_size = step
+        self.cloud = self._initial_cloud(unit, box, poses, intrinsics, distance)
         total_steps = config.schedule_steps or PAPER_STEPS
         self.register_buffer("_total_steps", torch.tensor(total_steps))
         schedule = density_schedule(config, total_steps)
@@ -62,34 +82,59 @@ class RayGaussModel(Model):
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
 
-    def _initial_cloud(self, box: Tensor) -> GaussianCloud:
+    def _initial_cloud(
+        self, unit: float, box: Tensor, poses: Tensor, intrinsics: Tensor, distance: float | None
+    ) -> GaussianCloud:
         """The Gaussians to start from: a file's, or new ones at points."""
         config = self.config
         # A trained scene is viewed from its checkpoint: what it once started from need not be there any more, and
         # `get_training_callbacks` says so if it is needed after all.
         if config.initial_ply is not None and config.initial_ply.is_file():
-            half_step = 0.5 * config.step_size * self.unit
-            cloud = read_cloud(config.initial_ply, self.unit, config.sh_degree, config.num_lobes, half_step)
+            half_step = 0.5 * self.step_size * unit
+            cloud = read_cloud(config.initial_ply, unit, config.sh_degree, config.num_lobes, half_step)
             if not bool((cloud.params["densities"] > config.density_threshold).any()):
                 raise UserError(
                     f"None of the {len(cloud)} Gaussians in {config.initial_ply} is denser than "
                     f"--pipeline.model.density-threshold {config.density_threshold}."
                 )
             return cloud
-        start, density, scale = self._start_points(box), config.initial_density, config.initial_scale
-        return GaussianCloud(start, self.unit, density, scale, config.sh_degree, config.num_lobes)
+        if self._seed_points is not None and not config.random_init and len(self._seed_points[0]) > 0:
+            positions, colors = self._seed_points
+            start = StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
+        elif cameras_inside(poses, box):
+            start = frustum_points(config.num_random, poses, intrinsics, distance or BLENDER_DISTANCE * unit)
+        else:
+            start = random_points(config.num_random, box, config.random_extent)
+        return GaussianCloud(
+            start, unit, config.initial_density, config.initial_scale, config.sh_degree, config.num_lobes
+        )
 
-    def _start_points(self, box: Tensor) -> StartPoints:
-        if self._seed_points is None or self.config.random_init or len(self._seed_points[0]) == 0:
-            return random_points(self.config.num_random, box, self.config.random_extent)
-        positions, colors = self._seed_points
-        return StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
+    @property
+    def unit(self) -> float:
+        """u, the length that counts as 1 (scene units); part of the checkpoint."""
+        return self.cloud.unit
+
+    @property
+    def step_size(self) -> float:
+        """The configuration's dt (u) or, where that leaves it open, the one found at the start of training."""
+        return self.config.step_size or self._step_size
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # nerfstudio comes here twice, the second time with what is left of the state without the model's part.
+        if f"{prefix}_total_steps" in state_dict:
+            box = self.scene_box.aabb.double()
+            older = {"_resolved_step": torch.tensor(PUBLISHED_STEP_SIZE).double()}
+            older["cloud.scene_unit"] = (box[1] - box[0]).max() / BLENDER_BOX
+            for name, value in older.items():  # checkpoints from before the two were found automatically
+                state_dict.setdefault(prefix + name, value)
+            self._step_size = float(state_dict[f"{prefix}_resolved_step"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def cast_settings(self) -> CastSettings:
         """How rays are sampled, in the scene's own length."""
         return CastSettings(
-            step=self.config.step_size * self.unit,
+            step=self.step_size * self.unit,
             density_threshold=self.config.density_threshold / self.unit,
             sample_offset=self.config.sample_offset,
             transmittance_threshold=self.config.transmittance_threshold,

@@ -259,3 +259,30 @@ def test_no_rays_at_all(make_model):
     model = make_model().eval()
     outputs = model.get_outputs(RayBundle(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 1)))
     assert_outputs(outputs, (0,))
+
+
+def test_unit_and_step_come_from_the_cameras_and_stay_with_the_checkpoint(make_model, make_cameras):
+    inside, outside = make_cameras(count=5, radius=1.2), make_cameras(count=5, radius=4.0)
+    captured = make_model(step_size=None, cameras=inside)
+    assert captured.unit == pytest.approx(0.3)
+    assert captured.cast_settings.step == pytest.approx(0.3 * 0.5 * 4.0 / 40.0)
+    assert captured.cast_settings.density_threshold == pytest.approx(0.1 / 0.3)
+    blender = make_model(step_size=None, cameras=outside)
+    assert blender.unit == pytest.approx(1.0)
+    blender.load_state_dict(captured.state_dict())
+    assert (blender.unit, blender.cast_settings) == (captured.unit, captured.cast_settings)
+    assert make_model(scene_unit=2.5, cameras=inside).unit == 2.5
+
+
+def test_a_checkpoint_without_unit_and_step_has_those_of_its_time(make_model, make_cameras):
+    model = make_model(side=6.0, step_size=None, cameras=make_cameras(count=5, radius=1.2))
+    state = model.state_dict()
+    del state["_resolved_step"], state["cloud.scene_unit"]
+    model.load_state_dict(state)
+    assert (model.unit, model.step_size) == (2.0, 0.0025)
+
+
+def test_a_capture_without_points_starts_where_its_cameras_look(make_model, make_cameras):
+    means = make_model(cameras=make_cameras(count=16, radius=1.2), num_random=2000).cloud.params["means"]
+    assert (means.abs().amax(-1) > 1.5).any(), "not confined to the box"
+    assert make_model(cameras=make_cameras(radius=4.0)).cloud.params["means"].abs().max() <= 1.5

@@ -1,0 +1,137 @@
+"""How large a scene's content is and where it may lie, told from the cameras that were pointed at it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygauss_ns.gaussians import StartPoints
+from raygauss_ns.projection import in_image, project
+
+BLENDER_BOX = 3.0
+"""Longest side of the scene box in nerfstudio's Blender parser, whose scenes are in the papers' own units."""
+BLENDER_DISTANCE = 4.0
+"""Distance of that data set's cameras from what they look at, in the same units."""
+
+_NEAREST, _FARTHEST = 0.25, 8.0
+_SEEN_BY = 3
+_MIN_CONVERGENCE = 1e-3
+
+
+def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> float | None:
+    """Distance from a camera to what it looks at, the median over the cameras (scene units).
+
+    With SfM points: the median distance of the points before a camera. Without: the distance to the focus, the point
+    nearest to all optical axes, p = argmin sum_i |(I - a_i a_i^T)(p - c_i)|^2.
+
+    Args:
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        points: [N, 3] SfM points, or None.
+
+    Returns:
+        None where the cameras do not tell: their axes are parallel, or do not meet before them.
+    """
+    poses = world_to_cameras.double()
+    if points is not None and len(points) > 0:
+        local = torch.einsum("cij,nj->cni", poses[:, :, :3], points.to(poses)) + poses[:, None, :, 3]
+        distances = torch.linalg.vector_norm(local, dim=-1)
+        before = [d[z < 0] for d, z in zip(distances, local[..., 2], strict=True)]
+        medians = [d.median() for d in before if len(d) > 0]
+        return float(torch.stack(medians).median()) if medians else None
+    axes = -poses[:, 2, :3]
+    centers = -torch.einsum("cji,cj->ci", poses[:, :, :3], poses[:, :, 3])
+    across = torch.eye(3).to(poses) - axes[:, :, None] * axes[:, None, :]
+    if torch.linalg.eigvalsh(across.mean(0))[0] < _MIN_CONVERGENCE:
+        return None
+    focus = torch.linalg.solve(across.sum(0), (across @ centers[..., None]).sum(0)[:, 0])
+    ahead = ((focus - centers) * axes).sum(-1)
+    spread = torch.linalg.vector_norm(centers - centers.mean(0), dim=-1).median()
+    distance = torch.linalg.vector_norm(focus - centers, dim=-1).median()
+    return float(distance) if ahead.median() > 0.25 * spread else None
+
+
+def scene_unit(world_to_cameras: Tensor, box: Tensor, points: Tensor | None = None) -> float:
+    """u, the length that counts as 1 (scene units), such that the content is as large as the papers' scenes.
+
+    Cameras outside of the scene box look at what it holds: u = longest side / 3, which is 1 on Blender scenes. Cameras
+    inside of it are a capture that nerfstudio has scaled to fit the *cameras* into the box, with the content anywhere:
+    u = content distance / 4, the distance of Blender's cameras being 4. Where that can't be told, the box decides.
+
+    Args:
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        box: [2, 3] lower and upper corner of the scene box.
+        points: [N, 3] SfM points, or None.
+    """
+    from_box = float((box[1] - box[0]).max()) / BLENDER_BOX
+    if not cameras_inside(world_to_cameras, box):
+        return from_box
+    distance = content_distance(world_to_cameras, points)
+    return from_box if distance is None else distance / BLENDER_DISTANCE
+
+
+def cameras_inside(world_to_cameras: Tensor, box: Tensor) -> bool:
+    """Whether most of C >= 0 cameras [C, 3, 4] are inside of a box [2, 3]."""
+    if len(world_to_cameras) == 0:
+        return False
+    centers = -torch.einsum("cji,cj->ci", world_to_cameras[:, :, :3], world_to_cameras[:, :, 3])
+    inside = ((centers >= box[0].to(centers)) & (centers <= box[1].to(centers))).all(-1)
+    return bool(inside.float().mean() > 0.5)
+
+
+def frustum_points(count: int, world_to_cameras: Tensor, intrinsics: Tensor, distance: float) -> StartPoints:
+    """Random positions that the cameras see, as dense in each image near as far.
+
+    Along rays through random pixels of random cameras, at distances whose logarithm is uniform from 1/4 to 8 times the
+    content's; kept where at least three cameras see them (fewer where there are fewer).
+
+    Args:
+        count: how many.
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        intrinsics: [C, 6]: fx, fy, cx, cy, width, height (pixels); lens distortion left aside.
+        distance: the content's distance from the cameras (scene units).
+    """
+    cameras = len(world_to_cameras)
+    rotations, translations = world_to_cameras[:, :, :3], world_to_cameras[:, :, 3]
+    found: list[Tensor] = []
+    missing = count
+    wanted = min(_SEEN_BY, cameras)
+    while missing > 0:
+        # Points that too few cameras see are drawn again. The nearest to a camera are seen by it, so that even for
+        # cameras that share nothing the loop ends: what counts then is one.
+        tries = max(4 * missing, 1024)
+        chosen = torch.randint(cameras, (tries,))
+        fx, fy, cx, cy, width, height = intrinsics[chosen].unbind(-1)
+        column, row = torch.rand(tries) * width, torch.rand(tries) * height
+        local = torch.stack([(column - cx) / fx, -(row - cy) / fy, -torch.ones(tries)], -1)
+        local = torch.nn.functional.normalize(local, dim=-1)
+        away = distance * _NEAREST * (_FARTHEST / _NEAREST) ** torch.rand(tries, 1)
+        points = torch.einsum("nji,nj->ni", rotations[chosen], local * away - translations[chosen])
+        seen = torch.zeros(tries)
+        for camera, inner in zip(world_to_cameras, intrinsics.tolist(), strict=True):
+            seen += in_image(*project(points, camera, tuple(inner)), tuple(inner))
+        kept = points[seen >= wanted][:missing]
+        wanted = wanted if len(kept) > 0 else 1
+        found.append(kept)
+        missing -= len(kept)
+    return StartPoints(torch.cat(found), None)
+
+
+def resolved_step(
+    world_to_cameras: Tensor, intrinsics: Tensor, unit: float, distance: float | None, least: float
+) -> float:
+    """A distance between samples (u) that suits Gaussians kept above half a pixel's size in these images.
+
+    A uniform sum with spacing h over a Gaussian of scale s differs from the integral by 2 exp(-2 pi^2 s^2 / h^2) of it,
+    1e-8 at h = s, and the smallest s of a training (`smallest_resolved_scale`) is half a pixel at the Gaussian. So
+    h = 0.5 z / f with z the content's distance.
+
+    Args:
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        intrinsics: [C, 6]: fx, fy, cx, cy, width, height (pixels).
+        unit: u (scene units).
+        distance: the content's distance from the cameras (scene units); None: as in the papers' scenes, 4 u.
+        least: no step below this (u); what it is without any camera.
+    """
+    focal = float(intrinsics[:, :2].amax(-1).median()) if len(world_to_cameras) else float("inf")
+    depth = BLENDER_DISTANCE if distance is None else distance / unit
+    return max(0.5 * depth / focal, least)

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from raygauss_ns.projection import in_image, project
+from raygauss_ns.scene import content_distance, frustum_points, resolved_step, scene_unit
+
+BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
+
+
+def looking(centers, targets):
+    """[C, 3, 4] world to camera of cameras that look along -z at a target, y about up."""
+    poses = []
+    for center, target in zip(centers, targets, strict=True):
+        back = torch.nn.functional.normalize(center - target, dim=0)
+        right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), back), dim=0)
+        rotation = torch.stack([right, torch.linalg.cross(back, right), back])
+        poses.append(torch.cat([rotation, -(rotation @ center)[:, None]], 1))
+    return torch.stack(poses)
+
+
+def ring(radius, center=(0.0, 0.0, 0.0), count=8, outward=False):
+    angles = torch.arange(count) * (2 * math.pi / count)
+    around = torch.stack([angles.cos(), torch.zeros(count), angles.sin()], -1)
+    middle = torch.tensor(center)
+    targets = middle + (2 * radius * around if outward else torch.zeros(count, 3))
+    return looking(middle + radius * around, targets)
+
+
+def lenses(count, focal=300.0, width=270.0, height=480.0):
+    return torch.tensor([[focal, focal, width / 2, height / 2, width, height]]).repeat(count, 1)
+
+
+def test_distance_is_that_of_the_point_that_all_cameras_look_at():
+    assert content_distance(ring(0.7, center=(0.2, -0.3, 0.5))) == pytest.approx(0.7, rel=1e-5)
+
+
+def test_distance_is_that_of_the_points_where_there_are_some():
+    generator = torch.Generator().manual_seed(0)
+    poses = looking(torch.tensor([[0.0, 0, 3.0], [0.1, 0, 3.0]]), torch.tensor([[0.0, 0, 0], [0.1, 0, 0]]))
+    points = 0.1 * torch.randn(1000, 3, generator=generator)
+    assert content_distance(poses, points) == pytest.approx(3.0, rel=0.02)
+    behind = points + torch.tensor([0.0, 0.0, 50.0])
+    assert content_distance(poses, torch.cat([points, behind])) == pytest.approx(3.0, rel=0.02)
+    assert content_distance(poses, behind) is None
+
+
+def test_parallel_or_outward_cameras_do_not_tell_a_distance():
+    row = torch.tensor([[x, 0.0, 0.0] for x in (-0.4, -0.1, 0.1, 0.4)])
+    assert content_distance(looking(row, row - torch.tensor([0.0, 0.0, 1.0]))) is None
+    assert content_distance(ring(0.7, outward=True)) is None
+    assert scene_unit(ring(0.7, outward=True), BOX) == pytest.approx(2 / 3)
+
+
+def test_unit_is_one_on_blender_scenes():
+    assert scene_unit(ring(4.0311), 1.5 * BOX) == pytest.approx(1.0)
+
+
+def test_unit_follows_the_content_where_the_cameras_fill_the_box():
+    assert scene_unit(ring(0.9), BOX) == pytest.approx(0.225)
+    assert scene_unit(ring(0.9), 10 * BOX) == pytest.approx(0.225)
+
+
+def test_unit_without_cameras_is_a_third_of_the_box():
+    assert scene_unit(torch.zeros(0, 3, 4), 3 * BOX) == pytest.approx(2.0)
+
+
+def test_start_points_are_seen_by_three_cameras_and_spread_over_distances():
+    torch.manual_seed(0)
+    poses, inner = ring(0.9, count=32), lenses(32)
+    positions, colors = frustum_points(3000, poses, inner, 0.9)
+    assert colors is None
+    assert positions.shape == (3000, 3)
+    seen = sum(in_image(*project(positions, c, tuple(i)), tuple(i)).int() for c, i in zip(poses, inner.tolist()))  # noqa: B905
+    assert int(seen.min()) >= 3
+    farthest = torch.linalg.vector_norm(positions, dim=-1)
+    assert (farthest > 3.0).float().mean() > 0.1
+    assert (farthest < 0.9).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_cameras_are_enough_for_start_points(count):
+    torch.manual_seed(0)
+    apart = torch.tensor([[100.0 * i, 0.0, 0.0] for i in range(count)])  # they see nothing in common
+    poses = looking(apart, apart - torch.tensor([0.0, 0.0, 1.0]))
+    positions, _ = frustum_points(50, poses, lenses(count), 1.0)
+    assert positions.shape == (50, 3)
+
+
+def test_step_is_half_a_pixel_at_the_content_but_no_finer_than_wanted():
+    assert resolved_step(ring(4.0), lenses(8, 200.0), 1.0, 4.0, 0.0025) == pytest.approx(0.01)
+    assert resolved_step(ring(0.9), lenses(8, 200.0), 0.225, 0.9, 0.0025) == pytest.approx(0.01)
+    assert resolved_step(ring(0.9), lenses(8, 1e4), 0.225, 0.9, 0.0025) == 0.0025
+    assert resolved_step(torch.zeros(0, 3, 4), torch.zeros(0, 6), 1.0, None, 0.0025) == 0.0025
