@@ -2,6 +2,7 @@
 
     python benchmarks/train_eval.py raygauss SCENE --parser blender-data --steps 2000
     python benchmarks/train_eval.py instant-ngp-hardmine-bounded SCENE --parser blender-data --minutes 10
+    python benchmarks/train_eval.py nerfacto SCENE --minutes 10 --option implementation=torch
 
 Prints a table and, with --output, writes JSON. The background is the method's own (white on Blender scenes), the
 split is the data parser's test split, LPIPS (AlexNet) appears where its weights can be had. Compiling the kernels falls
@@ -29,6 +30,9 @@ from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from PIL import Image
+from torchmetrics.image import lpip
+
+from ns_support.device import default_device_type
 
 
 def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:
@@ -47,6 +51,8 @@ def configure(method: str, data: Path, parser: str, steps: int, folder: Path, op
     config.pipeline.datamanager.data = data
     config.output_dir, config.experiment_name, config.timestamp = folder, "benchmark", "run"
     config.vis, config.max_num_iterations = "tensorboard", steps
+    config.machine.device_type = default_device_type()
+    config.mixed_precision = config.mixed_precision and config.machine.device_type == "cuda"
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
     config.steps_per_save = 10**9
     config.viewer.quit_on_train_completion = True
@@ -95,6 +101,23 @@ def train(
     }
 
 
+class NoLPIPS(torch.nn.Module):
+    """Stands in for nerfacto's LPIPS where its weights can't be had: nerfacto downloads them when it is built."""
+
+    def forward(self, *_: torch.Tensor) -> torch.Tensor:
+        """NaN."""
+        return torch.tensor(float("nan"))
+
+
+def build_nerfacto_offline() -> None:
+    """Let nerfacto be built, with NaN for its LPIPS, where nerfstudio could not build it at all."""
+    try:
+        lpip.LearnedPerceptualImagePatchSimilarity(normalize=True)
+    except OSError as error:
+        print(f"LPIPS of nerfacto is left out: {error}")
+        lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: NoLPIPS()
+
+
 def save_pictures(trainer: Trainer, folder: Path, count: int = 4) -> None:
     """Write `count` test views, spread evenly over the split, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +148,8 @@ def main() -> None:
     arguments.add_argument("--pictures", type=Path, help="folder for test views, ground truth beside prediction")
     given = arguments.parse_args()
 
+    if given.method == "nerfacto":
+        build_nerfacto_offline()
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         trainer, timings = train(config, given.minutes, given.seed)
