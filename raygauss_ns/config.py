@@ -123,9 +123,9 @@ class RayGaussModelConfig(ModelConfig):
     """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
-    max_gaussians: int = 60_000
+    max_gaussians: int | None = None
     """Number that cloning and splitting never exceed, >= 1: where there is room for some only, the largest gradients
-    have it. Chosen for small images on a CPU by estimate, not by measurement; RayGaussX: 6,000,000."""
+    have it. None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
     limit_scales: bool = True
@@ -185,7 +185,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("densify_every", config.densify_every >= 1, "at least 1"),
         ("densify_least", config.densify_least >= 1, "at least 1"),
         ("densify_threshold", config.densify_threshold > 0, "positive"),
-        ("max_gaussians", config.max_gaussians >= 1, "at least 1"),
+        ("max_gaussians", config.max_gaussians is None or config.max_gaussians >= 1, "at least 1"),
         ("prune_every", config.prune_every >= 1, "at least 1"),
     ]
     for name, valid, requirement in checks:

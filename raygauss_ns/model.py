@@ -76,7 +76,7 @@ class RayGaussModel(Model):
         self.cloud = self._initial_cloud(unit, box, poses, intrinsics, distance)
         total_steps = config.schedule_steps or PAPER_STEPS
         self.register_buffer("_total_steps", torch.tensor(total_steps))
-        schedule = density_schedule(config, total_steps)
+        schedule = density_schedule(config, total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
         self.step = 0
         self.seed = torch.initial_seed()
@@ -123,7 +123,7 @@ class RayGaussModel(Model):
         # nerfstudio comes here twice, the second time with what is left of the state without the model's part.
         if f"{prefix}_total_steps" in state_dict:
             box = self.scene_box.aabb.double()
-            older = {"_resolved_step": torch.tensor(PUBLISHED_STEP_SIZE).double()}
+            older = {"_resolved_step": torch.tensor(PUBLISHED_STEP_SIZE, dtype=torch.float64)}
             older["cloud.scene_unit"] = (box[1] - box[0]).max() / BLENDER_BOX
             for name, value in older.items():  # checkpoints from before the two were found automatically
                 state_dict.setdefault(prefix + name, value)
@@ -172,7 +172,7 @@ class RayGaussModel(Model):
     def stretch_schedules(self, total_steps: int) -> None:
         """Lay all schedules out over a training of so many steps."""
         self._total_steps.fill_(total_steps)
-        self.density_control.schedule = density_schedule(self.config, total_steps)
+        self.density_control.schedule = density_schedule(self.config, total_steps, self.device.type)
 
     @property
     def images_per_step(self) -> int:
@@ -362,13 +362,13 @@ class RayGaussModel(Model):
         return metrics, comparison_images(outputs, image)
 
 
-def density_schedule(config: RayGaussModelConfig, total_steps: int) -> DensitySchedule:
-    """When Gaussians are cloned and split in a training of `total_steps`."""
+def density_schedule(config: RayGaussModelConfig, total_steps: int, device_type: str) -> DensitySchedule:
+    """When Gaussians are cloned and split in a training of `total_steps` on a kind of device ("cuda", "cpu")."""
     return DensitySchedule(
         first=stretched(config.densify_from, total_steps),
         last=stretched(config.densify_until, total_steps),
         every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
         threshold=config.densify_threshold,
-        max_gaussians=config.max_gaussians,
+        max_gaussians=config.max_gaussians or (6_000_000 if device_type == "cuda" else 100_000),
         distance_weighted=config.densify_by_distance,
     )
