@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from raygauss_ns.cameras import camera_rays, camera_view
+from ns_support.rays import camera_rays
+from raygauss_ns.cameras import camera_view
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
@@ -168,7 +169,7 @@ class RayGaussModel(Model):
         camera = ray_bundle
         height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render(camera_rays(camera, (0, 0, height, width)), gaussians)
+            return self._render(camera_rays(camera), gaussians)
         window = self._random_window(height, width)
         outputs = self._render(camera_rays(camera, window), self._watched(gaussians, camera_view(camera, window)))
         outputs["window"] = torch.tensor(window)
@@ -177,11 +178,8 @@ class RayGaussModel(Model):
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given."""
-        if obb_box is None:
-            rays = camera_rays(camera, (0, 0, int(camera.height), int(camera.width)))
-        else:
-            rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        return self._render(rays.to(self.device), self.cloud.gaussians())
+        rays = camera_rays(camera.to(self.device), obb_box=obb_box)
+        return self._render(rays, self.cloud.gaussians())
 
     def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
         shape = rays.origins.shape[:-1]
