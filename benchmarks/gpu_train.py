@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ns_support.lenses import LensType, make_lens
 from raygauss_ns.casting import CastSettings, cast
 from raygauss_ns.color import SH_DEGREE, view_colors
 from raygauss_ns.density_control import DensityControl, DensitySchedule
@@ -104,8 +105,8 @@ class Trainer:
         height, width = views.images.shape[1:3]
         rotations = views.poses[:, :, :3].transpose(1, 2)
         self.world_to_cameras = torch.cat([rotations, -rotations @ views.poses[:, :, 3:]], dim=2)
-        intrinsics = [views.focal, views.focal, width / 2, height / 2, width, height]
-        self.intrinsics = torch.tensor(intrinsics).repeat(len(views.poses), 1)
+        focal, center = (views.focal, views.focal), (width / 2, height / 2)
+        self.lens = make_lens(LensType.PERSPECTIVE, focal, center, (width, height))
         self.floor = torch.zeros(0)
 
     def render(self, views: Views, index: int, step: int) -> Tensor:
@@ -151,17 +152,15 @@ class Trainer:
         params["densities"].clamp_(min=0.0)
         if step <= self.control.schedule.last and params["means"].grad is not None:
             height, width = self.views.images.shape[1:3]
-            intrinsics = tuple(self.intrinsics[index].tolist())
-            view = View(self.world_to_cameras[index], intrinsics, (0, 0, height, width))
+            view = View(self.world_to_cameras[index], self.lens, (0, 0, height, width))
             self.control.record(params["means"].grad, params["means"], 1.0, view)
         if step > 0 and step % 100 == 0 and self.control.prune(params, self.optimizers) == 0:
             raise RuntimeError(f"no Gaussian is left at step {step}")
         if self.control.is_due(step):
             self.control.multiply(params, self.optimizers, self.extent, seed=step)
         if len(self.floor) != len(params["means"]) or step % 100 == 0:
-            self.floor = smallest_resolved_scale(
-                params["means"], self.world_to_cameras.to(params["means"]), self.intrinsics
-            ).log()
+            lenses = [self.lens] * len(self.world_to_cameras)
+            self.floor = smallest_resolved_scale(params["means"], self.world_to_cameras, lenses).log()
         torch.maximum(params["scales"], self.floor[:, None], out=params["scales"])
 
 

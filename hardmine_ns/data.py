@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ns_support.data import ChecksData
 from ns_support.errors import UserError
+from ns_support.rays import ExactRayGenerator
 
 
 @dataclass
@@ -97,6 +98,16 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         if len(self.eval_dataset) == 0:
             self.fixed_indices_eval_dataloader = _NoEvalImages(self)
+
+    def setup_train(self) -> None:
+        """Load the training images; rays come from them as they are, distorted or not."""
+        super().setup_train()
+        self.train_ray_generator = ExactRayGenerator(self.train_dataset.cameras.to(self.device))
+
+    def setup_eval(self) -> None:
+        """The same for evaluation."""
+        super().setup_eval()
+        self.eval_ray_generator = ExactRayGenerator(self.eval_dataset.cameras.to(self.device))
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """A random eval camera and its image.

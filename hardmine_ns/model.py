@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -25,6 +27,7 @@ from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.rendering import Rays, groups_of_rays, render_visible, search
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.rays import camera_rays
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
@@ -189,6 +192,11 @@ class HardMineModel(Model):
             visible = search(self.field, group, rays[own], self.to_unit, *limits)
             pieces.append(self._outputs(render_visible(self.field, visible, rays[own])))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """Render a camera's whole image, cropped to a box if one is given."""
+        return self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
 
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
         """Composite rays with a graph that holds the mined samples only.

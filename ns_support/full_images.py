@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
@@ -36,8 +36,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - Bad data ends in one sentence (`ChecksData`).
     - `cache_images="cpu"`, which more than 500 images force, does not try to pin memory without CUDA.
     - Every tensor of a batch is on the datamanager's device, masks too.
-    - Images are undistorted when they are cached, and the cameras say so afterwards: their distortion is zero and their
-      type perspective. Rays made from them fit the pixels.
+    - Images and cameras stay as they are, distortion included: `ns_support.rays` makes exact rays of any lens.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
     - A resumed run goes on with the images that the run it resumes would have come to next.
     """
@@ -57,10 +56,16 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.
         where = cache_images_device if torch.device(self.device).type == "cuda" else "gpu"
-        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
-            images: list[Batch] = super()._load_images(split, where)
         dataset = self.train_dataset if split == "train" else self.eval_dataset
-        _forget_distortion(dataset.cameras)
+        cameras = dataset.cameras
+        # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
+        dataset.cameras = copy(cameras)
+        dataset.cameras.distortion_params = None
+        try:
+            with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
+                images: list[Batch] = super()._load_images(split, where)
+        finally:
+            dataset.cameras = cameras
         if split == "train":
             self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
         return images
@@ -120,17 +125,6 @@ class EvalImages:
         source = self._source
         if len(self) == 0:
             raise UserError(source._no_eval_images())
-        # The images first: caching them is what corrects the cameras.
-        images = source.cached_eval
         cameras = deepcopy(source.eval_dataset.cameras).to(source.device)
-        for i, batch in enumerate(images):
+        for i, batch in enumerate(source.cached_eval):
             yield cameras[i : i + 1], source._on_device(batch)
-
-
-def _forget_distortion(cameras: Cameras) -> None:
-    if cameras.distortion_params is None:
-        return
-    undistorted = (cameras.distortion_params != 0).any(dim=-1, keepdim=True)
-    perspective = torch.full_like(cameras.camera_type, CameraType.PERSPECTIVE.value)
-    cameras.camera_type = torch.where(undistorted, perspective, cameras.camera_type)
-    cameras.distortion_params = torch.zeros_like(cameras.distortion_params)

@@ -14,8 +14,10 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
 from ns_support.errors import UserError
+from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from raygauss_ns.cameras import camera_rays, camera_view, pinhole_cameras
+from ns_support.rays import camera_rays
+from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
@@ -63,17 +65,13 @@ class RayGaussModel(Model):
         box, points = self.scene_box.aabb.float(), None if self._seed_points is None else self._seed_points[0]
         # Of the training images; a model that is set up by hand, without a datamanager, may have none.
         cameras = (self.kwargs.get("metadata") or {}).get("train_cameras")
-        poses, intrinsics = (
-            (torch.zeros(0, 3, 4), torch.zeros(0, 6))
-            if cameras is None
-            else pinhole_cameras(cameras, torch.device("cpu"))
-        )
+        poses, lenses = (torch.zeros(0, 3, 4), []) if cameras is None else posed_lenses(cameras, torch.device("cpu"))
         unit = config.scene_unit or scene_unit(poses, box, points)
         distance = content_distance(poses, points) if len(poses) else None
-        step = config.step_size or resolved_step(poses, intrinsics, unit, distance, PUBLISHED_STEP_SIZE)
+        step = config.step_size or resolved_step(lenses, unit, distance, PUBLISHED_STEP_SIZE)
         self.register_buffer("_resolved_step", torch.tensor(step, dtype=torch.float64))
         self._step_size = step
-        self.cloud = self._initial_cloud(unit, box, poses, intrinsics, distance)
+        self.cloud = self._initial_cloud(unit, box, poses, lenses, distance)
         total_steps = config.schedule_steps or PAPER_STEPS
         self.register_buffer("_total_steps", torch.tensor(total_steps))
         schedule = density_schedule(config, total_steps, "cpu")
@@ -83,7 +81,7 @@ class RayGaussModel(Model):
         self.lpips = LazyLPIPS()
 
     def _initial_cloud(
-        self, unit: float, box: Tensor, poses: Tensor, intrinsics: Tensor, distance: float | None
+        self, unit: float, box: Tensor, poses: Tensor, lenses: list[Lens], distance: float | None
     ) -> GaussianCloud:
         """The Gaussians to start from: a file's, or new ones at points."""
         config = self.config
@@ -102,7 +100,7 @@ class RayGaussModel(Model):
             positions, colors = self._seed_points
             start = StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
         elif cameras_inside(poses, box):
-            start = frustum_points(config.num_random, poses, intrinsics, distance or BLENDER_DISTANCE * unit)
+            start = frustum_points(config.num_random, poses, lenses, distance or BLENDER_DISTANCE * unit)
         else:
             start = random_points(config.num_random, box, config.random_extent)
         return GaussianCloud(
@@ -213,7 +211,7 @@ class RayGaussModel(Model):
         camera = ray_bundle
         height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render(camera_rays(camera, (0, 0, height, width)), gaussians)
+            return self._render(camera_rays(camera), gaussians)
         window = self._random_window(height, width)
         outputs = self._render(camera_rays(camera, window), self._watched(gaussians, camera_view(camera, window)))
         outputs["window"] = torch.tensor(window)
@@ -222,11 +220,8 @@ class RayGaussModel(Model):
     @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given."""
-        if obb_box is None:
-            rays = camera_rays(camera, (0, 0, int(camera.height), int(camera.width)))
-        else:
-            rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        return self._render(rays.to(self.device), self.cloud.gaussians())
+        rays = camera_rays(camera.to(self.device), obb_box=obb_box)
+        return self._render(rays, self.cloud.gaussians())
 
     def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
         shape = rays.origins.shape[:-1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ns_support.lenses import Lens
 from raygauss_ns.gaussians import StartPoints
-from raygauss_ns.projection import in_image, project
+from raygauss_ns.projection import in_camera_space
 
 BLENDER_BOX = 3.0
 """Longest side of the scene box in nerfstudio's Blender parser, whose scenes are in the papers' own units."""
@@ -78,7 +81,7 @@ def cameras_inside(world_to_cameras: Tensor, box: Tensor) -> bool:
     return bool(inside.float().mean() > 0.5)
 
 
-def frustum_points(count: int, world_to_cameras: Tensor, intrinsics: Tensor, distance: float) -> StartPoints:
+def frustum_points(count: int, world_to_cameras: Tensor, lenses: Sequence[Lens], distance: float) -> StartPoints:
     """Random positions that the cameras see, as dense in each image near as far.
 
     Along rays through random pixels of random cameras, at distances whose logarithm is uniform from 1/4 to 8 times the
@@ -87,51 +90,53 @@ def frustum_points(count: int, world_to_cameras: Tensor, intrinsics: Tensor, dis
     Args:
         count: how many.
         world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
-        intrinsics: [C, 6]: fx, fy, cx, cy, width, height (pixels); lens distortion left aside.
+        lenses: C lenses.
         distance: the content's distance from the cameras (scene units).
     """
-    cameras = len(world_to_cameras)
-    rotations, translations = world_to_cameras[:, :, :3], world_to_cameras[:, :, 3]
     found: list[Tensor] = []
-    missing = count
-    wanted = min(_SEEN_BY, cameras)
+    missing, wanted = count, min(_SEEN_BY, len(lenses))
     while missing > 0:
-        # Points that too few cameras see are drawn again. The nearest to a camera are seen by it, so that even for
-        # cameras that share nothing the loop ends: what counts then is one.
-        tries = max(4 * missing, 1024)
-        chosen = torch.randint(cameras, (tries,))
-        fx, fy, cx, cy, width, height = intrinsics[chosen].unbind(-1)
-        column, row = torch.rand(tries) * width, torch.rand(tries) * height
-        local = torch.stack([(column - cx) / fx, -(row - cy) / fy, -torch.ones(tries)], -1)
-        local = torch.nn.functional.normalize(local, dim=-1)
-        away = distance * _NEAREST * (_FARTHEST / _NEAREST) ** torch.rand(tries, 1)
-        points = torch.einsum("nji,nj->ni", rotations[chosen], local * away - translations[chosen])
-        seen = torch.zeros(tries)
-        for camera, inner in zip(world_to_cameras, intrinsics.tolist(), strict=True):
-            seen += in_image(*project(points, camera, tuple(inner)), tuple(inner))
-        kept = points[seen >= wanted][:missing]
-        wanted = wanted if len(kept) > 0 else 1
+        chosen = torch.randint(len(lenses), (max(4 * missing, 1024),))
+        shares = torch.bincount(chosen, minlength=len(lenses)).tolist()
+        drawn = zip(shares, world_to_cameras, lenses, strict=True)
+        points = torch.cat([_along_rays(share, pose, lens, distance) for share, pose, lens in drawn])
+        seen = torch.zeros(len(points), dtype=torch.long)
+        for pose, lens in zip(world_to_cameras, lenses, strict=True):
+            seen += lens.project(in_camera_space(points, pose)).seen
+        kept = points[seen >= wanted]
+        kept = kept[torch.randperm(len(kept))[:missing]]
+        # The camera that a point was drawn for sees it: cameras that share nothing do not keep this from ending.
+        wanted = wanted if len(kept) > 0 else 0
         found.append(kept)
         missing -= len(kept)
     return StartPoints(torch.cat(found), None)
 
 
-def resolved_step(
-    world_to_cameras: Tensor, intrinsics: Tensor, unit: float, distance: float | None, least: float
-) -> float:
+def _along_rays(count: int, world_to_camera: Tensor, lens: Lens, distance: float) -> Tensor:
+    """Up to `count` points [N, 3] on rays through random pixels; fewer where pixels without a ray were drawn."""
+    column, row = torch.rand(count).double() * lens.width, torch.rand(count).double() * lens.height
+    origins, directions, exist = lens.rays(column, row)
+    away = distance * _NEAREST * (_FARTHEST / _NEAREST) ** torch.rand(count, 1)
+    local = directions * away + (0.0 if origins is None else origins)
+    points = (local - world_to_camera[:, 3].double()) @ world_to_camera[:, :3].double()
+    return (points if exist is None else points[exist]).float()
+
+
+def resolved_step(lenses: Sequence[Lens], unit: float, distance: float | None, least: float) -> float:
     """A distance between samples (u) that suits Gaussians kept above half a pixel's size in these images.
 
     A uniform sum with spacing h over a Gaussian of scale s differs from the integral by 2 exp(-2 pi^2 s^2 / h^2) of it,
     1e-8 at h = s, and the smallest s of a training (`smallest_resolved_scale`) is half a pixel at the Gaussian. So
-    h = 0.5 z / f with z the content's distance.
+    h is half a pixel's size at the content's distance before the lens, the median over the lenses.
 
     Args:
-        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
-        intrinsics: [C, 6]: fx, fy, cx, cy, width, height (pixels).
+        lenses: of the training images.
         unit: u (scene units).
         distance: the content's distance from the cameras (scene units); None: as in the papers' scenes, 4 u.
         least: no step below this (u); what it is without any camera.
     """
-    focal = float(intrinsics[:, :2].amax(-1).median()) if len(world_to_cameras) else float("inf")
-    depth = BLENDER_DISTANCE if distance is None else distance / unit
-    return max(0.5 * depth / focal, least)
+    if not lenses:
+        return least
+    content = torch.tensor([[0.0, 0.0, -(BLENDER_DISTANCE * unit if distance is None else distance)]])
+    sizes = torch.cat([lens.pixel_size(content) for lens in lenses])
+    return max(0.5 * float(sizes.median()) / unit, least)

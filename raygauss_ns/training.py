@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
-from raygauss_ns.cameras import camera_extent, pinhole_cameras
+from raygauss_ns.cameras import camera_extent, posed_lenses
 from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.schedules import Draw, step_seed, stretched
 
@@ -94,7 +94,7 @@ class TrainingLoop:
         params, control = self.model.cloud.params, self.model.density_control
         means, scales = params["means"], params["scales"]
         if due or len(control.log_scale_floor) == 0:
-            floor = smallest_resolved_scale(means, *pinhole_cameras(self.cameras, means.device))
+            floor = smallest_resolved_scale(means, *posed_lenses(self.cameras, means.device))
             control.log_scale_floor = floor.log()
         torch.maximum(scales, control.log_scale_floor[:, None], out=scales)
 

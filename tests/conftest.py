@@ -1,5 +1,6 @@
 import hashlib
 import inspect
+import math
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,3 +94,61 @@ def triton_build():
         return TritonBuild(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
 
     return build
+
+
+@pytest.fixture(scope="session")
+def expected_ray():
+    """`expected_ray(camera, row, column)`: origin and direction [3] of a pixel's ray, from closed forms."""
+    return _expected_ray
+
+
+def _opencv(point, k):
+    x, y = point
+    r2 = x * x + y * y
+    d = 1 + k[0] * r2 + k[1] * r2**2 + k[2] * r2**3 + k[3] * r2**4
+    u = x * d + 2 * k[4] * x * y + k[5] * (r2 + 2 * x * x)
+    return np.array([u, y * d + k[4] * (r2 + 2 * y * y) + 2 * k[5] * x * y])
+
+
+def _aria(point, k):
+    """https://facebookresearch.github.io/projectaria_tools/docs/tech_insights/camera_intrinsic_models"""
+    theta = math.hypot(*point)
+    x, y = np.asarray(point) * (1 + sum(k[i] * theta ** (2 * i + 2) for i in range(6)))
+    r2 = x * x + y * y
+    u = x + (2 * x * x + r2) * k[6] + 2 * x * y * k[7] + k[8] * r2 + k[9] * r2 * r2
+    return np.array([u, y + (2 * y * y + r2) * k[7] + 2 * x * y * k[6] + k[10] * r2 + k[11] * r2 * r2])
+
+
+def _expected_ray(camera, row, column):
+    """Origin and direction in the scene of one pixel's ray."""
+    from nerfstudio.cameras.cameras import CameraType
+    from scipy.optimize import fsolve
+
+    kind = CameraType(int(camera.camera_type))
+    k = None if camera.distortion_params is None else camera.distortion_params.reshape(-1).double().numpy()
+    u, v = (column + 0.5 - camera.cx.item()) / camera.fx.item(), (row + 0.5 - camera.cy.item()) / camera.fy.item()
+    origin = np.zeros(3)
+    if kind in (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.FISHEYE624):
+        forward = _aria if kind is CameraType.FISHEYE624 else _opencv
+        x, y = u, v
+        if k is not None:
+            x, y = fsolve(lambda point: forward(point, k) - (u, v), (u, v), xtol=1e-12)
+        direction = np.array([x, -y, -1.0])
+        if kind is not CameraType.PERSPECTIVE:
+            theta = math.hypot(x, y)
+            toward = np.array([x, -y]) / theta if theta > 0 else np.zeros(2)
+            direction = np.array([*(math.sin(theta) * toward), -math.cos(theta)])
+    elif kind is CameraType.ORTHOPHOTO:
+        origin, direction = np.array([u, -v, 0.0]), np.array([0.0, 0.0, -1.0])
+    else:
+        right = math.pi * u * (0.5 if kind in (CameraType.VR180_L, CameraType.VR180_R) else 1.0)
+        up = math.pi / 2 - math.pi * (v + 0.5)
+        direction = np.array([math.cos(up) * math.sin(right), math.sin(up), -math.cos(up) * math.cos(right)])
+        eye = {"L": -0.032, "R": 0.032}.get(kind.name[-1], 0.0)
+        if kind in (CameraType.VR180_L, CameraType.VR180_R):
+            origin = np.array([eye, 0.0, 0.0])
+        elif kind is not CameraType.EQUIRECTANGULAR:
+            origin = eye * np.array([math.cos(right), 0.0, math.sin(right)])  # to the right of where the ray points
+    pose = camera.camera_to_worlds.reshape(3, 4).double().numpy()
+    direction = pose[:, :3] @ (direction / np.linalg.norm(direction))
+    return pose[:, :3] @ origin + pose[:, 3], direction / np.linalg.norm(direction)

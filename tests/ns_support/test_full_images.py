@@ -3,7 +3,7 @@ import pytest
 import torch
 import yaml
 from nerfstudio.cameras.camera_utils import get_distortion_params
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -91,49 +91,41 @@ def test_the_viewer_may_read_every_property_without_loading_an_image(blender_sce
     assert "cached_eval" not in vars(datamanager)
 
 
-def colour_of_directions(camera):
-    """An image that shows each pixel's ray direction as a colour: it fits only the camera that took it."""
-    return 0.5 + 0.5 * camera.generate_rays(0, keep_shape=True).directions
-
-
 @pytest.mark.parametrize(
-    ("camera_type", "model", "distortion"),
+    ("kind", "model", "distortion"),
     [
         (CameraType.PERSPECTIVE, "OPENCV", {"k1": 0.1, "k2": -0.05, "p1": 0.002, "p2": -0.003}),
         (CameraType.FISHEYE, "OPENCV_FISHEYE", {"k1": 0.05, "k2": -0.01}),
+        (CameraType.FISHEYE, "OPENCV_FISHEYE", {}),
+        (CameraType.EQUIRECTANGULAR, "EQUIRECTANGULAR", {}),
     ],
 )
-def test_rays_fit_the_undistorted_pixels(nerfstudio_scene, camera_type, model, distortion):
-    taken_by = Cameras(
-        camera_to_worlds=torch.eye(4)[None, :3],
-        fx=FOCAL,
-        fy=FOCAL,
-        cx=WIDTH / 2,
-        cy=HEIGHT / 2,
-        width=WIDTH,
-        height=HEIGHT,
-        distortion_params=get_distortion_params(**distortion)[None],
-        camera_type=camera_type,
-    )
-    photograph = (255 * colour_of_directions(taken_by)).round().to(torch.uint8).numpy()
-    folder = nerfstudio_scene(2, images=[photograph] * 2, camera_model=model, **distortion)
-    datamanager = start(folder)
+@pytest.mark.parametrize("cache", ["cpu", "gpu"])
+def test_images_and_cameras_stay_as_they_are(nerfstudio_scene, kind, model, distortion, cache):
+    photograph = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    datamanager = start(nerfstudio_scene(2, images=[photograph] * 2, camera_model=model, **distortion), None)
+    datamanager.config.cache_images = cache
     served = [
         datamanager.next_train(0),
         datamanager.next_eval_image(0),
         next(iter(datamanager.fixed_indices_eval_dataloader)),
     ]
     for camera, batch in served:
-        assert camera.camera_type.item() == CameraType.PERSPECTIVE.value
-        assert not camera.distortion_params.any()
-        difference = (colour_of_directions(camera) - batch["image"]).abs()
-        # OpenCV blends the outermost pixels with the black beyond the photograph.
-        assert difference[1:-1, 1:-1].max() < 0.005
+        assert camera.camera_type.item() == kind.value
+        torch.testing.assert_close(camera.distortion_params[0], get_distortion_params(**distortion))
+        assert (camera.fx.item(), camera.width.item(), camera.height.item()) == (FOCAL, WIDTH, HEIGHT)
+        assert (255 * batch["image"]).round().to(torch.uint8).equal(torch.from_numpy(photograph))
+    for dataset in (datamanager.train_dataset, datamanager.eval_dataset):
+        torch.testing.assert_close(dataset.cameras.distortion_params[1], get_distortion_params(**distortion))
 
 
-def test_a_fisheye_without_distortion_stays_one(nerfstudio_scene):
-    datamanager = start(nerfstudio_scene(1, camera_model="OPENCV_FISHEYE"))
-    assert datamanager.next_train(0)[0].camera_type.item() == CameraType.FISHEYE.value
+def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
+    folder = nerfstudio_scene(2, k1=0.1)
+    (folder / "image_1.png").unlink()
+    datamanager = start(folder)
+    with pytest.raises(UserError):
+        datamanager.next_train(0)
+    assert datamanager.train_dataset.cameras.distortion_params.any()
 
 
 def test_config_survives_yaml():

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from ns_support.lenses import LensType, make_lens
 from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, random_points
 from raygauss_ns.projection import View
 
+LENS = make_lens(LensType.PERSPECTIVE, (50.0, 50.0), (50.0, 50.0), (100, 100))
 SCHEDULE = DensitySchedule(first=10, last=100, every=5, threshold=1.0, max_gaussians=1000)
 
 
@@ -56,7 +58,7 @@ def test_a_step_of_a_group_counts_in_full():
 def test_a_window_counts_for_those_whose_centre_it_may_hold():
     """Gaussians in the window, elsewhere in the image, beyond the image's edge, and behind the camera."""
     camera = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-2.0]])], 1)
-    view = View(camera, (50.0, 50.0, 50.0, 50.0, 100.0, 100.0), (0, 0, 50, 100))  # the upper half
+    view = View(camera, LENS, (0, 0, 50, 100))  # the upper half
     means = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.0, 9.0, 0.0], [0.0, -1.0, 5.0]])
     assert view.misses(means).tolist() == [False, True, False, False]
     control = DensityControl(4, SCHEDULE, 0.1)
@@ -67,7 +69,7 @@ def test_a_window_counts_for_those_whose_centre_it_may_hold():
 
 def test_distance_weighting():
     camera = torch.cat([torch.eye(3), torch.tensor([[0.0], [0.0], [-2.0]])], 1)
-    view = View(camera, (50.0, 50.0, 50.0, 50.0, 100.0, 100.0), (0, 0, 100, 100))
+    view = View(camera, LENS, (0, 0, 100, 100))
     means = torch.tensor([[0.0, 0.0, 1.5], [0.0, 0.0, -4.0], [6.0, 0.0, -6.0]])  # 0.5, 6 and 10 away
     control = DensityControl(3, SCHEDULE._replace(distance_weighted=True), 0.1)
     record(control, [1.0] * 3, means, unit=2.0, view=view)

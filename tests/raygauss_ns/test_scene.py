@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from raygauss_ns.projection import in_image, project
+from ns_support.lenses import LensType, make_lens
+from raygauss_ns.projection import in_camera_space
 from raygauss_ns.scene import content_distance, frustum_points, resolved_step, scene_unit
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
@@ -28,8 +29,8 @@ def ring(radius, center=(0.0, 0.0, 0.0), count=8, outward=False):
     return looking(middle + radius * around, targets)
 
 
-def lenses(count, focal=300.0, width=270.0, height=480.0):
-    return torch.tensor([[focal, focal, width / 2, height / 2, width, height]]).repeat(count, 1)
+def lenses(count, focal=300.0, kind=LensType.PERSPECTIVE, size=(270, 480)):
+    return [make_lens(kind, (focal, focal), (size[0] / 2, size[1] / 2), size)] * count
 
 
 def test_distance_is_that_of_the_point_that_all_cameras_look_at():
@@ -66,13 +67,14 @@ def test_unit_without_cameras_is_a_third_of_the_box():
     assert scene_unit(torch.zeros(0, 3, 4), 3 * BOX) == pytest.approx(2.0)
 
 
-def test_start_points_are_seen_by_three_cameras_and_spread_over_distances():
+@pytest.mark.parametrize("kind", [LensType.PERSPECTIVE, LensType.FISHEYE, LensType.EQUIRECTANGULAR])
+def test_start_points_are_seen_by_three_cameras_and_spread_over_distances(kind):
     torch.manual_seed(0)
-    poses, inner = ring(0.9, count=32), lenses(32)
+    poses, inner = ring(0.9, count=32), lenses(32, 300.0 if kind is LensType.PERSPECTIVE else 480.0, kind)
     positions, colors = frustum_points(3000, poses, inner, 0.9)
     assert colors is None
     assert positions.shape == (3000, 3)
-    seen = sum(in_image(*project(positions, c, tuple(i)), tuple(i)).int() for c, i in zip(poses, inner.tolist()))  # noqa: B905
+    seen = sum(lens.project(in_camera_space(positions, c)).seen.int() for c, lens in zip(poses, inner))  # noqa: B905
     assert int(seen.min()) >= 3
     farthest = torch.linalg.vector_norm(positions, dim=-1)
     assert (farthest > 3.0).float().mean() > 0.1
@@ -89,7 +91,8 @@ def test_few_cameras_are_enough_for_start_points(count):
 
 
 def test_step_is_half_a_pixel_at_the_content_but_no_finer_than_wanted():
-    assert resolved_step(ring(4.0), lenses(8, 200.0), 1.0, 4.0, 0.0025) == pytest.approx(0.01)
-    assert resolved_step(ring(0.9), lenses(8, 200.0), 0.225, 0.9, 0.0025) == pytest.approx(0.01)
-    assert resolved_step(ring(0.9), lenses(8, 1e4), 0.225, 0.9, 0.0025) == 0.0025
-    assert resolved_step(torch.zeros(0, 3, 4), torch.zeros(0, 6), 1.0, None, 0.0025) == 0.0025
+    assert resolved_step(lenses(8, 200.0), 1.0, 4.0, 0.0025) == pytest.approx(0.01)
+    assert resolved_step(lenses(8, 200.0), 0.225, 0.9, 0.0025) == pytest.approx(0.01)
+    assert resolved_step(lenses(8, 200.0), 1.0, None, 0.0025) == pytest.approx(0.01)
+    assert resolved_step(lenses(8, 1e4), 0.225, 0.9, 0.0025) == 0.0025
+    assert resolved_step([], 1.0, None, 0.0025) == 0.0025

@@ -13,7 +13,7 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns import method
-from raygauss_ns.cameras import pinhole_cameras
+from raygauss_ns.cameras import posed_lenses
 from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.training import TrainingLoop, fit_learning_rates
 
@@ -247,6 +247,6 @@ def test_scales_are_bounded_from_below_by_half_a_pixel(make_model, make_cameras,
             params["densities"].data[::2] = 0.0
         loop.before(step)
         loop.after(step)
-        floor = smallest_resolved_scale(params["means"].detach(), *pinhole_cameras(cameras, torch.device("cpu")))
+        floor = smallest_resolved_scale(params["means"].detach(), *posed_lenses(cameras, torch.device("cpu")))
         torch.testing.assert_close(params["scales"].detach().exp(), floor[:, None].expand(-1, 3))
     assert len(model.cloud) == 10

@@ -1,0 +1,179 @@
+"""Exact rays of every nerfstudio camera, for whole images, windows of them and batches of pixels.
+
+What nerfstudio's `Cameras.generate_rays` does not do exactly, and why it is not used, is in docs/cameras.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components.ray_generators import RayGenerator
+from nerfstudio.utils.math import intersect_obb
+from torch import Tensor
+
+from ns_support.errors import UserError
+from ns_support.lenses import Lens, LensType, LocalRays, make_lens, stack_lenses
+
+Window = tuple[int, int, int, int]
+"""First row, first column, rows, columns."""
+
+
+def camera_lenses(cameras: Cameras) -> list[Lens]:
+    """The lenses of C cameras.
+
+    Raises:
+        UserError: if a camera's parameters make no sense.
+    """
+    fields = (cameras.camera_type, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height)
+    columns = [field.reshape(-1).tolist() for field in fields]
+    coefficients: list[list[float]] = [[]] * len(columns[0])
+    if cameras.distortion_params is not None:
+        coefficients = cameras.distortion_params.reshape(len(columns[0]), -1).tolist()
+    made: dict[tuple[float, ...], Lens] = {}
+    lenses: list[Lens] = []
+    for (number, fx, fy, cx, cy, width, height), k in zip(zip(*columns, strict=True), coefficients, strict=True):
+        key = (number, fx, fy, cx, cy, width, height, *k)
+        if key not in made:
+            kind = LensType[CameraType(number).name]
+            try:
+                made[key] = make_lens(kind, (fx, fy), (cx, cy), (width, height), k)
+            except ValueError as error:
+                raise UserError(f"Camera {len(lenses)} can't be used: {error}.") from error
+        lenses.append(made[key])
+    return lenses
+
+
+def camera_rays(camera: Cameras, window: Window | None = None, obb_box: OrientedBox | None = None) -> RayBundle:
+    """Rays through the centres of a window of a camera's pixels; [rows, columns] of them, without pixel areas.
+
+    Directions are computed in float64 and then rounded, except for pinholes, which are quick and as good in float32.
+    Pixels without a ray (docs/cameras.md) get one that ends where it begins.
+
+    Args:
+        camera: one camera.
+        window: first row, first column, rows, columns; None for the whole image.
+        obb_box: a box that the rays are cut to.
+
+    Returns:
+        A bundle with nears and fars if there is a box or a pixel without a ray; both are 0 there.
+
+    Raises:
+        UserError: if the camera's parameters make no sense.
+    """
+    (lens,) = camera_lenses(camera)
+    top, left, rows, columns = window or (0, 0, int(camera.height), int(camera.width))
+    pose = camera.camera_to_worlds.reshape(3, 4)
+    column = torch.arange(left, left + columns, dtype=torch.float64, device=pose.device) + 0.5
+    row = torch.arange(top, top + rows, dtype=torch.float64, device=pose.device)[:, None] + 0.5
+    if lens.is_pinhole:
+        x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
+        y = ((row - lens.cy) / lens.fy).float().expand(-1, columns)
+        directions = torch.stack([x, -y, -torch.ones_like(x)], -1) @ pose[:, :3].T
+        directions = torch.nn.functional.normalize(directions, dim=-1)
+        bundle = RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
+    else:
+        bundle = _in_world(lens.rays(column, row), pose)
+    if obb_box is not None:
+        _cut(bundle, obb_box)
+    return bundle
+
+
+class ExactRayGenerator(RayGenerator):
+    """nerfstudio's ray generator with exact rays, and without pixel areas.
+
+    Args:
+        cameras: C cameras of any kinds.
+
+    Raises:
+        UserError: if a camera's parameters make no sense.
+    """
+
+    def __init__(self, cameras: Cameras) -> None:
+        super().__init__(cameras)
+        lenses = camera_lenses(cameras)
+        # What differs in more than numbers is not computed together.
+        groups: dict[tuple[LensType, int], list[int]] = {}
+        for index, lens in enumerate(lenses):
+            groups.setdefault((lens.kind, len(lens.distortion)), []).append(index)
+        device = cameras.camera_to_worlds.device
+        self._group, self._place = torch.zeros(2, len(lenses), dtype=torch.int64, device=device)
+        self._lenses = []
+        for number, members in enumerate(groups.values()):
+            self._group[members] = number
+            self._place[members] = torch.arange(len(members), device=device)
+            self._lenses.append(stack_lenses([lenses[i] for i in members]).with_tensors(lambda value: value.to(device)))
+
+    def forward(self, ray_indices: Tensor) -> RayBundle:
+        """Rays through the centres of pixels.
+
+        Args:
+            ray_indices: [N, 3] int64: camera, row, column.
+
+        Returns:
+            N rays, with nears and fars if one of the pixels has no ray.
+        """
+        camera, row, column = ray_indices.to(self._group.device).unbind(-1)
+        row, column = row + torch.tensor(0.5, dtype=torch.float64), column + torch.tensor(0.5, dtype=torch.float64)
+        poses = self.cameras.camera_to_worlds.reshape(-1, 3, 4)[camera]
+        if len(self._lenses) == 1:
+            local = self._local_rays(0, camera, column, row)
+        else:
+            local = self._mixed_rays(camera, column, row)
+        bundle = _in_world(local, poses)
+        bundle.camera_indices = camera[:, None]
+        bundle.times = None if self.cameras.times is None else self.cameras.times.reshape(-1, 1)[camera]
+        return bundle
+
+    def _local_rays(self, group: int, camera: Tensor, column: Tensor, row: Tensor) -> LocalRays:
+        place = self._place[camera]
+        return self._lenses[group].with_tensors(lambda value: value[place]).rays(column, row)
+
+    def _mixed_rays(self, camera: Tensor, column: Tensor, row: Tensor) -> LocalRays:
+        origins = torch.zeros(len(camera), 3, dtype=torch.float64, device=camera.device)
+        directions, exist = torch.zeros_like(origins), torch.ones_like(camera, dtype=torch.bool)
+        for group in range(len(self._lenses)):
+            own = torch.nonzero(self._group[camera] == group)[:, 0]
+            part = self._local_rays(group, camera[own], column[own], row[own])
+            directions[own] = part.directions
+            if part.origins is not None:
+                origins[own] = part.origins
+            if part.exist is not None:
+                exist[own] = part.exist
+        return LocalRays(origins, directions, exist)
+
+
+def _in_world(local: LocalRays, pose: Tensor) -> RayBundle:
+    """Rays of camera space in the scene, float32.
+
+    Args:
+        local: rays of shape [*].
+        pose: [3, 4], or [*, 3, 4] one for each; camera to world.
+    """
+    rotation = pose[..., :3].double()
+    directions = torch.nn.functional.normalize(_rotated(rotation, local.directions), dim=-1)
+    origins = pose[..., 3].expand(directions.shape)
+    if local.origins is not None:
+        origins = (_rotated(rotation, local.origins) + pose[..., 3]).to(pose)
+    bundle = RayBundle(origins, directions.to(pose), torch.ones_like(directions[..., :1]).to(pose))
+    if local.exist is not None:
+        exist = local.exist[..., None]
+        bundle.nears = torch.zeros_like(bundle.pixel_area)
+        bundle.fars = torch.where(exist, torch.inf, bundle.nears)
+    return bundle
+
+
+def _rotated(rotation: Tensor, vectors: Tensor) -> Tensor:
+    if rotation.ndim == 2:
+        return vectors @ rotation.T
+    return (rotation @ vectors[..., None])[..., 0]
+
+
+def _cut(bundle: RayBundle, box: OrientedBox) -> None:
+    """Bound a bundle's rays to a box."""
+    origins, directions = bundle.origins.reshape(-1, 3), bundle.directions.reshape(-1, 3)
+    enters, leaves = (t.reshape(bundle.pixel_area.shape) for t in intersect_obb(origins, directions, box))
+    if bundle.fars is not None:
+        enters, leaves = (torch.where(bundle.fars > 0, t, 0.0) for t in (enters, leaves))
+    bundle.nears, bundle.fars = enters, leaves
