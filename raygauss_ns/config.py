@@ -122,6 +122,9 @@ class RayGaussModelConfig(ModelConfig):
     have it. Chosen for small images on a CPU by estimate, not by measurement; RayGaussX: 6,000,000."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
+    reorder_every: int = 500
+    """Training steps between two sortings of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX; 0:
+    never. Neighbours in space become neighbours in memory; the image stays the same."""
     limit_scales: bool = True
     """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
 
@@ -180,6 +183,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("densify_threshold", config.densify_threshold > 0, "positive"),
         ("max_gaussians", config.max_gaussians >= 1, "at least 1"),
         ("prune_every", config.prune_every >= 1, "at least 1"),
+        ("reorder_every", config.reorder_every >= 0, "at least 0"),
     ]
     for name, valid, requirement in checks:
         if not valid:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from raygauss_ns.casting.gpu_bvh import GpuBvh, build_gpu_bvh, gather_records, interleave
+from raygauss_ns.casting.gpu_bvh import GpuBvh, build_gpu_bvh, gather_records
 from raygauss_ns.casting.gpu_kernels import backward_kernel, forward_kernel
 from raygauss_ns.casting.gpu_lists import GpuLists, build_gpu_lists
 from raygauss_ns.casting.gpu_packets import RAYS, TILE_HEIGHT, TILE_WIDTH
+from raygauss_ns.casting.morton import interleave
 from raygauss_ns.casting.types import CastSettings
 
 SLABS = (4, 8)

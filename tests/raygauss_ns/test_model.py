@@ -229,6 +229,7 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
         ("iso_weight", -1e-7),
         ("accumulate_images", 0),
         ("schedule_steps", -1),
+        ("reorder_every", -1),
         ("random_extent", 0.0),
     ],
 )
