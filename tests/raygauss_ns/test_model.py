@@ -230,6 +230,9 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
         ("accumulate_images", 0),
         ("schedule_steps", -1),
         ("reorder_every", -1),
+        ("step_growth", -0.1),
+        ("transmittance_exponent", 1.5),
+        ("max_step", 0.01),
         ("random_extent", 0.0),
     ],
 )
