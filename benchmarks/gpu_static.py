@@ -314,7 +314,7 @@ PARTS = {
     ),
     "composited": ("transmittances", "phi", "phi_slope", "forward_kernel", "backward_kernel"),
     "slabs": ("open_slab",),
-    "skipping": ("_clip", "box_interval", "next_row", "_next_in_hierarchy"),
+    "skipping": ("_clip", "box_interval", "next_row", "next_in_hierarchy"),
 }
 """Functions that are worked through once for each visit. `next_row` and what it calls are in the code twice (and the
 box once more, at the start): half of it is charged."""

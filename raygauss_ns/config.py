@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,15 @@ class RayGaussModelConfig(ModelConfig):
     """dt > 0: distance between samples along a ray (u). None: half a pixel's size at the scene's content, but at least
     the papers' 0.0025, found at the start of training and kept with the checkpoint. Half as much costs about 1.5 times
     the time."""
+    step_growth: float = 0.0
+    """g >= 0: growth of the step with the distance t along a ray, dt = max(step_size, g t), chosen anew for each slab;
+    no unit. For scenes that reach far; 0: the same step everywhere. RayGaussX on real scenes: 1/1024."""
+    transmittance_exponent: float = 0.0
+    """gamma, in [0, 1]: dt grows with T^-gamma as a ray's transmittance T falls; 0: not at all. RayGaussX on real
+    scenes: 1/3."""
+    max_step: float = 0.0
+    """dt_max: what a growing step never exceeds (u), at least step_size, or 0 for no such bound. RayGaussX on real
+    scenes: 4 step_size."""
     density_threshold: float = 0.1
     """eps > 0: density below which a Gaussian counts as absent (1/u). Larger is faster and coarser."""
     sample_offset: float = 0.5
@@ -65,7 +75,8 @@ class RayGaussModelConfig(ModelConfig):
     transmittance_threshold: float = 1e-3
     """eps_T: a ray stops once its transmittance T is no greater, in [0, 1)."""
     samples_per_slab: int = 128
-    """K >= 1: samples processed together. Has no influence on the image, only on speed."""
+    """K >= 1: samples processed together. Has no influence on the image, only on speed, unless the step grows: then it
+    is what shares one step (rounded up to a multiple of 16). RayGaussX: 32."""
     near_plane: float = 0.05
     """Distance from the camera at which rays begin (u), >= 0."""
     initial_ply: Path | None = None
@@ -128,6 +139,9 @@ class RayGaussModelConfig(ModelConfig):
     have it. None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
+    reorder_every: int = 500
+    """Training steps between two sortings of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX; 0:
+    never. Neighbours in space become neighbours in memory; the image stays the same."""
     limit_scales: bool = True
     """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
 
@@ -162,6 +176,9 @@ def check_config(config: RayGaussModelConfig) -> None:
     checks: list[tuple[str, bool, str]] = [
         ("scene_unit", config.scene_unit is None or config.scene_unit > 0, "positive"),
         ("step_size", config.step_size is None or config.step_size > 0, "positive"),
+        ("step_growth", 0 <= config.step_growth < math.inf, "finite and at least 0"),
+        ("transmittance_exponent", 0 <= config.transmittance_exponent <= 1, "in [0, 1]"),
+        ("max_step", config.max_step == 0 or config.max_step >= (config.step_size or 0), "0 or at least step_size"),
         ("density_threshold", config.density_threshold > 0, "positive"),
         ("sample_offset", 0 <= config.sample_offset < 1, "in [0, 1)"),
         ("transmittance_threshold", 0 <= config.transmittance_threshold < 1, "in [0, 1)"),
@@ -187,6 +204,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("densify_threshold", config.densify_threshold > 0, "positive"),
         ("max_gaussians", config.max_gaussians is None or config.max_gaussians >= 1, "at least 1"),
         ("prune_every", config.prune_every >= 1, "at least 1"),
+        ("reorder_every", config.reorder_every >= 0, "at least 0"),
     ]
     for name, valid, requirement in checks:
         if not valid:

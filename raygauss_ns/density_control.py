@@ -161,6 +161,17 @@ class DensityControl(nn.Module):
             self.log_scale_floor = self.log_scale_floor.new_zeros(0)
         return left
 
+    @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Follow Gaussians that have moved in memory.
+
+        Args:
+            order: [N] int64, where each was before.
+        """
+        for values in (self.gradient_sum, self.times_seen, self.log_scale_floor):
+            if len(values) > 0:  # there are no bounds on the scales right after a round
+                values.copy_(values[order])
+
     @property
     def statistic(self) -> Tensor:
         """[N] mean of |dL/dmu| u over the steps that saw each Gaussian (times the loss's unit)."""

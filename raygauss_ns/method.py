@@ -7,6 +7,8 @@ rates, their density control and their sampling.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
@@ -147,7 +149,13 @@ raygaussx_2509_07782 = _method(
 
 raygaussx_2509_07782_real = _method(
     "raygaussx-2509-07782-real",
-    _raygaussx(iso_weight=2.5e-4),
+    replace(
+        _raygaussx(iso_weight=2.5e-4),
+        step_size=0.005,
+        step_growth=1 / 1024,
+        transmittance_exponent=1 / 3,
+        max_step=4 * 0.005,
+    ),
     REAL_RATES,
     "RayGaussX trained as published on real scenes (arXiv 2509.07782).",
 )

@@ -137,6 +137,9 @@ class RayGaussModel(Model):
             sample_offset=self.config.sample_offset,
             transmittance_threshold=self.config.transmittance_threshold,
             samples_per_slab=self.config.samples_per_slab,
+            step_growth=self.config.step_growth,
+            transmittance_exponent=self.config.transmittance_exponent,
+            max_step=max(self.config.max_step, self.step_size) * self.unit if self.config.max_step > 0 else 0.0,
         )
 
     # ---- training -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import camera_extent, posed_lenses
+from raygauss_ns.ordering import reorder
 from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.schedules import Draw, step_seed, stretched
 
@@ -65,7 +66,7 @@ class TrainingLoop:
                 self.trainer.gradient_accumulation_steps[name] = self.model.images_per_step
 
     def after(self, step: int) -> None:
-        """Once the optimisers have stepped: valid densities, prune, clone and split, bound the scales."""
+        """Once the optimisers have stepped: valid densities, prune, clone and split, re-order, bound the scales."""
         images = self.model.images_per_step
         if (step + 1) % images:
             return
@@ -73,6 +74,9 @@ class TrainingLoop:
         with torch.no_grad():
             self.model.cloud.params["densities"].clamp_(min=0.0)
             self._control_density(step, steps)
+            every = self.model.config.reorder_every
+            if every > 0 and any(s > 0 and s % every == 0 for s in steps):
+                reorder(self.model.cloud.params, self.optimizers.optimizers, self.model.density_control)
             if self.model.config.limit_scales:
                 self._limit_scales(any(s % _SCALE_FLOOR_EVERY == 0 for s in steps))
 

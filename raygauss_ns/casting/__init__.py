@@ -8,12 +8,20 @@ Needs torch, numpy and numba; Triton on a GPU.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting.types import CastSettings, Gaussians, RayOutputs, sample_counts, whitening_matrices
+from raygauss_ns.casting.types import (
+    CastSettings,
+    Gaussians,
+    RayOutputs,
+    far_ends,
+    sample_counts,
+    whitening_matrices,
+)
 
 __all__ = ["Backend", "CastSettings", "Gaussians", "RayOutputs", "cast", "whitening_matrices"]
 
@@ -66,18 +74,18 @@ def cast(
         return _cast_on_gpu(gaussians, colors, origins, directions, nears, fars, settings, image_width)
     _check_directions(directions)
     gaussians, colors = _finite_ones(gaussians, colors)
-    counts = sample_counts(nears, fars, settings)
+    nears, ends = _ends(nears, fars, settings)
     if backend == "reference":
         from raygauss_ns.casting.reference import cast_reference
 
         whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
         return cast_reference(
-            gaussians.means, whitenings, gaussians.densities, colors, origins, directions, nears, counts, settings
+            gaussians.means, whitenings, gaussians.densities, colors, origins, directions, nears, ends, settings
         )
     # Numba takes a second to import: only who casts with it pays.
     from raygauss_ns.casting.autograd import CpuCast, rays_from_tensors
 
-    rays = rays_from_tensors(origins, directions, nears, counts, image_width)
+    rays = rays_from_tensors(origins, directions, nears, ends, image_width)
     out = CpuCast.apply(*gaussians, colors, rays, settings)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
 
@@ -98,7 +106,7 @@ def _cast_on_gpu(
 
     gaussians, colors = _made_finite(gaussians, colors)
     whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
-    counts = sample_counts(nears, fars, settings)
+    nears, ends = _ends(nears, fars, settings)
     unit = (torch.linalg.vector_norm(directions.detach(), dim=-1, keepdim=True) - 1).abs() < 1e-3
     out = GpuCast.apply(
         gaussians.means,
@@ -108,12 +116,17 @@ def _cast_on_gpu(
         origins,
         directions,
         nears,
-        counts,
+        ends,
         image_width,
         settings,
     )
     out = torch.where(unit, out, torch.nan)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
+
+
+def _ends(nears: Tensor, fars: Tensor, settings: CastSettings) -> tuple[Tensor, Tensor]:
+    """Where rays begin, and how many samples they have or, if the step grows, where they end."""
+    return far_ends(nears, fars) if settings.grows else (nears, sample_counts(nears, fars, settings))
 
 
 def _require_triton(gaussians: Gaussians, *others: Tensor) -> None:
@@ -205,3 +218,11 @@ def _check_settings(settings: CastSettings) -> None:
         raise ValueError(f"transmittance_threshold must be in [0, 1), got {settings.transmittance_threshold}")
     if settings.samples_per_slab < 1:
         raise ValueError(f"samples_per_slab (K) must be at least 1, got {settings.samples_per_slab}")
+    if not 0 <= settings.step_growth < math.inf:
+        raise ValueError(f"step_growth (g) must be finite and at least 0, got {settings.step_growth}")
+    if not 0 <= settings.transmittance_exponent <= 1:
+        raise ValueError(f"transmittance_exponent (gamma) must be in [0, 1], got {settings.transmittance_exponent}")
+    if settings.max_step != 0 and not settings.max_step >= settings.step:
+        raise ValueError(
+            f"max_step (dt_max) must be 0 (no bound) or at least step = {settings.step}, got {settings.max_step}"
+        )

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raygauss_ns.casting import cpu, growing
 from raygauss_ns.casting.bvh import build_bvh
-from raygauss_ns.casting.cpu import cast_backward, cast_forward
 from raygauss_ns.casting.packets import FloatArray, Rays
 from raygauss_ns.casting.parameters import parameter_gradients, whitenings_of
 from raygauss_ns.casting.types import CastSettings
@@ -25,17 +25,18 @@ def _array(tensor: Tensor) -> FloatArray:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, counts: Tensor, image_width: int) -> Rays:
+def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, ends: Tensor, image_width: int) -> Rays:
     """The rays as the kernels' arrays, float32 on the host.
 
     Args:
         origins: [R, 3].
         directions: [R, 3].
         nears: [R].
-        counts: [R] int32, samples of each ray.
+        ends: [R] int32, samples of each ray, or where the step grows the distance at which it ends.
         image_width: pixels of a row, 0 for rays of no order.
     """
-    return Rays(_array(origins), _array(directions), _array(nears), counts.cpu().numpy(), image_width)
+    last = _array(ends) if ends.is_floating_point() else ends.cpu().numpy()
+    return Rays(_array(origins), _array(directions), _array(nears), last, image_width)
 
 
 def moments_to_gradients(
@@ -62,7 +63,7 @@ def moments_to_gradients(
 
 
 class CpuCast(torch.autograd.Function):
-    """`cast_forward` and `cast_backward` as one differentiable operation; not differentiable in the rays."""
+    """`cast_forward` and `cast_backward` of `cpu` or `growing` as one operation; not differentiable in the rays."""
 
     @staticmethod
     def forward(
@@ -79,7 +80,7 @@ class CpuCast(torch.autograd.Function):
         shape = _array(scales), _array(quats)
         whitenings = whitenings_of(*shape)
         bvh = build_bvh(_array(means), whitenings, _array(densities), _array(colors), settings.density_threshold)
-        out = cast_forward(bvh, rays, settings)
+        out = (growing if settings.grows else cpu).cast_forward(bvh, rays, settings)
         ctx.inputs = (*shape, _array(densities), whitenings)
         ctx.like = means.new_empty(0)
         ctx.bvh, ctx.rays, ctx.settings, ctx.out = bvh, rays, settings, out
@@ -89,13 +90,14 @@ class CpuCast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means, scales, quaternions, densities and colours."""
-        moments = cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(ctx.inputs[0]))
+        backend = growing if ctx.settings.grows else cpu
+        moments = backend.cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(ctx.inputs[0]))
         gradients = *parameter_gradients(moments, *ctx.inputs), np.ascontiguousarray(moments[:, 10:])
         return *(torch.from_numpy(gradient).to(ctx.like) for gradient in gradients), None, None
 
 
 class GpuCast(torch.autograd.Function):
-    """`gpu.cast_forward` and `gpu.cast_backward` as one differentiable operation; not differentiable in the rays."""
+    """`cast_forward` and `cast_backward` of `gpu` or `gpu_growing` as one operation; not differentiable in the rays."""
 
     @staticmethod
     def forward(
@@ -107,21 +109,21 @@ class GpuCast(torch.autograd.Function):
         origins: Tensor,
         directions: Tensor,
         nears: Tensor,
-        counts: Tensor,
+        ends: Tensor,
         image_width: int,
         settings: CastSettings,
     ) -> Tensor:
         """[R, 5]: red, green, blue, transmittance, depth."""
-        from raygauss_ns.casting import gpu
+        from raygauss_ns.casting import gpu, gpu_growing
 
         ctx.settings, ctx.nothing = settings, len(densities) == 0 or len(nears) == 0
         if ctx.nothing:
             ctx.save_for_backward(whitenings, densities)
             return torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).to(means.device).repeat(len(nears), 1)
         scene, rays = gpu.scene_and_rays(
-            (means, whitenings, densities, colors), (origins, directions, nears, counts), image_width, settings
+            (means, whitenings, densities, colors), (origins, directions, nears, ends), image_width, settings
         )
-        out = gpu.cast_forward(scene, rays, settings)
+        out = (gpu_growing if settings.grows else gpu).cast_forward(scene, rays, settings)
         ctx.save_for_backward(whitenings, densities, out, *scene.bvh, *rays[:-1], *(scene.lists or ()))
         ctx.width = image_width
         return out
@@ -130,7 +132,7 @@ class GpuCast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means, A, densities and colours."""
-        from raygauss_ns.casting import gpu, gpu_bvh, gpu_lists
+        from raygauss_ns.casting import gpu, gpu_bvh, gpu_growing, gpu_lists
 
         whitenings, densities, *rest = ctx.saved_tensors
         if ctx.nothing:
@@ -139,6 +141,7 @@ class GpuCast(torch.autograd.Function):
             out, bvh = rest[0], gpu_bvh.GpuBvh(*rest[1:6])
             rays = gpu.GpuRays(rest[6], rest[7], rest[8], rest[9], rest[10], ctx.width)
             scene = gpu.GpuScene(bvh, gpu_lists.GpuLists(*rest[11:]) if len(rest) > 11 else None)
-            moments = gpu.cast_backward(scene, rays, ctx.settings, out, grad_out.contiguous())
+            backend = gpu_growing if ctx.settings.grows else gpu
+            moments = backend.cast_backward(scene, rays, ctx.settings, out, grad_out.contiguous())
         gradients = moments_to_gradients(moments.to(whitenings.dtype), whitenings, densities)
         return *gradients, None, None, None, None, None, None

@@ -15,6 +15,9 @@ p + d tau with tau = t - t*, so that four sums over the samples (of w f, w f tau
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -148,7 +151,7 @@ def _differentiate(
 
 
 @njit(cache=True, nogil=True)
-def _differentiate_slab(
+def differentiate_slab(
     ws: Pointer, ints: Pointer, scene: Scene, row: int, march: March, hits: int, totals: Pointer
 ) -> None:
     """Differentiate every Gaussian of the slab; those that were not kept are searched for again."""
@@ -165,12 +168,33 @@ def _differentiate_slab(
 
 
 @njit(cache=True, nogil=True)
-def _pointers(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
+def pointers_of(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
+    """The arrays' addresses; whoever asks must keep the arrays alive."""
     depth = len(bvh.levels) - 1
     scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.levels), depth)
     origins, directions = pointer(rays.origins), pointer(rays.directions)
-    nears, counts = pointer(rays.nears), pointer(rays.counts)
-    return scene, RayPointers(origins, directions, nears, counts, len(rays.nears), rays.width)
+    nears, ends = pointer(rays.nears), pointer(rays.ends)
+    return scene, RayPointers(origins, directions, nears, ends, len(rays.nears), rays.width)
+
+
+@njit(cache=True, nogil=True)
+def store_outputs(ws: Pointer, ints: Pointer, outputs: Pointer, packet: int, single: bool) -> None:
+    """Write what a packet's rays have brought."""
+    if single:
+        put(outputs, 5 * packet, reduce_add(load(ws, R)))
+        put(outputs, 5 * packet + 1, reduce_add(load(ws, G)))
+        put(outputs, 5 * packet + 2, reduce_add(load(ws, B)))
+        put(outputs, 5 * packet + 3, get(ws, T))
+        put(outputs, 5 * packet + 4, reduce_add(load(ws, DEPTH)))
+        return
+    for lane in range(LANES):
+        ray = get(ints, lane)
+        if ray >= 0:
+            put(outputs, 5 * ray, get(ws, R + lane))
+            put(outputs, 5 * ray + 1, get(ws, G + lane))
+            put(outputs, 5 * ray + 2, get(ws, B + lane))
+            put(outputs, 5 * ray + 3, get(ws, T + lane))
+            put(outputs, 5 * ray + 4, get(ws, DEPTH + lane))
 
 
 @njit(cache=True, nogil=True)
@@ -186,7 +210,7 @@ def _forward_share(
     out: FloatArray,
 ) -> None:
     """Cast every `threads`-th packet."""
-    scene, ray_pointers = _pointers(bvh, rays)
+    scene, ray_pointers = pointers_of(bvh, rays)
     ws, ints, outputs = pointer(workspace), pointer(integers), pointer(out)
     single = rays.width == 0
     for packet in range(thread, packets, threads):
@@ -198,25 +222,11 @@ def _forward_share(
                 row = next_row(ws, row, march)
             else:
                 row += march.slab
-        if single:
-            put(outputs, 5 * packet, reduce_add(load(ws, R)))
-            put(outputs, 5 * packet + 1, reduce_add(load(ws, G)))
-            put(outputs, 5 * packet + 2, reduce_add(load(ws, B)))
-            put(outputs, 5 * packet + 3, get(ws, T))
-            put(outputs, 5 * packet + 4, reduce_add(load(ws, DEPTH)))
-        else:
-            for lane in range(LANES):
-                ray = get(ints, lane)
-                if ray >= 0:
-                    put(outputs, 5 * ray, get(ws, R + lane))
-                    put(outputs, 5 * ray + 1, get(ws, G + lane))
-                    put(outputs, 5 * ray + 2, get(ws, B + lane))
-                    put(outputs, 5 * ray + 3, get(ws, T + lane))
-                    put(outputs, 5 * ray + 4, get(ws, DEPTH + lane))
+        store_outputs(ws, ints, outputs, packet, single)
 
 
 @njit(cache=True, nogil=True)
-def _open_gradients(ws: Pointer, ints: Pointer, outputs: Pointer, gradients: Pointer) -> None:
+def open_gradients(ws: Pointer, ints: Pointer, outputs: Pointer, gradients: Pointer) -> None:
     """Load the lanes' output gradients and g . (all that the ray will bring), the transmittance at its end included."""
     for lane in range(LANES):
         ray = get(ints, lane)
@@ -249,20 +259,20 @@ def _backward_share(
     totals: FloatArray,
 ) -> None:
     """Differentiate every `threads`-th packet into this thread's own sums [M, 16]."""
-    scene, ray_pointers = _pointers(bvh, rays)
+    scene, ray_pointers = pointers_of(bvh, rays)
     ws, ints, outputs, gradients = pointer(workspace), pointer(integers), pointer(out), pointer(grad_out)
     total_pointer = pointer(totals)
     single = rays.width == 0
     for packet in range(thread, packets, threads):
         row, rows = 0, open_packet(ws, ints, ray_pointers, packet, pointer(bvh.bounds), march)
         if rows > 0:
-            _open_gradients(ws, ints, outputs, gradients)
+            open_gradients(ws, ints, outputs, gradients)
         while row < rows and not finished(ws, row, march):
             if enter_slab(ws, row, march):
                 hits = fill_slab(ws, ints, scene, row, march, True)
                 if hits > 0:
                     composite_gradients(ws, row, get(ints, LOW), get(ints, HIGH), march, single)
-                    _differentiate_slab(ws, ints, scene, row, march, hits, total_pointer)
+                    differentiate_slab(ws, ints, scene, row, march, hits, total_pointer)
                 row = next_row(ws, row, march)
             else:
                 row += march.slab
@@ -279,17 +289,13 @@ def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
             out[order[m], i] = total
 
 
-def _plan(rays: Rays, settings: CastSettings) -> tuple[int, March]:
-    """Number of packets, and the settings in rows."""
+def _march(rays: Rays, settings: CastSettings) -> March:
+    """The settings in rows."""
     single = rays.width == 0
-    if single:
-        packets = len(rays.nears)
-    else:
-        packets = -(-(len(rays.nears) // rays.width) // TILE) * -(-rays.width // TILE)
     rows = max(settings.samples_per_slab // LANES, 1) if single else settings.samples_per_slab
     dt = np.float32(settings.step)
     pitch = np.float32(settings.step * (LANES if single else 1))
-    return packets, March(
+    return March(
         settings.step,
         settings.sample_offset,
         dt,
@@ -300,48 +306,61 @@ def _plan(rays: Rays, settings: CastSettings) -> tuple[int, March]:
     )
 
 
-def _workspaces(march: March, threads: int) -> tuple[FloatArray, IntArray]:
+def _packets(rays: Rays) -> int:
+    """How many packets the rays fill."""
+    if rays.width == 0:
+        return len(rays.nears)
+    return -(-(len(rays.nears) // rays.width) // TILE) * -(-rays.width // TILE)
+
+
+def _workspaces(rows: int, threads: int) -> tuple[FloatArray, IntArray]:
     return (
-        aligned_zeros((threads, ROWS + march.slab * ROW_SIZE + (MAX_HITS + 1) * HIT_SIZE)),
+        aligned_zeros((threads, ROWS + rows * ROW_SIZE + (MAX_HITS + 1) * HIT_SIZE)),
         np.zeros((threads, NUM_INTS), np.int32),
     )
 
 
-def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: Rays) -> FloatArray:
     """Cast R rays.
 
     Args:
+        kernel: casts a thread's share; `_forward_share` names its arguments.
+        march: the settings as the kernel wants them; `slab` is the number of rows of a slab.
         bvh: the Gaussians.
         rays: the rays.
-        settings: how they are sampled.
 
     Returns:
         [R, 5] float32: red, green, blue, transmittance, depth.
     """
     out = np.zeros((len(rays.nears), 5), np.float32)
     out[:, 3] = 1.0
-    packets, march = _plan(rays, settings)
+    packets = _packets(rays)
     if len(bvh.order) > 0 and packets > 0:
         threads = num_threads()
-        floats, ints = _workspaces(march, threads)
+        floats, ints = _workspaces(march.slab, threads)
         run_on_threads(
-            lambda thread, count: _forward_share(
-                thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out
-            ),
+            lambda thread, count: kernel(thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out),
             threads,
         )
     return out
 
 
-def cast_backward(
-    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+def backward_with(
+    kernel: Callable[..., None],
+    march: Any,
+    bvh: Bvh,
+    rays: Rays,
+    out: FloatArray,
+    grad_out: FloatArray,
+    num_gaussians: int,
 ) -> FloatArray:
     """Gradients of a loss on the outputs, as 13 moments per Gaussian.
 
     Args:
+        kernel: differentiates a thread's share; `_backward_share` names its arguments.
+        march: as in the forward pass.
         bvh: the Gaussians.
         rays: the rays.
-        settings: as in the forward pass.
         out: [R, 5] what the forward pass returned.
         grad_out: [R, 5] gradient of the loss with respect to that.
         num_gaussians: N, dead ones included.
@@ -350,16 +369,28 @@ def cast_backward(
         [N, 13] float32; the sums are in the module's docstring.
     """
     moments = np.zeros((num_gaussians, NUM_MOMENTS), np.float32)
-    packets, march = _plan(rays, settings)
+    packets = _packets(rays)
     if len(bvh.order) > 0 and packets > 0:
         threads = num_threads()
-        floats, ints = _workspaces(march, threads)
+        floats, ints = _workspaces(march.slab, threads)
         totals = aligned_zeros((threads, len(bvh.order), LANES))
         run_on_threads(
-            lambda thread, count: _backward_share(
+            lambda thread, count: kernel(
                 thread, count, packets, bvh, rays, march, floats[thread], ints[thread], out, grad_out, totals[thread]
             ),
             threads,
         )
         _sum_threads(totals, bvh.order, moments)
     return moments
+
+
+def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+    """`forward_with` for a step that is the same everywhere."""
+    return forward_with(_forward_share, _march(rays, settings), bvh, rays)
+
+
+def cast_backward(
+    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+) -> FloatArray:
+    """`backward_with` for a step that is the same everywhere."""
+    return backward_with(_backward_share, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

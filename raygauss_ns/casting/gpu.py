@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from raygauss_ns.casting.gpu_bvh import GpuBvh, build_gpu_bvh, gather_records, interleave
+from raygauss_ns.casting.gpu_bvh import GpuBvh, build_gpu_bvh, gather_records
 from raygauss_ns.casting.gpu_kernels import backward_kernel, forward_kernel
 from raygauss_ns.casting.gpu_lists import GpuLists, build_gpu_lists
 from raygauss_ns.casting.gpu_packets import RAYS, TILE_HEIGHT, TILE_WIDTH
+from raygauss_ns.casting.morton import interleave
 from raygauss_ns.casting.types import CastSettings
 
 SLABS = (4, 8)
@@ -50,7 +51,7 @@ class GpuRays(NamedTuple):
         origins: [R, 3] float32.
         directions: [R, 3] float32, unit length.
         nears: [R] float32.
-        counts: [R] int32, samples of each ray.
+        ends: [R] int32, samples of each ray; where the step grows float32, the distance at which it ends.
         order: [R] int64, the order in which rays are put into packets; of no use to an image.
         width: pixels of an image row when the rays are an image, row by row; 0 for rays of no order.
     """
@@ -58,7 +59,7 @@ class GpuRays(NamedTuple):
     origins: Tensor
     directions: Tensor
     nears: Tensor
-    counts: Tensor
+    ends: Tensor
     order: Tensor
     width: int
 
@@ -80,22 +81,23 @@ def scene_and_rays(
 
     Args:
         gaussians: means [N, 3], matrices A [N, 3, 3], peak densities [N] and colours [N, 3].
-        rays: origins [R, 3], directions [R, 3], nears [R] and counts [R] int32.
+        rays: origins [R, 3], directions [R, 3], nears [R] and ends [R] as in `GpuRays`.
         image_width: pixels of a row; 0 for rays of no order, which are sorted by where they cross the Gaussians' box.
         settings: how they are sampled.
     """
     means, whitenings, densities, colors = (tensor.detach().float() for tensor in gaussians)
     origins, directions, nears = (tensor.detach().float().contiguous() for tensor in rays[:3])
-    counts = rays[3].contiguous()
-    if LISTS and image_width > 0:
+    ends = rays[3].float() if settings.grows else rays[3]
+    ends = ends.detach().contiguous()
+    if LISTS and image_width > 0 and not settings.grows:
         bvh = gather_records(means, whitenings, densities, colors, settings.density_threshold)
-        slab_length = _slab(settings) * settings.step
-        lists = build_gpu_lists(bvh.records, bvh.reach, origins, directions, nears, counts, image_width, slab_length)
+        slab_length = slab_of(settings) * settings.step
+        lists = build_gpu_lists(bvh.records, bvh.reach, origins, directions, nears, ends, image_width, slab_length)
         if lists is not None:
-            return GpuScene(bvh, lists), GpuRays(origins, directions, nears, counts, bvh.order[:0], image_width)
+            return GpuScene(bvh, lists), GpuRays(origins, directions, nears, ends, bvh.order[:0], image_width)
     bvh = build_gpu_bvh(means, whitenings, densities, colors, settings.density_threshold)
     order = coherent_order(origins, directions, bvh.boxes[0]) if image_width == 0 else bvh.order[:0]
-    return GpuScene(bvh, None), GpuRays(origins, directions, nears, counts, order, image_width)
+    return GpuScene(bvh, None), GpuRays(origins, directions, nears, ends, order, image_width)
 
 
 @torch.no_grad()
@@ -151,7 +153,7 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
         rays.origins,
         rays.directions,
         rays.nears,
-        rays.counts,
+        rays.ends,
         rays.order,
         len(rays.nears),
         rays.width,
@@ -167,13 +169,14 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
     )
 
 
-def _slab(settings: CastSettings) -> int:
+def slab_of(settings: CastSettings) -> int:
+    """How many samples the kernels process together."""
     return max((slab for slab in SLABS if slab <= settings.samples_per_slab), default=SLABS[0])
 
 
 def _constants(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> dict[str, int]:
     """What both kernels are compiled for."""
-    return {"K": _slab(settings), "TILED": rays.width > 0, "LISTED": scene.lists is not None, "num_warps": 1}
+    return {"K": slab_of(settings), "TILED": rays.width > 0, "LISTED": scene.lists is not None, "num_warps": 1}
 
 
 def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tensor:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ns_support import triton_types as ty
+from raygauss_ns.casting.morton import morton_codes
 
 _BLOCK = 256
 
@@ -57,7 +58,7 @@ def build_gpu_bvh(
     n = len(densities)
     lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
     index_bits = n.bit_length()
-    codes, order = torch.sort(_morton_codes(means, reach >= 0, min((62 - index_bits) // 3, 16)), stable=True)
+    codes, order = torch.sort(morton_codes(means, min((62 - index_bits) // 3, 16), reach >= 0), stable=True)
     records = _records(means, whitenings, densities, colors)[order]
     index = torch.arange(n, device=means.device)
     first, last, before = _nodes((codes << index_bits) | index)
@@ -108,29 +109,6 @@ def _supports(
         torch.where(alive[:, None], upper, -torch.inf),
         reach,
     )
-
-
-def _morton_codes(points: Tensor, alive: Tensor, bits: int) -> Tensor:
-    """Morton codes int64 [N] of `bits` bits an axis on the living points' bounding box; 2^(3 bits) for the dead."""
-    living = alive[:, None]
-    lower = torch.where(living, points, torch.inf).amin(0)
-    upper = torch.where(living, points, -torch.inf).amax(0)
-    unit = (points - lower) / (upper - lower)
-    cells = torch.where(living, unit * ((1 << bits) - 1), 0).nan_to_num(0).clamp(0, (1 << bits) - 1).long()
-    return torch.where(alive, interleave(cells), 1 << (3 * bits))
-
-
-def interleave(cells: Tensor) -> Tensor:
-    """Interleave the bits of int64 [*, 3] of at most 16 bits each: bit b of axis i becomes bit 3 b + i."""
-    for shift, mask in (
-        (32, 0x001F00000000FFFF),
-        (16, 0x001F0000FF0000FF),
-        (8, 0x100F00F00F00F00F),
-        (4, 0x10C30C30C30C30C3),
-        (2, 0x1249249249249249),
-    ):
-        cells = (cells | (cells << shift)) & mask
-    return cells[..., 0] | (cells[..., 1] << 1) | (cells[..., 2] << 2)
 
 
 def _nodes(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -122,7 +122,7 @@ def record_at(scene: ty.Fields, place: ty.Scalar, LISTED: tl.constexpr) -> ty.Sc
 
 
 @triton.jit
-def _next_in_hierarchy(
+def next_in_hierarchy(
     scene: ty.Fields,
     last: ty.Scalar,
     origin: ty.Vector,
@@ -189,7 +189,7 @@ def next_row(
         found = tl.minimum(tl.maximum(found, row), rows)
     else:
         last = rows.to(tl.float32) * dt
-        nearest = _next_in_hierarchy(scene, last, origin, direction, begin_t, end.to(tl.float32) * dt)
+        nearest = next_in_hierarchy(scene, last, origin, direction, begin_t, end.to(tl.float32) * dt)
         found = tl.floor(nearest / dt).to(tl.int32) - 1
         found = tl.where(nearest < last, tl.maximum(found, row), rows)
     return found

@@ -17,6 +17,7 @@ from numba import njit
 from raygauss_ns.casting.simd import (
     LANES,
     Pointer,
+    Vector,
     any_lane,
     get,
     load,
@@ -53,7 +54,10 @@ SCAN = LANES * 21
 CONE = LANES * 22
 CONE_NEAR, CONE_FAR = CONE + 12, CONE + 13
 NEXT = LANES * 23  # distances behind the slab at which there is something again; the least of them counts
-ROWS = LANES * 24
+# Where the step grows (see `growing`): each lane's step and pitch, and 64 numbers of twice the width.
+STEPS, PITCHES = LANES * 24, LANES * 25
+PLACES = LANES * 26
+ROWS = LANES * 34
 # A row: sigma and E = sum f c; in the backward pass P and Q take the first two places.
 SIGMA, ER, EG, EB = (LANES * i for i in range(4))
 P, Q = SIGMA, ER
@@ -67,14 +71,14 @@ class Rays(NamedTuple):
         origins: [R, 3] float32.
         directions: [R, 3] float32, unit length.
         nears: [R] float32.
-        counts: [R] int32, samples of each ray.
+        ends: [R] int32, samples of each ray; where the step grows float32, the distance at which it ends.
         width: pixels of an image row when the rays are an image, row by row; 0 for rays of no order.
     """
 
     origins: FloatArray
     directions: FloatArray
     nears: FloatArray
-    counts: IntArray
+    ends: IntArray | FloatArray
     width: int
 
 
@@ -84,7 +88,7 @@ class RayPointers(NamedTuple):
     origins: Pointer
     directions: Pointer
     nears: Pointer
-    counts: Pointer
+    ends: Pointer
     number: int
     width: int
 
@@ -94,38 +98,47 @@ class March(NamedTuple):
 
     step: float
     offset: float
-    dt: np.float32  # the step again
-    pitch: np.float32  # distance between the rows of a lane
+    dt: np.float32 | Vector  # the step again, or that of each lane
+    pitch: np.float32 | Vector  # distance between the rows of a lane
     threshold: np.float32  # of the transmittance
     eps: np.float32
     slab: int  # rows of a slab
 
 
 @njit(cache=True, nogil=True)
-def _sample_range(rays: RayPointers, ray: int, box: Pointer, march: March) -> tuple[int, int]:
-    """First and one past the last sample of a ray inside a box, rounded outwards."""
-    near = np.float64(get(rays.nears, ray))
+def box_interval(rays: RayPointers, ray: int, box: Pointer) -> tuple[float, float]:
+    """Distances at which a ray enters and leaves a box; infinity before minus infinity where it misses."""
     enter, leave = -np.inf, np.inf
     for i in range(3):
         origin, direction = np.float64(get(rays.origins, 3 * ray + i)), np.float64(get(rays.directions, 3 * ray + i))
         lower, upper = np.float64(get(box, i)), np.float64(get(box, 3 + i))
         if direction == 0.0:
             if origin < lower or origin > upper:
-                return 0, 0
+                return np.inf, -np.inf
         else:
             a, b = (lower - origin) / direction, (upper - origin) / direction
             enter, leave = max(enter, float(min(a, b))), min(leave, float(max(a, b)))
     if not enter <= leave:
+        return np.inf, -np.inf
+    return enter, leave
+
+
+@njit(cache=True, nogil=True)
+def _sample_range(rays: RayPointers, ray: int, box: Pointer, march: March) -> tuple[int, int]:
+    """First and one past the last sample of a ray inside a box, rounded outwards."""
+    near = np.float64(get(rays.nears, ray))
+    enter, leave = box_interval(rays, ray, box)
+    if not enter <= leave:
         return 0, 0
     first = max(0.0, np.floor((enter - near) / march.step - march.offset))
-    last = min(np.float64(get(rays.counts, ray)), np.ceil((leave - near) / march.step - march.offset) + 1.0)
+    last = min(np.float64(get(rays.ends, ray)), np.ceil((leave - near) / march.step - march.offset) + 1.0)
     if not first < last:
         return 0, 0
     return int(first), int(last)
 
 
 @njit(cache=True, nogil=True)
-def _set_lane(ws: Pointer, lane: int, rays: RayPointers, ray: int, start: float, local: float) -> None:
+def set_lane(ws: Pointer, lane: int, rays: RayPointers, ray: int, start: float, local: float) -> None:
     """Put a ray into a lane: the origin moves to distance `start`, row 0 lies `local` behind that."""
     for i in range(3):
         direction = np.float64(get(rays.directions, 3 * ray + i))
@@ -136,19 +149,23 @@ def _set_lane(ws: Pointer, lane: int, rays: RayPointers, ray: int, start: float,
 
 
 @njit(cache=True, nogil=True)
+def tile_ray(rays: RayPointers, packet: int, lane: int) -> int:
+    """The ray of a lane of a tile of pixels; -1 beyond the image's edge."""
+    tiles = (rays.width + TILE - 1) // TILE
+    y, x = packet // tiles * TILE + lane // TILE, packet % tiles * TILE + lane % TILE
+    return y * rays.width + x if y < rays.number // rays.width and x < rays.width else -1
+
+
+@njit(cache=True, nogil=True)
 def _open_tile(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, box: Pointer, march: March) -> int:
     """Load a tile of pixels, one a lane, and return the number of rows."""
-    height = rays.number // rays.width
-    tiles = (rays.width + TILE - 1) // TILE
-    top, left = packet // tiles * TILE, packet % tiles * TILE
     first, last = 2**62, 0
     for lane in range(LANES):
-        y, x = top + lane // TILE, left + lane % TILE
         begin, end = 0, 0
-        put(ids, lane, -1)
-        if y < height and x < rays.width:
-            put(ids, lane, y * rays.width + x)
-            begin, end = _sample_range(rays, y * rays.width + x, box, march)
+        ray = tile_ray(rays, packet, lane)
+        put(ids, lane, ray)
+        if ray >= 0:
+            begin, end = _sample_range(rays, ray, box, march)
         put(ids, LANES + lane, begin)
         put(ids, 2 * LANES + lane, end)
         if begin < end:
@@ -159,7 +176,7 @@ def _open_tile(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, box: P
         ray = max(get(ids, lane), 0)
         begin, end = get(ids, LANES + lane), get(ids, 2 * LANES + lane)
         start = np.float64(get(rays.nears, ray)) + (first + march.offset) * march.step
-        _set_lane(ws, lane, rays, ray, start, 0.0)
+        set_lane(ws, lane, rays, ray, start, 0.0)
         put(ws, BEGIN + lane, begin - first if begin < end else 0)
         put(ws, END + lane, end - first if begin < end else 0)
     return last - first
@@ -172,14 +189,14 @@ def _open_ray(ws: Pointer, ids: Pointer, rays: RayPointers, ray: int, box: Point
     start = np.float64(get(rays.nears, ray)) + (begin + march.offset) * march.step
     for lane in range(LANES):
         put(ids, lane, ray)
-        _set_lane(ws, lane, rays, ray, start, lane * march.step)
+        set_lane(ws, lane, rays, ray, start, lane * march.step)
         put(ws, BEGIN + lane, 0)
         put(ws, END + lane, max(end - begin - lane + LANES - 1, 0) // LANES)
     return (end - begin + LANES - 1) // LANES
 
 
 @njit(cache=True, nogil=True)
-def _open_cone(ws: Pointer) -> None:
+def open_cone(ws: Pointer) -> None:
     """Bounds of the rays: at distance t their box is [least origin + t least direction, largest + t largest]."""
     active = load(ws, BEGIN) < load(ws, END)
     for i in range(3):
@@ -214,13 +231,19 @@ def open_packet(ws: Pointer, ids: Pointer, rays: RayPointers, packet: int, bound
     else:
         rows = _open_ray(ws, ids, rays, packet, bounds, march)
     if rows > 0:
-        _open_cone(ws)
+        open_cone(ws)
+    begin_outputs(ws)
+    return rows
+
+
+@njit(cache=True, nogil=True)
+def begin_outputs(ws: Pointer) -> None:
+    """Full transmittance, no colour and no depth in every lane."""
     store(ws, T, splat(1.0))
     store(ws, R, splat(0.0))
     store(ws, G, splat(0.0))
     store(ws, B, splat(0.0))
     store(ws, DEPTH, splat(0.0))
-    return rows
 
 
 @njit(cache=True, nogil=True)

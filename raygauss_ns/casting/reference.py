@@ -6,15 +6,19 @@ Notation: Gaussian l has mean mu, A = diag(1/s) R^T, peak density sigma~ and col
     sigma = sum_l f_l,  E = sum_l f_l c_l,  x = sigma dt,  phi = (1 - e^-x) / x
     rgb = sum_k T_k dt phi_k E_k,  T_{k+1} = T_k e^-x_k,  depth = sum_k T_k (1 - e^-x_k) t_k
 
+dt is the same everywhere, unless it grows from slab to slab of a ray as `ladder` has it; then dt_k in place of dt.
 phi keeps the colour free of a division by sigma. A sample contributes only while T_k > transmittance_threshold.
 Gradients come from autograd. Cost and memory grow with rays x samples x Gaussians: for tests and very small scenes.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from raygauss_ns.casting.ladder import ladder_of, step_lengths
 from raygauss_ns.casting.types import CastSettings, RayOutputs
 
 
@@ -35,37 +39,73 @@ def absorbed_fraction(x: Tensor) -> Tensor:
     return torch.where(small, series, -torch.expm1(-large) / large)
 
 
+class _Field(NamedTuple):
+    """The Gaussians: means [N, 3], matrices A [N, 3, 3], peak densities [N] and colours [N, 3]."""
+
+    means: Tensor
+    whitenings: Tensor
+    densities: Tensor
+    colors: Tensor
+
+
+@torch.no_grad()
+def _passage(field: _Field, origins: Tensor, directions: Tensor, settings: CastSettings) -> tuple[Tensor, Tensor]:
+    """Distances [R] between which each ray may be within the sphere around all supports; infinite if there are none."""
+    alive = field.densities > settings.density_threshold
+    if not bool(alive.any()):
+        nowhere = torch.full_like(origins[:, 0], torch.inf)
+        return nowhere, -nowhere
+    reach = torch.sqrt(2 * torch.log(field.densities[alive] / settings.density_threshold))
+    radii = reach / torch.linalg.norm(field.whitenings[alive], dim=-1).amin(-1)
+    lower = (field.means[alive] - radii[:, None]).amin(0)
+    upper = (field.means[alive] + radii[:, None]).amax(0)
+    center, radius = (lower + upper) / 2, torch.linalg.norm(upper - lower) / 2
+    closest = ((center - origins) * directions).sum(-1)
+    return closest - radius, closest + radius
+
+
 @torch.no_grad()
 def _sampled_range(
-    means: Tensor,
-    whitenings: Tensor,
-    densities: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    counts: Tensor,
-    settings: CastSettings,
+    field: _Field, origins: Tensor, directions: Tensor, nears: Tensor, counts: Tensor, settings: CastSettings
 ) -> tuple[int, int]:
     """First and one past the last sample index at which some ray may be within the sphere around all supports.
 
     Never empty: one sample that nothing reaches keeps the outputs in autograd's graph.
     """
-    alive = densities > settings.density_threshold
-    if not bool(alive.any()) or len(origins) == 0:
-        return 0, 1
-    reach = torch.sqrt(2 * torch.log(densities[alive] / settings.density_threshold))
-    radii = reach / torch.linalg.norm(whitenings[alive], dim=-1).amin(-1)
-    lower = (means[alive] - radii[:, None]).amin(0)
-    upper = (means[alive] + radii[:, None]).amax(0)
-    center, radius = (lower + upper) / 2, torch.linalg.norm(upper - lower) / 2
-    closest = ((center - origins) * directions).sum(-1)
-    first = ((closest - radius - nears) / settings.step - settings.sample_offset).floor().clamp_min(0)
-    last = ((closest + radius - nears) / settings.step - settings.sample_offset).ceil() + 1
+    enter, leave = _passage(field, origins, directions, settings)
+    first = ((enter - nears) / settings.step - settings.sample_offset).floor().clamp_min(0)
+    last = ((leave - nears) / settings.step - settings.sample_offset).ceil() + 1
     last = torch.minimum(last, counts.to(last.dtype))
     seen = first < last
     if not bool(seen.any()):
         return 0, 1
     return int(first[seen].min()), int(last[seen].max())
+
+
+def _add_samples(
+    so_far: RayOutputs,
+    t: Tensor,
+    dt: Tensor | float,
+    exists: Tensor,
+    field: _Field,
+    origins: Tensor,
+    directions: Tensor,
+    settings: CastSettings,
+) -> RayOutputs:
+    """Composite further samples at distances [R, K], with a step [R, 1] or one for all, behind what there is."""
+    rgb, transmittance, depth = so_far
+    points = origins[:, None] + t[..., None] * directions[:, None]
+    whitened = torch.einsum("nij,rknj->rkni", field.whitenings, points[:, :, None] - field.means)
+    f = field.densities * torch.exp(-(whitened**2).sum(-1) / 2)
+    f = torch.where((f > settings.density_threshold) & exists[..., None], f, 0.0)
+    x = f.sum(-1) * dt
+    before = transmittance[:, None] * torch.exp(x - torch.cumsum(x, -1))
+    live = before > settings.transmittance_threshold
+    step_weight = torch.where(live, before * absorbed_fraction(x), 0.0)
+    rgb = rgb + torch.einsum("rk,rkn,nc->rc", dt * step_weight, f, field.colors)
+    depth = depth + (step_weight * x * t).sum(-1)
+    transmittance = transmittance * torch.exp(-torch.where(live, x, 0.0).sum(-1))
+    return RayOutputs(rgb, transmittance, depth)
 
 
 def cast_reference(
@@ -76,7 +116,7 @@ def cast_reference(
     origins: Tensor,
     directions: Tensor,
     nears: Tensor,
-    counts: Tensor,
+    ends: Tensor,
     settings: CastSettings,
 ) -> RayOutputs:
     """Cast R rays at N Gaussians; differentiable in the first four arguments.
@@ -89,30 +129,54 @@ def cast_reference(
         origins: [R, 3].
         directions: [R, 3] of unit length.
         nears: [R] distance at which a ray begins.
-        counts: [R] number of samples of each ray.
+        ends: [R] number of samples of each ray (`sample_counts`) or, if the step grows, where it ends (`far_ends`).
         settings: how rays are sampled.
 
     Returns:
         Colour, transmittance and depth of each ray.
     """
-    dt = settings.step
-    nears = torch.where(counts > 0, nears, 0.0)  # an empty ray may begin at infinity
-    transmittance = origins.new_ones(len(origins))
-    rgb = origins.new_zeros(len(origins), 3)
-    depth = origins.new_zeros(len(origins))
-    begin, end = _sampled_range(means, whitenings, densities, origins, directions, nears, counts, settings)
+    field, rays = _Field(means, whitenings, densities, colors), (origins, directions)
+    nothing = RayOutputs(
+        origins.new_zeros(len(origins), 3), origins.new_ones(len(origins)), origins.new_zeros(len(origins))
+    )
+    if settings.grows:
+        return _cast_growing(nothing, field, *rays, nears, ends, settings)
+    outputs, dt = nothing, settings.step
+    nears = torch.where(ends > 0, nears, 0.0)  # an empty ray may begin at infinity
+    begin, end = _sampled_range(field, *rays, nears, ends, settings)
     for first in range(begin, end, settings.samples_per_slab):
         k = torch.arange(first, min(first + settings.samples_per_slab, end), device=origins.device)
         t = nears[:, None] + (k + settings.sample_offset) * dt
-        points = origins[:, None] + t[..., None] * directions[:, None]
-        whitened = torch.einsum("nij,rknj->rkni", whitenings, points[:, :, None] - means)
-        f = densities * torch.exp(-(whitened**2).sum(-1) / 2)
-        f = torch.where((f > settings.density_threshold) & (k[None, :, None] < counts[:, None, None]), f, 0.0)
-        x = f.sum(-1) * dt
-        before = transmittance[:, None] * torch.exp(x - torch.cumsum(x, -1))
-        live = before > settings.transmittance_threshold
-        step_weight = torch.where(live, before * absorbed_fraction(x), 0.0)
-        rgb = rgb + dt * torch.einsum("rk,rkn,nc->rc", step_weight, f, colors)
-        depth = depth + (step_weight * x * t).sum(-1)
-        transmittance = transmittance * torch.exp(-torch.where(live, x, 0.0).sum(-1))
-    return RayOutputs(rgb, transmittance, depth)
+        outputs = _add_samples(outputs, t, dt, k < ends[:, None], field, *rays, settings)
+    return outputs
+
+
+def _cast_growing(
+    nothing: RayOutputs,
+    field: _Field,
+    origins: Tensor,
+    directions: Tensor,
+    nears: Tensor,
+    fars: Tensor,
+    settings: CastSettings,
+) -> RayOutputs:
+    """As `cast_reference`, with a step for each ray and slab, as `ladder` has it."""
+    ladder, rays = ladder_of(settings), (origins, directions)
+    k = torch.arange(ladder.samples, device=origins.device) + settings.sample_offset
+    enter, leave = _passage(field, *rays, settings)
+    begins, limit = nears, torch.minimum(fars, leave)
+    # One sample that nothing reaches keeps the outputs in autograd's graph.
+    absent = torch.zeros(len(nears), 1, dtype=torch.bool, device=origins.device)
+    outputs = _add_samples(nothing, nears[:, None], settings.step, absent, field, *rays, settings)
+    while True:
+        through = outputs.transmittance.detach()
+        marching = (begins < limit) & (through > settings.transmittance_threshold)
+        if not bool(marching.any()):
+            return outputs
+        dt = step_lengths(begins, through, ladder)
+        following = begins + ladder.samples * dt
+        if bool((marching & (following > enter)).any()):
+            t = begins[:, None] + k * dt[:, None]
+            exists = marching[:, None] & (t < fars[:, None])
+            outputs = _add_samples(outputs, t, dt[:, None], exists, field, *rays, settings)
+        begins = torch.where(marching, following, begins)

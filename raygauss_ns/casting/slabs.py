@@ -199,8 +199,8 @@ def project(ws: Pointer, ints: Pointer, scene: Scene, record: int, hit: int, slo
     put(ints, FIRST + hit, np.int32(first))
     put(ints, LAST + hit, np.int32(last))
     # A block spans at most 6 standard deviations: its end is still a normal float where its start is at the support's.
-    steepest = reduce_max(where(inside, bb, 0.0))
-    rows = np.float32(6.0) * per_row / np.sqrt(max(steepest, np.float32(1e-12)))
+    steepest = reduce_max(where(inside, bb * (march.pitch * march.pitch), 0.0))
+    rows = np.float32(6.0) / np.sqrt(max(steepest, np.float32(1e-12)))
     put(ints, BLOCK + hit, np.int32(max(min(rows, np.float32(MAX_BLOCK)), np.float32(1.0))))
     return True
 

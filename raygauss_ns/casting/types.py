@@ -32,7 +32,12 @@ class CastSettings(NamedTuple):
         density_threshold: eps > 0, density below which a Gaussian counts as zero (1/length).
         sample_offset: where in its step a sample sits, in [0, 1): 0 the left end, 0.5 the midpoint.
         transmittance_threshold: a sample contributes only while the transmittance before it exceeds this; in [0, 1).
-        samples_per_slab: K, samples that are processed together; has no influence on the result.
+        samples_per_slab: K, samples that are processed together; has no influence on the result unless the step grows,
+            when it is chosen anew for each slab (`ladder` says how).
+        step_growth: g >= 0, growth of the step with the distance t from a ray's origin: dt = max(step, g t); without a
+            unit.
+        transmittance_exponent: gamma >= 0: dt grows with T^-gamma as the transmittance T falls.
+        max_step: dt_max >= step, what dt never grows beyond; 0 for no such bound.
     """
 
     step: float
@@ -40,6 +45,14 @@ class CastSettings(NamedTuple):
     sample_offset: float = 0.0
     transmittance_threshold: float = 1e-4
     samples_per_slab: int = 32
+    step_growth: float = 0.0
+    transmittance_exponent: float = 0.0
+    max_step: float = 0.0
+
+    @property
+    def grows(self) -> bool:
+        """Whether the step is not the same everywhere."""
+        return self.step_growth > 0 or self.transmittance_exponent > 0
 
 
 class RayOutputs(NamedTuple):
@@ -93,3 +106,17 @@ def sample_counts(nears: Tensor, fars: Tensor, settings: CastSettings) -> Tensor
     """
     steps = (fars.double() - nears.double()) / settings.step - settings.sample_offset
     return torch.nan_to_num(steps.ceil(), nan=0.0).clamp(0, 2**30).to(torch.int32)
+
+
+def far_ends(nears: Tensor, fars: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite beginnings, and ends that are not NaN, of rays whose samples nobody has counted.
+
+    Args:
+        nears: [R] distance at which a ray begins.
+        fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+
+    Returns:
+        [R] and [R]: the same, but 0 and -1 for an empty ray.
+    """
+    some = nears < fars
+    return torch.where(some, nears, 0.0), torch.where(some, fars, -1.0)

@@ -229,6 +229,10 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
         ("iso_weight", -1e-7),
         ("accumulate_images", 0),
         ("schedule_steps", -1),
+        ("reorder_every", -1),
+        ("step_growth", -0.1),
+        ("transmittance_exponent", 1.5),
+        ("max_step", 0.01),
         ("random_extent", 0.0),
     ],
 )

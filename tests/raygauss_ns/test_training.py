@@ -132,13 +132,15 @@ def train(config):
 def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path):
     """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
 
-    Clones, splits, prunes, windows of the image and random backgrounds fall on both sides of the stop, which lies
-    between two rounds of densification; the learning rates decay over all 32 steps and gradients are averaged late.
+    Clones, splits, prunes, re-orderings, windows of the image and random backgrounds fall on both sides of the stop,
+    which lies between two rounds of densification; the learning rates decay over all 32 steps and gradients are
+    averaged late.
     """
     fields = {
         "densify_threshold": 1e-4,
         "densify_until": 20_000,
         "max_gaussians": 900,
+        "reorder_every": 5,
         "background_color": "random",
         "training_window": 15,
         "accumulate_from": 25_000,

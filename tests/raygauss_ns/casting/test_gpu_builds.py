@@ -35,6 +35,28 @@ def test_caster(name, tiled, listed, slab, capability, triton_build):
     assert build.ptx.count("shfl.sync") <= (26 if name == "backward_kernel" else 10)
 
 
+GROWING = (
+    CAST
+    | {"fars": "*fp32", "samples": "i32"}
+    | dict.fromkeys(["step", "step_rest", "growth", "exponent", "limit", "offset"], "fp32")
+)
+GROWING_REGISTERS = {"growing_forward_kernel": 128, "growing_backward_kernel": 168}
+
+
+@pytest.mark.parametrize(
+    ("capability", "slab", "tiled"), [(80, 8, True), (90, 8, True), (120, 8, True), (90, 8, False), (90, 4, True)]
+)
+@pytest.mark.parametrize("name", list(GROWING_REGISTERS))
+def test_caster_with_a_growing_step(name, capability, slab, tiled, triton_build):
+    from raygauss_ns.casting import gpu_growing
+
+    build = triton_build(getattr(gpu_growing, name), GROWING, {"K": slab, "TILED": tiled}, capability)
+    assert build.spilled == 0
+    assert build.registers <= GROWING_REGISTERS[name]
+    assert build.shared == 0
+    assert "bar.sync" not in build.ptx
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_hierarchy(capability, triton_build):
     from raygauss_ns.casting import gpu_bvh

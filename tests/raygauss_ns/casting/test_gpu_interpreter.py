@@ -160,6 +160,52 @@ def test_not_finite_means_absent(random_scene, image_rays, differentiate):
         torch.testing.assert_close(gradient[3:], expected.gradients[name], rtol=1e-4, atol=1e-5)
 
 
+GROWTHS = {
+    "with distance": {"step_growth": 0.03},
+    "with distance, bounded": {"step_growth": 0.03, "max_step": 0.15, "sample_offset": 0.0},
+    "with both": {"step_growth": 0.02, "transmittance_exponent": 1 / 3, "max_step": 0.3},
+}
+
+
+@interpreted
+@pytest.mark.parametrize("width", [5, 0])
+@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
+def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, gradient_errors):
+    """Every ray with ends of its own, one of them empty; behind the scene a gap and another Gaussian."""
+    scene, rays = random_scene(8), image_rays(5, 3)
+    scene.means[-1] = torch.tensor([0.5, -0.2, 30.0])
+    scene.scales[-1] = 3.0
+    generator = torch.Generator().manual_seed(5)
+    rays = rays._replace(nears=2.5 * torch.rand(15, generator=generator), fars=torch.full((15,), torch.inf))
+    rays.fars[2], rays.fars[4], rays.nears[7] = 3.1, -1.0, 3.0
+    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, **growth)
+    cotangent = torch.randn(15, 5, generator=generator) * torch.tensor([1, 1, 1, 1, 0.03])
+    expected = differentiate(scene, rays, settings, cotangent, "reference")
+    actual = differentiate(scene, rays, settings, cotangent, "gpu", width)
+    scale = torch.tensor([1.0, 1, 1, 1, 30])
+    torch.testing.assert_close(actual.outputs / scale, expected.outputs / scale, rtol=0, atol=2 * OUTPUT_TOLERANCE)
+    for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
+        assert gradient_error.below(2 * GRADIENT_TOLERANCE), f"{name}: {gradient_error}"
+    assert expected.outputs[:, 3].min() < 0.3, "too little was seen"
+    assert expected.outputs[:, 4].max() > 10, "nothing behind the gap was seen"
+
+
+@interpreted
+def test_a_growing_step_and_early_stop(random_scene, image_rays, differentiate, gradient_errors):
+    """Dense Gaussians: transmittances differ within the packet, and so do steps; rays stop."""
+    scene, rays = random_scene(8), image_rays(4, 2)
+    scene = scene._replace(densities=10 * scene.densities)
+    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, transmittance_threshold=0.02)
+    settings = settings._replace(**GROWTHS["with both"])
+    cotangent = torch.randn(8, 5, generator=torch.Generator().manual_seed(6))
+    expected = differentiate(scene, rays, settings, cotangent, "reference")
+    actual = differentiate(scene, rays, settings, cotangent, "gpu", 4)
+    assert 0 < int((expected.outputs[:, 3] <= 0.02).sum()) < 8
+    torch.testing.assert_close(actual.outputs, expected.outputs, rtol=0, atol=2 * OUTPUT_TOLERANCE)
+    for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
+        assert gradient_error.below(2 * GRADIENT_TOLERANCE), f"{name}: {gradient_error}"
+
+
 @interpreted
 def test_early_stop_leaves_the_threshold_at_most(random_scene, image_rays, cast_scene):
     scene, rays = random_scene(20), image_rays(4, 2)
