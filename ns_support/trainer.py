@@ -113,7 +113,7 @@ def _combined(
     scalars: dict[str, Tensor], processes: Processes, device: torch.device, weight: float
 ) -> dict[str, Tensor]:
     """Weighted sums over all processes; the keys and their order must agree."""
-    values = torch.tensor([float(value) for value in scalars.values()], device=device)
+    values = torch.tensor([float(torch.as_tensor(value).detach()) for value in scalars.values()], device=device)
     total = processes.sum(values).cpu() * weight
     return dict(zip(scalars, total.unbind(), strict=True))
 
