@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
@@ -16,14 +15,15 @@ from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.schedulers import FloatExponentialDecayConfig
+from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"
 _STEPS_PER_DIAGONAL = 500 if _ON_CPU else 1000
 
 
-def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelConfig) -> TrainerConfig:
+def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelConfig) -> SharedTrainerConfig:
     steps = 6_000 if _ON_CPU else 30_000
-    return TrainerConfig(
+    return SharedTrainerConfig(
         method_name=name,
         steps_per_eval_batch=500,
         steps_per_eval_image=500,

@@ -42,11 +42,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ns_support.processes import Processes
 
 MiningRule = Literal["poisson", "multinomial", "topk", "off"]
 Activation = Literal["exp", "sigmoid", "softplus", "relu", "none"]
@@ -63,6 +66,7 @@ _DERIVATIVE_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
 }
 
+_ALONE = Processes()
 _SATURATION_ROUNDS = 8
 """Rounds in which `poisson_probabilities` spreads what saturated rows leave over; more change b by less than 0.1 %."""
 
@@ -114,45 +118,54 @@ def undo_activations(*activations: Activation) -> BeforeActivation:
     return convert
 
 
-def poisson_probabilities(hardness: Tensor, expected: float) -> Tensor:
+def poisson_probabilities(hardness: Tensor, expected: float, processes: Processes = _ALONE) -> Tensor:
     """Inclusion probabilities pi = min(1, c p) with sum pi = expected, without sorting or asking the host.
 
     Args:
         hardness: [B], not negative, finite, not all zero.
         expected: b, the wanted mean number of rows, in (0, B].
+        processes: whose rows, all together, B, p and b speak of; each calls this with its own.
 
     Returns:
         [B] in [0, 1]. Where fewer than `expected` rows are hard at all, those have 1 and the others 0.
     """
-    share = hardness / hardness.sum()
+    share = hardness / processes.sum(hardness.sum())
     probability = (expected * share).clamp(max=1)
     for _ in range(_SATURATION_ROUNDS):
         saturated = probability >= 1
         rest = share.masked_fill(saturated, 0)
-        scale = (expected - saturated.sum()).clamp(min=0) / rest.sum().clamp(min=torch.finfo(rest.dtype).tiny)
+        full, left = processes.sum(torch.stack([saturated.sum().to(rest.dtype), rest.sum()]))
+        scale = (expected - full).clamp(min=0) / left.clamp(min=torch.finfo(rest.dtype).tiny)
         probability = torch.where(saturated, probability, (scale * rest).clamp(max=1))
     return probability
 
 
-def select_rows(hardness: Tensor, count: int, rule: MiningRule) -> tuple[Tensor, Tensor | None]:
+def select_rows(
+    hardness: Tensor, count: int, rule: MiningRule, processes: Processes = _ALONE
+) -> tuple[Tensor, Tensor | None]:
     """Draw the rows to backpropagate. A row with hardness 0 is never drawn.
 
     Args:
         hardness: [B] g, not negative, finite, not all zero.
         count: b, in [1, B]: exact for `multinomial` and `topk`, the mean for `poisson`.
         rule: as in this module's head; not "off".
+        processes: whose rows, all together, B and b speak of; each draws among its own.
 
     Returns:
         (indices [b] int64, weights [b] of hardness' dtype, or None where every weight is 1).
     """
     if rule == "poisson":
-        probability = poisson_probabilities(hardness, count)
+        probability = poisson_probabilities(hardness, count, processes)
         (rows,) = torch.nonzero(torch.rand_like(probability) < probability, as_tuple=True)
         return rows, probability[rows].reciprocal()
     # An exponential race: the b largest g_i / e_i with e_i ~ Exp(1) are b draws without replacement in proportion to g.
     # Unlike torch.multinomial it has no limit of 2^24 rows, and it cannot raise.
     key = hardness if rule == "topk" else hardness / torch.empty_like(hardness).exponential_()
-    values, rows = key.topk(count, sorted=False)
+    values, rows = key.topk(min(count, len(key)), sorted=False)
+    if processes.size > 1:
+        # What this process draws is among its own `count` largest; the least key that is drawn anywhere is the limit.
+        limit = processes.gather(values).topk(count).values[-1]
+        rows, values = rows[values >= limit], values[values >= limit]
     return rows[values > 0], None
 
 
@@ -176,6 +189,7 @@ class HardSampleMining(nn.Module):
         min_fraction: float = 0.05,
         max_fraction: float = 0.5,
         decay: float = 0.99,
+        processes: Processes = _ALONE,
     ) -> None:
         """Check and keep the settings.
 
@@ -184,6 +198,8 @@ class HardSampleMining(nn.Module):
             min_fraction: least b / B, in (0, 1].
             max_fraction: greatest b / B, in [min_fraction, 1]; 1 together with min_fraction 1 uses all rows.
             decay: of tau's running mean, in [0, 1).
+            processes: whose rows make one batch: tau and the draw are the whole batch's. Every backward pass must then
+                reach the field in every process.
 
         Raises:
             ValueError: if a setting is out of its range.
@@ -199,6 +215,7 @@ class HardSampleMining(nn.Module):
             raise ValueError(f"decay of tau must be in [0, 1), got {decay}")
         self.rule: MiningRule = rule
         self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
+        self.processes = processes
         self.statistics = MiningStatistics()
         self.register_buffer("tau", torch.ones(()))
 
@@ -255,8 +272,12 @@ class HardSampleMining(nn.Module):
         count = gradients[0].shape[0]
         flat = [g.reshape(count, -1) for g in gradients if g.numel()]
         flat = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
+        # Of no rows: a process without any still has its part in the sums.
+        dtype = reduce(torch.promote_types, [g.dtype for g in gradients], torch.float32)
+        nothing = gradients[0].new_zeros(0, dtype=dtype)
         # Divided by the largest entry, so that squares neither overflow nor vanish whatever the loss scale is.
-        peak = torch.stack([g.abs().amax().to(torch.float64) for g in flat]).amax() if flat else torch.zeros(())
+        peaks = torch.stack([g.abs().amax().to(torch.float64) for g in flat]) if flat else nothing.new_zeros(1).double()
+        peak = self.processes.gather(peaks.amax()[None]).amax()
         if not torch.isfinite(peak):
             self.statistics = MiningStatistics(count, count, float(self.tau), finite=False)
             return None, None
@@ -264,14 +285,17 @@ class HardSampleMining(nn.Module):
             self.statistics = MiningStatistics(count, 0, float(self.tau))
             return torch.empty(0, dtype=torch.int64, device=gradients[0].device), None
         square = [(g / peak.to(g.dtype)).square().sum(-1) for g in flat]
-        hardness = torch.stack(square).sum(0).sqrt()
+        hardness = torch.stack(square).sum(0).sqrt() if flat else nothing
 
-        share = hardness / hardness.sum()
-        self.tau.lerp_((count * share.square().sum()).sqrt().to(self.tau.dtype), 1 - self.decay)
+        everyones = int(self.processes.sum(torch.tensor(count, device=hardness.device)))
+        share = hardness / self.processes.sum(hardness.sum())
+        concentration = everyones * self.processes.sum(share.square().sum())
+        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
         tau = float(self.tau)
-        wanted = count * min(max(1 / tau, self.min_fraction), self.max_fraction)
+        wanted = everyones * min(max(1 / tau, self.min_fraction), self.max_fraction)
         drawn = max(1, round(wanted))
-        rows, weights = (None, None) if drawn >= count else select_rows(hardness, drawn, self.rule)
+        chosen = (None, None) if drawn >= everyones else select_rows(hardness, drawn, self.rule, self.processes)
+        rows, weights = chosen
         self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
         return rows, weights
 

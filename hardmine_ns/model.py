@@ -27,6 +27,7 @@ from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.rendering import Rays, groups_of_rays, render_visible, search
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.processes import Processes
 from ns_support.rays import camera_rays
 
 _SAMPLES_AT_ONCE = 1 << 19
@@ -136,7 +137,8 @@ class HardMineModel(Model):
         self.step_size = diagonal / max(c.steps_per_diagonal, 1) if c.render_step_size is None else c.render_step_size
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
-            self.mining = HardSampleMining(c.mining_rule, c.mining_min_fraction, c.mining_max_fraction, c.mining_decay)
+            fractions = c.mining_min_fraction, c.mining_max_fraction
+            self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
                 c.num_levels, c.features_per_level, c.log2_hashmap_size, c.base_res, c.max_res, c.hash_backend
             )
@@ -171,7 +173,7 @@ class HardMineModel(Model):
         warming_up = step < c.grid_warmup_steps
         if step % max(c.grid_update_every // (4 if warming_up else 1), 1):
             return
-        self.grid.update(self._thickness, c.grid_cells_per_update, self._observed)
+        self.grid.update(self._thickness, c.grid_cells_per_update, self._observed, Processes.current())
         self._observed = None
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:

@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 from hardmine_ns.data import RayDataManager
 from ns_support.errors import UserError
+from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
 
 
 @dataclass
-class AdaptiveRaysPipelineConfig(VanillaPipelineConfig):
+class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Chooses the number of rays such that a batch has the wanted number of samples."""
 
     _target: type = field(default_factory=lambda: AdaptiveRaysPipeline)
     """Class to instantiate."""
     target_num_samples: int = 1 << 18
-    """Visible samples wanted in a batch (B), > 0. Mined or not: rays follow B, not the samples drawn from it."""
+    """Visible samples wanted in a batch (B) of a process, > 0. Mined or not: rays follow B, not the samples drawn."""
     max_searched_ratio: float = 4.0
     """Most samples whose density is looked up, as a multiple of `target_num_samples`, > 0."""
     min_num_rays: int = 64
@@ -31,8 +31,11 @@ class AdaptiveRaysPipelineConfig(VanillaPipelineConfig):
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
 
 
-class AdaptiveRaysPipeline(VanillaPipeline):
-    """Unlike nerfstudio's `DynamicBatchPipeline` it has a floor and a cap and survives batches without samples."""
+class AdaptiveRaysPipeline(SharedPipeline):
+    """Unlike nerfstudio's `DynamicBatchPipeline` it has a floor and a cap and survives batches without samples.
+
+    Several processes have a batch each, all of the same number of rays; the step is that of all rays together.
+    """
 
     config: AdaptiveRaysPipelineConfig
     datamanager: RayDataManager
@@ -57,11 +60,18 @@ class AdaptiveRaysPipeline(VanillaPipeline):
         self._set_num_rays()
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """One training step's outputs, losses and metrics; then chooses the next batch's rays."""
+        """One training step's outputs, losses and metrics; then chooses the next batch's rays.
+
+        The losses are this process's shares: over all processes they add up to the mean over all rays.
+        """
         outputs, losses, metrics = super().get_train_loss_dict(step)
-        counts = self.model.sample_counts
+        size = self.processes.size
+        losses = {name: loss / size for name, loss in losses.items()}
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
-        self.num_rays = next_num_rays(self.num_rays, counts.visible, counts.searched, self.config)
+        counts = self.model.sample_counts
+        both = torch.tensor([counts.visible, counts.searched], device=self.model.device)
+        visible, searched = (int(n) // size for n in self.processes.sum(both))
+        self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         self._set_num_rays()
         return outputs, losses, metrics
 

@@ -39,11 +39,13 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - Images and cameras stay as they are, distortion included: `ns_support.rays` makes exact rays of any lens.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
     - A resumed run goes on with the images that the run it resumes would have come to next.
+    - Of one sequence of training images, each of several processes gets its own part (`divide`).
     """
 
     config: FullImagesConfig
     train_unseen_cameras: list[int]
     _begun = False
+    _images_per_step, _first, _every = 1, 0, 1
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
         # A parser named on the command line comes with nerfstudio's defaults, not with the method's.
@@ -70,15 +72,29 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
             self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
         return images
 
+    def divide(self, images_per_step: int, rank: int = 0, processes: int = 1) -> None:
+        """Serve one process's part of a sequence that all processes see together; before the first image.
+
+        Args:
+            images_per_step: that all processes together take in a step, a multiple of `processes`.
+            rank: of this process, which gets the images rank, rank + processes, rank + 2 processes, ...
+            processes: how many there are.
+        """
+        self._images_per_step, self._first, self._every = images_per_step, rank, processes
+
     def next_train(self, step: int) -> tuple[Cameras, Batch]:
         """The next training camera and its image, each seen once before any is seen again."""
         if not self._begun:
             self._begun = True
-            for _ in range(step):
-                self.train_unseen_cameras.pop(0)
-                self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
+            self._skip(step * self._images_per_step + self._first)
         camera, batch = super().next_train(step)
+        self._skip(self._every - 1)
         return camera, self._on_device(batch)
+
+    def _skip(self, images: int) -> None:
+        for _ in range(images):
+            self.train_unseen_cameras.pop(0)
+            self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
 
     def next_eval_image(self, step: int) -> tuple[Cameras, Batch]:
         """A random eval camera and its image.

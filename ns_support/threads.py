@@ -26,6 +26,20 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
+def share_threads(processes: int) -> None:
+    """Leave this process its share of the cores, when as many as `processes` train on this machine.
+
+    `OMP_NUM_THREADS` in the environment has the last word, and a smaller number that was set before stays.
+
+    Args:
+        processes: on this machine, >= 1.
+    """
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(min(num_threads(), max(1, cores // processes)))
+
+
 def run_on_threads(worker: Callable[[int, int], None], threads: int | None = None) -> None:
     """Call `worker(thread, threads)` for every thread at once and return when all have finished.
 

@@ -37,6 +37,7 @@ from gsplat.strategy.ops import duplicate, remove, split
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ns_support.processes import Processes
 from raygauss_ns.projection import View
 
 CLONE_SCALE = 0.01
@@ -84,17 +85,24 @@ class DensityControl(nn.Module):
         self.register_buffer("times_seen", torch.zeros(count))
         # Of the scales: kept here so that a resumed run has the bounds of the run that it resumes; empty: none yet.
         self.register_buffer("log_scale_floor", torch.zeros(0))
+        self._observed: Tensor | None = None
+
+    def record(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
+        """Add an image to the statistic; see `observe` for the arguments."""
+        self.observe(gradient, means, unit, view, images)
+        self.add_observed(Processes())
 
     @torch.no_grad()
-    def record(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
-        """Add a step to the statistic.
+    def observe(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
+        """Measure an image's gradient, for `add_observed` to add to the statistic.
 
         Args:
-            gradient: [N, 3] dL/dmu of that step alone.
+            gradient: [N, 3] dL/dmu of that image alone.
             means: [N, 3] positions.
             unit: u (scene units).
-            view: what the step looked at; None: rays of no one camera, taken for a whole image at a distance below u.
-            images: how many steps' gradients are averaged, each step's loss having been divided by that number.
+            view: the part of the image that was looked at; None: rays of no one camera, taken for a whole image at a
+                distance below u.
+            images: how many images' gradients are averaged, each image's loss having been divided by that number.
         """
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
         seen = norms > 0
@@ -104,8 +112,24 @@ class DensityControl(nn.Module):
                 norms *= (view.distances(means) / unit).clamp_min(1.0)
             if view.share < 1:
                 seen &= ~view.misses(means)
-        self.gradient_sum += norms
-        self.times_seen += seen
+        found = torch.stack([norms, seen.to(norms)])
+        self._observed = found if self._observed is None else self._observed + found
+
+    @torch.no_grad()
+    def add_observed(self, processes: Processes) -> None:
+        """Add to the statistic what was observed since the last call, in all processes.
+
+        The sum over the images of a step comes first: which process saw which of them then changes no rounding.
+
+        Args:
+            processes: that train together; all call this.
+        """
+        found, self._observed = self._observed, None
+        if processes.size > 1:
+            found = processes.sum(self.gradient_sum.new_zeros(2, len(self.gradient_sum)) if found is None else found)
+        if found is not None:
+            self.gradient_sum += found[0]
+            self.times_seen += found[1]
 
     @torch.no_grad()
     def multiply(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:

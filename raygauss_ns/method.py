@@ -11,8 +11,6 @@ from dataclasses import replace
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
@@ -22,7 +20,9 @@ from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
+from ns_support.trainer import SharedTrainerConfig
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
+from raygauss_ns.pipeline import RayGaussPipelineConfig
 from raygauss_ns.schedules import PAPER_STEPS
 
 Rates = dict[str, tuple[float, ...]]
@@ -72,7 +72,7 @@ def _optimizer(rate: float, final: float | None = None) -> dict[str, object]:
 
 
 def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: str) -> MethodSpecification:
-    config = TrainerConfig(
+    config = SharedTrainerConfig(
         method_name=name,
         max_num_iterations=PAPER_STEPS,
         steps_per_eval_batch=0,
@@ -81,7 +81,7 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
         steps_per_save=1000,
         mixed_precision=False,
         machine=MachineConfig(device_type=default_device_type()),
-        pipeline=VanillaPipelineConfig(
+        pipeline=RayGaussPipelineConfig(
             datamanager=FullImagesConfig(
                 dataparser=AutoDataParserConfig(nerfstudio=NerfstudioDataParserConfig(load_3D_points=True)),
                 cache_images_type="uint8",

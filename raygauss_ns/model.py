@@ -35,7 +35,7 @@ from raygauss_ns.scene import (
     resolved_step,
     scene_unit,
 )
-from raygauss_ns.schedules import PAPER_STEPS, Draw, images_per_step, step_generator, stretched, unlocked_colors
+from raygauss_ns.schedules import PAPER_STEPS, Draw, step_generator, steps_per_update, stretched, unlocked_colors
 from raygauss_ns.similarity import structural_similarity
 from raygauss_ns.training import TrainingLoop
 
@@ -77,6 +77,7 @@ class RayGaussModel(Model):
         schedule = density_schedule(config, total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
         self.step = 0
+        self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
 
@@ -164,6 +165,11 @@ class RayGaussModel(Model):
     def update_to_step(self, step: int) -> None:
         """Tell the model where training stands: it decides what of the colour counts."""
         self.step = step
+        self.update_to_image(step * self.images_at_once)
+
+    def update_to_image(self, image: int) -> None:
+        """Tell the model which image of the whole training comes next: it decides what is drawn at random for it."""
+        self.image = image
 
     @property
     def total_steps(self) -> int:
@@ -176,10 +182,16 @@ class RayGaussModel(Model):
         self.density_control.schedule = density_schedule(self.config, total_steps, self.device.type)
 
     @property
-    def images_per_step(self) -> int:
-        """How many images the optimiser step at hand averages over."""
+    def steps_per_update(self) -> int:
+        """How many training steps the optimiser step at hand averages over."""
         start = stretched(self.config.accumulate_from, self.total_steps)
-        return images_per_step(self.step, start, max(stretched(self.config.accumulate_images, self.total_steps), 1))
+        images = stretched(self.config.accumulate_images, self.total_steps)
+        return steps_per_update(self.step, start, max(round(images / self.images_at_once), 1))
+
+    @property
+    def images_per_update(self) -> int:
+        """How many images the optimiser step at hand averages over, in all processes."""
+        return self.steps_per_update * self.images_at_once
 
     def _watched(self, gaussians: Gaussians, view: View | None) -> Gaussians:
         """The same Gaussians, whose means report their gradient to density control once it is known."""
@@ -187,7 +199,8 @@ class RayGaussModel(Model):
             return gaussians
         watched = gaussians.means.view_as(gaussians.means)
         # Detached: a hook that holds the tensor it hangs on keeps both alive for ever.
-        means, record, images = gaussians.means.detach(), self.density_control.record, self.images_per_step
+        means, control, images = gaussians.means.detach(), self.density_control, self.images_per_update
+        record = control.record if self.images_at_once == 1 else control.observe
 
         def report(gradient: Tensor) -> None:
             record(gradient, means, self.unit, view, images)
@@ -291,14 +304,14 @@ class RayGaussModel(Model):
             return torch.full((3,), float(self.config.background_color == "white"))
         if not self.training:
             return torch.zeros(3)
-        return torch.rand(3, generator=step_generator(self.seed, self.step, Draw.BACKGROUND))
+        return torch.rand(3, generator=step_generator(self.seed, self.image, Draw.BACKGROUND))
 
     def _random_window(self, height: int, width: int) -> tuple[int, int, int, int]:
         side = self.config.training_window
         if side is None:
             side = 0 if self.device.type == "cuda" else 256
         rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
-        generator = step_generator(self.seed, self.step, Draw.WINDOW)
+        generator = step_generator(self.seed, self.image, Draw.WINDOW)
         top = int(torch.randint(height - rows + 1, (), generator=generator))
         left = int(torch.randint(width - columns + 1, (), generator=generator))
         return top, left, rows, columns
@@ -348,7 +361,7 @@ class RayGaussModel(Model):
         losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
         if self.config.iso_weight > 0:
             losses["isotropy_loss"] = self.config.iso_weight * isotropy_loss(self.cloud.params["scales"])
-        return {name: loss / self.images_per_step for name, loss in losses.items()}
+        return {name: loss / self.images_per_update for name, loss in losses.items()}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]

@@ -51,18 +51,18 @@ def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool
     return min(sh_degree, step // interval), step >= 3 * interval
 
 
-def images_per_step(step: int, start: int, images: int) -> int:
-    """How many images the optimiser step that `step` belongs to averages over.
+def steps_per_update(step: int, start: int, steps: int) -> int:
+    """How many training steps the optimiser step that `step` belongs to averages over.
 
-    Groups of images begin at multiples of their number, as nerfstudio's trainer has it; so does the first one.
+    Groups of steps begin at multiples of their number, as nerfstudio's trainer has it; so does the first one.
 
     Args:
-        step: training step; each renders one image.
+        step: training step.
         start: step from which on gradients are accumulated.
-        images: how many of them.
+        steps: how many of them.
     """
-    first = -(-start // images) * images
-    return images if step >= first else 1
+    first = -(-start // steps) * steps
+    return steps if step >= first else 1
 
 
 def step_seed(seed: int, step: int, draw: Draw) -> int:

@@ -13,6 +13,7 @@ from nerfstudio.engine.trainer import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ns_support.errors import UserError
+from ns_support.processes import Processes
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import camera_extent, posed_lenses
 from raygauss_ns.ordering import reorder
@@ -29,9 +30,12 @@ _SCALE_FLOOR_EVERY = 100
 class TrainingLoop:
     """What nerfstudio's trainer calls before and after each step of a `RayGaussModel`.
 
-    A step renders one image. Late in training the gradients of several are averaged (`model.images_per_step`): the
-    trainer then steps the optimisers after the last of each group, and here too the Gaussians change only then, so that
-    no gradient is lost on the way.
+    A step renders an image, or several if the pipeline wants it. Late in training the gradients of several steps are
+    averaged (`model.steps_per_update`): the trainer then steps the optimisers after the last of each group, and here
+    too the Gaussians change only then, so that no gradient is lost on the way.
+
+    Several processes run the same loop over the same Gaussians. All that decides here is either the same by itself or
+    summed over them.
 
     Args:
         model: the model; its schedules are stretched to the length of this training.
@@ -45,6 +49,7 @@ class TrainingLoop:
     ) -> None:
         self.model, self.optimizers, self.cameras, self.trainer = model, optimizers, cameras, trainer
         self.extent = camera_extent(cameras)
+        self.processes = Processes.current()
         total_steps = model.config.schedule_steps or model.total_steps  # what a checkpoint says, if one was loaded
         if trainer is not None and trainer._start_step == 0 and model.config.schedule_steps == 0:
             total_steps = trainer.config.max_num_iterations
@@ -63,14 +68,16 @@ class TrainingLoop:
         self.model.update_to_step(step)
         if self.trainer is not None:
             for name in self.model.cloud.params:
-                self.trainer.gradient_accumulation_steps[name] = self.model.images_per_step
+                self.trainer.gradient_accumulation_steps[name] = self.model.steps_per_update
 
     def after(self, step: int) -> None:
         """Once the optimisers have stepped: valid densities, prune, clone and split, re-order, bound the scales."""
-        images = self.model.images_per_step
-        if (step + 1) % images:
+        if self.model.images_at_once > 1 and step <= self.model.density_control.schedule.last:
+            self.model.density_control.add_observed(self.processes)
+        group = self.model.steps_per_update
+        if (step + 1) % group:
             return
-        steps = range(step + 1 - images, step + 1)
+        steps = range(step + 1 - group, step + 1)
         with torch.no_grad():
             self.model.cloud.params["densities"].clamp_(min=0.0)
             self._control_density(step, steps)
@@ -90,6 +97,7 @@ class TrainingLoop:
                 "Check the scene's poses and background colour, or lower --pipeline.model.density-threshold."
             )
         if any(map(control.is_due, steps)):
+            self.processes.check_same({"means": params["means"]}, f"at step {step}")
             control.multiply(params, optimizers, self.extent, step_seed(self.model.seed, step, Draw.SPLIT))
         for name, parameter in params.items():
             self.optimizers.parameters[name] = [parameter]

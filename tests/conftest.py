@@ -1,10 +1,12 @@
 import hashlib
 import inspect
 import math
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,49 @@ def poisoned_memory(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+def _in_process(work, rank, size, folder):
+    torch.set_num_threads(1)  # a forked process has no threads of its parent's, and OpenMP would wait for them
+    try:
+        meeting = f"file://{folder / 'meeting'}"
+        torch.distributed.init_process_group("gloo", init_method=meeting, world_size=size, rank=rank)
+        result = work(rank)
+        torch.save(result, folder / f"{rank}.pt")
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)  # without what pytest does at its end
+
+
+@pytest.fixture
+def run_processes(tmp_path_factory):
+    """`run_processes(work, size)`: call `work(rank)` in as many processes joined by gloo; what each returned.
+
+    Forked, so that nothing is imported or compiled again.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("processes with CUDA can't be forked")
+
+    def run(work, size=2):
+        folder = tmp_path_factory.mktemp("processes")
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=_in_process, args=(work, r, size, folder)) for r in range(size)]
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            for process in processes:
+                process.join(0.02)
+            if any(process.exitcode for process in processes):  # the others would wait for it
+                for process in processes:
+                    process.terminate()
+        failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]
+        assert not failures, "\n".join(failures)
+        assert not any(process.exitcode for process in processes), [process.exitcode for process in processes]
+        return [torch.load(folder / f"{r}.pt") for r in range(size)]
+
+    return run
 
 
 class TritonBuild(NamedTuple):

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ns_support.processes import Processes
+
 _GOLDEN = 0.6180339887498949
 _UNVISITED = -1.0
 
@@ -80,6 +82,7 @@ class OccupancyGrid(nn.Module):
         thickness_fn: Callable[[Tensor], Tensor],
         num_cells: int,
         observed: tuple[Tensor, Tensor] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         """Visit some cells and decide anew which are occupied.
 
@@ -87,13 +90,16 @@ class OccupancyGrid(nn.Module):
             thickness_fn: maps positions [n, 3] to the optical thickness of a step there, [n].
             num_cells: cells to query, taken from the sweep over all cells: the bound of the cost.
             observed: positions [m, 3] and the optical thickness there [m], where they are known anyway.
+            processes: that hold the same grid: they divide the cells to query, and each learns what all have found.
         """
-        visited = self._next_of_sweep(min(num_cells, self.num_cells))
+        processes = processes or Processes()
+        visited = self._next_of_sweep(min(num_cells, self.num_cells))[processes.rank :: processes.size]
         found = thickness_fn(self.random_positions(visited)).reshape(-1).to(self.thickness.dtype)
         if observed is not None:
             cells, inside = locate(observed[0], self)
             visited = torch.cat([visited, cells[inside]])
             found = torch.cat([found, observed[1][inside].to(found.dtype)])
+        visited, found = processes.gather(visited), processes.gather(found)
         self.thickness[visited] = self.thickness[visited] * self.decay
         self.thickness.scatter_reduce_(0, visited, found.nan_to_num(), "amax")
         self._decide()

@@ -12,6 +12,7 @@ from hardmine_ns.marching.cpu import composite as composite_numba
 from hardmine_ns.marching.cpu import composite_backward as composite_backward_numba
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.marching.rays import march_rays_torch, pack
+from ns_support.processes import Processes
 
 UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
 
@@ -358,3 +359,31 @@ def test_grid_is_saved():
 def test_grid_checks_its_arguments(arguments):
     with pytest.raises(ValueError, match="got"):
         OccupancyGrid(**{"aabb": UNIT_BOX, "resolution": 8, **arguments})
+
+
+def test_processes_hold_the_same_grid(run_processes):
+    """Each queries its share of the cells; what one observed on its rays, all know."""
+
+    def found(grid, rows, processes=None):
+        seen = torch.linspace(-0.9, 0.9, 40)[rows, None].expand(-1, 3).contiguous()
+        queried = []
+
+        def inside(positions):
+            queried.append(len(positions))
+            return (positions.norm(dim=-1) < 10).float() * 0.002
+
+        for _ in range(3):
+            grid.update(inside, 100, (seen, seen[:, 0] + 1), processes)
+        return grid.thickness.clone(), grid.binaries.clone(), sum(queried)
+
+    thickness, binaries, queried = found(OccupancyGrid(UNIT_BOX, 8), slice(None))
+
+    def work(rank):
+        rows = slice(30) if rank == 0 else slice(30, None)
+        return found(OccupancyGrid(UNIT_BOX, 8), rows, Processes.current())
+
+    results = run_processes(work)
+    for ours, occupied, _ in results:
+        assert torch.equal(ours, thickness)
+        assert torch.equal(occupied, binaries)
+    assert sum(count for *_, count in results) == queried

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hardmine_ns.mining import HardSampleMining, poisson_probabilities, select_rows, undo_activations
+from ns_support.processes import Processes
 
 ROWS = 257
 
@@ -386,3 +387,52 @@ def test_shapes_are_checked(field, x):
         mining(lambda a: (field.trunk(a)[:3],), field.parameters(), (x,))
     with pytest.raises(ValueError, match="activation must be one of"):
         undo_activations("tanh")
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [100, 0], ids=["uneven", "none in one"])
+@pytest.mark.parametrize(("rule", "fraction"), [("topk", 0.2), ("topk", 1.0), ("off", 0.2)])
+def test_processes_mine_their_rows_as_one_batch(field, x, rule, fraction, split, run_processes):
+    """The rows that are hard in the whole batch, wherever they are, and the whole batch's tau."""
+    alone = HardSampleMining(rule, fraction, fraction)
+    expected = mined_gradients(field, x, alone)
+
+    def work(rank):
+        own = slice(split) if rank == 0 else slice(split, None)
+        importance = (0.97 ** torch.arange(ROWS, dtype=x.dtype))[own, None]
+        mining = HardSampleMining(rule, fraction, fraction, processes=Processes.current())
+        density, color = mining(field, field.parameters(), (x[own],))
+        ((importance * density.square()).sum() + (importance * (color - 0.3).square()).sum()).backward()
+        Processes.current().add_gradients(list(field.parameters()))
+        return gradients(field), float(mining.tau), mining.statistics.selected
+
+    results = run_processes(work)
+    for found, tau, _ in results:
+        assert_equal(found, expected)
+        assert tau == pytest.approx(float(alone.tau), rel=1e-6)
+    assert sum(selected for *_, selected in results) == alone.statistics.selected
+
+
+def test_inclusion_probabilities_of_a_divided_batch(run_processes):
+    hardness = torch.rand(500, generator=torch.Generator().manual_seed(0)) ** 8  # some are certain
+    whole = poisson_probabilities(hardness, 100.0)
+    assert (whole == 1).any()
+
+    def work(rank):
+        return poisson_probabilities(hardness[:50] if rank == 0 else hardness[50:], 100.0, Processes.current())
+
+    torch.testing.assert_close(torch.cat(run_processes(work)), whole)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_processes_agree_on_what_can_not_be_mined(bad, run_processes):
+    """A gradient that is not finite in one process lets all rows of all through; all zeros let none through."""
+
+    def work(rank):
+        mining = HardSampleMining("topk", 0.2, 0.2, processes=Processes.current())
+        rows, _ = mining.choose([torch.full((10, 2), bad if rank == 1 or bad == 0 else 1.0)])
+        return -1 if rows is None else len(rows), float(mining.tau)
+
+    assert run_processes(work) == [(0 if bad == 0 else -1, 1.0)] * 2

@@ -42,6 +42,20 @@ def test_a_resumed_run_sees_the_images_that_come_next(nerfstudio_scene):
         assert [resumed.next_train(step)[1]["image_idx"] for step in range(at, 11)] == order[at:]
 
 
+def test_processes_divide_the_sequence(nerfstudio_scene):
+    """Two processes with two images each in a step, resumed at step 1: together the sequence of one."""
+    folder = nerfstudio_scene()
+    whole = start(folder)
+    order = [whole.next_train(0)[1]["image_idx"] for _ in range(12)]
+    for begin in (0, 1):
+        parts = []
+        for rank in range(2):
+            part = start(folder)
+            part.divide(4, rank, 2)
+            parts.append([part.next_train(begin + i // 2)[1]["image_idx"] for i in range(6 - 2 * begin)])
+        assert [index for pair in zip(*parts, strict=True) for index in pair] == order[4 * begin :]
+
+
 def test_over_500_images_force_the_cpu_cache_and_still_load(nerfstudio_scene):
     one = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     datamanager = start(nerfstudio_scene(501, images=[one] * 501))

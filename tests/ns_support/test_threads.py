@@ -1,10 +1,11 @@
 import multiprocessing
+import os
 import threading
 
 import pytest
 import torch
 
-from ns_support.threads import num_threads, run_on_threads
+from ns_support.threads import num_threads, run_on_threads, share_threads
 
 # Long enough for a loaded machine, short enough to fail a test that would hang.
 SECONDS = 20.0
@@ -84,3 +85,19 @@ def test_works_in_a_child_forked_after_use():
     finally:
         child.join(SECONDS)
         child.kill()
+
+
+def test_processes_share_the_cores(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for processes in (1, 2, 3, 20):
+        share_threads(processes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    share_threads(2)  # not more than before
+    assert chosen == [4, 2, 1, 2]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    share_threads(2)
+    assert len(chosen) == 4

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raygauss_ns.schedules import Draw, images_per_step, step_generator, step_seed, stretched, unlocked_colors
+from raygauss_ns.schedules import Draw, step_generator, step_seed, steps_per_update, stretched, unlocked_colors
 
 
 def test_schedules_stretch_in_proportion():
@@ -19,7 +19,7 @@ def test_colours_unlock_one_by_one():
 @pytest.mark.parametrize(("start", "first"), [(0, 0), (20, 20), (21, 40), (39, 40)])
 def test_groups_of_images_are_whole(start, first):
     """The trainer zeroes gradients at multiples of the number of images: no group may begin elsewhere."""
-    counts = [images_per_step(step, start, 20) for step in range(100)]
+    counts = [steps_per_update(step, start, 20) for step in range(100)]
     assert counts == [1] * first + [20] * (100 - first)
     assert first % 20 == 0
 

@@ -1,0 +1,175 @@
+"""Processes that train one model together: who they are, what they add up, and whether they still agree.
+
+Each process holds the whole model and renders its own part of a step's batch. Gradients, and statistics of the batch,
+are added up over all processes, so that everything computed from them is the same everywhere. This replaces PyTorch's
+`DistributedDataParallel`, which knows neither parameters that change their size (Gaussians come and go) nor sparse
+gradients of dense parameters (the hash table's on a CPU).
+
+    L = sum over processes r of L_r,    dL/dtheta = sum over r of dL_r/dtheta
+
+A process divides its losses by the number of processes where the whole batch's loss is a mean.
+
+Stands on torch alone. The backend is whatever `torch.distributed` was started with: gloo on a CPU, NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a training. With size 1 nothing is communicated and every method returns at once.
+
+    Every process must call the same methods in the same order.
+
+    Attributes:
+        rank: which one this is, 0 <= rank < size; 0 writes files and serves the viewer.
+        size: how many there are, >= 1.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def current() -> Processes:
+        """The processes of `torch.distributed`'s default group; this one alone if there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return Processes(dist.get_rank(), dist.get_world_size())
+        return Processes()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of every process's tensor, in place.
+
+        Args:
+            tensor: dense, of the same shape and type in every process.
+
+        Returns:
+            The tensor itself.
+        """
+        if self.size > 1:
+            whole = tensor.contiguous()
+            dist.all_reduce(whole)
+            if whole is not tensor:
+                tensor.copy_(whole)
+        return tensor
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Every process's rows one after another, in the order of ranks.
+
+        Args:
+            rows: [n, ...]; n may differ between processes, the rest may not.
+
+        Returns:
+            [sum of n, ...]; the rows themselves if there is one process.
+        """
+        if self.size == 1:
+            return rows
+        counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+        lengths = [int(count) for count in counts]
+        # Collectives want equal shapes: shorter ones are filled up.
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def first(self, number: int, device: torch.device | str = "cpu") -> int:
+        """Process 0's number, in every process.
+
+        Args:
+            number: in the range of int64.
+            device: one that the backend communicates from.
+        """
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, dtype=torch.int64, device=device)
+        dist.broadcast(tensor, 0)
+        return int(tensor)
+
+    @torch.no_grad()
+    def copy_from_first(self, module: nn.Module) -> None:
+        """Overwrite a module's parameters and buffers with those of process 0; shapes must agree."""
+        if self.size > 1:
+            for tensor in [*module.parameters(), *module.buffers()]:
+                whole = tensor.detach().contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
+
+    def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
+        """Make sure that all processes hold the same tensors, bit for bit.
+
+        Args:
+            tensors: by name; the same names in every process.
+            when: completes "The processes differ ... ".
+
+        Raises:
+            RuntimeError: in every process; names the tensors that differ.
+        """
+        if self.size == 1 or not tensors:
+            return
+        marks = torch.stack([_fingerprint(tensor) for tensor in tensors.values()])
+        everyones = self.gather(marks)
+        if len(everyones) != self.size * len(marks):
+            raise RuntimeError(f"The processes differ {when}: not all of them have {len(marks)} tensors.")
+        differs = (everyones.view(self.size, len(marks), -1) != everyones[: len(marks)]).any(-1).any(0)
+        names = [name for name, wrong in zip(tensors, differs.tolist(), strict=True) if wrong]
+        if names:
+            raise RuntimeError(
+                f"The processes differ {when}, in {', '.join(names)}. They must be alike to go on together: "
+                "same software and same kind of device everywhere?"
+            )
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by the sum of every process's.
+
+        A parameter without a gradient in any process stays without; where only some have none, it counts as zero there.
+
+        Args:
+            parameters: the same, in the same order, in every process. Gradients may be sparse in their rows
+                (`sparse_dim` 1); those must be so in every process that has them.
+
+        Raises:
+            RuntimeError: a gradient is sparse in one process and dense in another.
+        """
+        if self.size == 1 or not parameters:
+            return
+        # How a process has each gradient, in two bits: dense, sparse. Asked first, so that all take the same way.
+        kinds = torch.tensor(
+            [[p.grad is not None and not p.grad.is_sparse, p.grad is not None and p.grad.is_sparse] for p in parameters]
+        )
+        found = self.sum(kinds.to(parameters[0].device, torch.int64)) > 0
+        for parameter, (dense, sparse) in zip(parameters, found.tolist(), strict=True):
+            if dense and sparse:
+                raise RuntimeError("A gradient is sparse in one process and dense in another.")
+            if dense:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                self.sum(parameter.grad)
+            elif sparse:
+                parameter.grad = self._sum_of_sparse(parameter)
+
+    def _sum_of_sparse(self, parameter: nn.Parameter) -> Tensor:
+        grad, shape = parameter.grad, parameter.shape
+        if grad is None:
+            rows, values = parameter.new_zeros(0, dtype=torch.int64), parameter.detach().new_zeros(0, *shape[1:])
+        else:
+            rows, values = grad._indices()[0], grad._values()
+        rows, values = self.gather(rows), self.gather(values)
+        return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False).coalesce()
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """[2] int64: number of entries, and a sum of their bits that also depends on their order."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.is_floating_point():
+        flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    # Modulo 2^64: integers wrap around.
+    weights = torch.arange(flat.numel(), device=flat.device) % 65_521 + 1
+    return torch.stack([torch.tensor(flat.numel(), device=flat.device), (flat.to(torch.int64) * weights).sum()])

@@ -1,0 +1,81 @@
+"""Which images a training step of `raygauss` sees, in one process or in several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ns_support.errors import UserError
+from ns_support.full_images import FullImages
+from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
+
+if TYPE_CHECKING:  # the methods' registration imports this module, and must not pay for the model
+    from raygauss_ns.model import RayGaussModel
+
+
+@dataclass
+class RayGaussPipelineConfig(SharedPipelineConfig):
+    """Configuration of how images become training steps."""
+
+    _target: type = field(default_factory=lambda: RayGaussPipeline)
+    """Class to instantiate."""
+    images_per_batch: int = 1
+    """Images whose losses are averaged in a training step, in each process, >= 1. Learning rates and schedules count
+    steps, whatever the number. N processes (--machine.num-devices N) with 1 image each are one process with N."""
+
+
+class RayGaussPipeline(SharedPipeline):
+    """One sequence of images, K = processes * images_per_batch of which make a step.
+
+    Step s consists of the images s K, ..., s K + K - 1 of the sequence; process r of W has r, r + W, ... of them. An
+    image's number in the sequence also decides its random window and background. Which process renders it changes
+    nothing.
+
+    Raises:
+        UserError: `images_per_batch` is not positive, or the datamanager is not one that can divide its images.
+    """
+
+    config: RayGaussPipelineConfig
+    datamanager: FullImages
+
+    def __init__(
+        self,
+        config: RayGaussPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Any = None,
+    ) -> None:
+        if config.images_per_batch < 1:
+            raise UserError(f"--pipeline.images-per-batch must be at least 1, got {config.images_per_batch}.")
+        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        images = config.images_per_batch * self.processes.size
+        self.datamanager.divide(images, self.processes.rank, self.processes.size)
+        model: RayGaussModel = self.model
+        model.images_at_once = images
+        model.seed = self.processes.first(model.seed % (1 << 63), model.device)
+
+    def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Render this process's images of a step.
+
+        Returns:
+            Outputs of the last image; losses, of which the sum over all processes is the step's; metrics, the mean over
+            this process's images.
+        """
+        model: RayGaussModel = self.model
+        first = step * model.images_at_once + self.processes.rank
+        outputs: dict[str, Tensor] = {}
+        all_losses, all_metrics = [], []
+        for i in range(self.config.images_per_batch):
+            model.update_to_image(first + i * self.processes.size)
+            camera, batch = self.datamanager.next_train(step)
+            outputs = model(camera)
+            all_metrics.append(model.get_metrics_dict(outputs, batch))
+            all_losses.append(model.get_loss_dict(outputs, batch, all_metrics[-1]))
+        losses = {name: torch.stack([each[name] for each in all_losses]).sum() for name in all_losses[0]}
+        metrics = {name: torch.stack([each[name] for each in all_metrics]).mean() for name in all_metrics[0]}
+        return outputs, losses, metrics

@@ -1,0 +1,139 @@
+"""Several processes, joined by gloo, against one process that renders the same images."""
+
+import copy
+
+import pytest
+import torch
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+
+from ns_support.errors import UserError
+from raygauss_ns.method import raygauss
+
+STEPS = 24
+FIELDS = {
+    "num_random": 400,
+    "step_size": 0.02,
+    "densify_from": 0,
+    "densify_least": 3,
+    "densify_threshold": 1e-4,
+    "densify_until": 20_000,
+    "max_gaussians": 900,
+    "prune_every": 2,
+    "background_color": "random",
+    "training_window": 15,
+    "accumulate_from": 20_000,
+    "accumulate_images": 5000,  # 4 of 24 steps: 2 steps of 2 images
+}
+
+
+def configure(scene, folder, images=1, steps=STEPS, **fields):
+    config = copy.deepcopy(raygauss.config)
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers["blender-data"])
+    config.pipeline.datamanager.dataparser.alpha_color = None
+    config.pipeline.datamanager.data = scene
+    config.pipeline.images_per_batch = images
+    config.output_dir, config.experiment_name, config.timestamp = folder, "test", "run"
+    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
+    config.save_only_latest_checkpoint, config.steps_per_save = False, 10
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    for field, value in (FIELDS | fields).items():
+        setattr(config.pipeline.model, field, value)
+    return config
+
+
+def train(config, rank=0, size=1, before=lambda trainer: None):
+    torch.manual_seed(rank)  # as `ns-train` has it: a seed of its own for each process
+    trainer = config.setup(local_rank=rank, world_size=size)
+    trainer.setup(test_mode="val")
+    before(trainer)
+    trainer.train()
+    return trainer
+
+
+def state(trainer):
+    """All that a training holds, as tensors by name."""
+    found = dict(trainer.pipeline.model.state_dict())
+    for name, optimizer in trainer.optimizers.optimizers.items():
+        found[f"rate of {name}"] = torch.tensor(optimizer.param_groups[0]["lr"])
+        for key, value in optimizer.state[trainer.pipeline.model.cloud.params[name]].items():
+            found[f"{key} of {name}"] = value
+    return found
+
+
+def assert_equal(state, expected):
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+
+
+@pytest.fixture(scope="module")
+def alone(scene, tmp_path_factory):
+    """One process with two images in a step: its state at the end, and the folder of its checkpoints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes: the order of sums depends on it
+    trainer = train(configure(scene, tmp_path_factory.mktemp("alone"), images=2))
+    torch.set_num_threads(threads)
+    assert len(trainer.pipeline.model.cloud) > 400
+    assert trainer.pipeline.model.steps_per_update == 2
+    return state(trainer), trainer.checkpoint_dir
+
+
+def test_two_processes_are_one_with_the_images_of_both(scene, alone, tmp_path, run_processes):
+    """Bit for bit, over rounds of density control, accumulation, random windows and backgrounds; one of them writes."""
+
+    def work(rank):
+        return state(train(configure(scene, tmp_path / str(rank)), rank, 2))
+
+    for found in run_processes(work):
+        assert_equal(found, alone[0])
+    names = sorted(path.name for path in (tmp_path / "0").rglob("*.ckpt"))
+    assert names == ["step-000000010.ckpt", "step-000000020.ckpt", "step-000000023.ckpt"]
+    assert [path.name for path in (tmp_path / "1").rglob("*") if path.is_file()] == ["dataparser_transforms.json"]
+
+
+def test_two_processes_resume_what_one_began(scene, alone, tmp_path, run_processes):
+    def work(rank):
+        config = configure(scene, tmp_path / str(rank), steps=STEPS - 11)
+        config.load_dir, config.load_step = alone[1], 10
+        return state(train(config, rank, 2))
+
+    for found in run_processes(work):
+        assert_equal(found, alone[0])
+
+
+def test_processes_stop_together_and_log_for_all(scene, tmp_path, run_processes):
+    """Process 0 wants to stop during step 3: as its viewer's thread might, at any time."""
+
+    def work(rank):
+        logged = []
+
+        def before(trainer):
+            def stop(step):
+                trainer.stop_training = step == 3 and rank == 0
+
+            trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], stop))
+            iterate = trainer.train_iteration
+            trainer.train_iteration = lambda step: logged.append(iterate(step)) or logged[-1]
+
+        config = configure(scene, tmp_path / str(rank))
+        config.logging.steps_per_log = 2
+        last = train(config, rank, 2, before).step
+        return last, [(float(loss), float(metrics["psnr"])) for loss, _, metrics in logged]
+
+    (last, here), (other, there) = run_processes(work)
+    assert last == other == 4  # at the top of which the trainer stops
+    assert here[0] == there[0]
+    assert here[2] == there[2]
+    assert here[1] != there[1]  # not a step that is logged
+
+
+def test_images_per_batch_is_checked(scene, tmp_path):
+    with pytest.raises(UserError, match="images-per-batch must be at least 1, got 0"):
+        train(configure(scene, tmp_path, images=0))
+
+
+def test_processes_that_are_not_there(scene, tmp_path):
+    with pytest.raises(UserError, match="2 processes were asked for"):
+        train(configure(scene, tmp_path), 0, 2)
