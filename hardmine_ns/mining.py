@@ -217,6 +217,8 @@ class HardSampleMining(nn.Module):
         self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
         self.processes = processes
         self.statistics = MiningStatistics()
+        self.observer: Callable[[Tensor | None], None] | None = None
+        """Told the rows of each backward pass, as `choose` returns them."""
         self.register_buffer("tau", torch.ones(()))
 
     def forward(
@@ -253,6 +255,8 @@ class HardSampleMining(nn.Module):
         if self.rule == "off" or not torch.is_grad_enabled():
             count = inputs[0].shape[0]
             self.statistics = MiningStatistics(count, count, self.statistics.tau)
+            if self.observer is not None and torch.is_grad_enabled():
+                self.observer(None)
             return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
         parameters = tuple(p for p in parameters if p.requires_grad)
         call = _Call(self, field, parameters, len(inputs), before_activation)
@@ -350,6 +354,8 @@ class _MinedField(torch.autograd.Function):
             filled = [torch.zeros_like(y) if g is None else g for g, y in zip(gradients, outputs, strict=True)]
             measured = call.before_activation(outputs, filled)
         rows, weights = call.mining.choose(measured)
+        if call.mining.observer is not None:
+            call.mining.observer(rows)
         if rows is not None:
             present = [g[rows] for g in present]
         if weights is not None:

@@ -7,6 +7,7 @@ that both have bear the same names.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,11 +25,14 @@ from hardmine_ns.field import HashField, truncated_exp
 from hardmine_ns.hash_encoding import Backend, HashEncoding
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
 from hardmine_ns.mining import HardSampleMining, MiningRule
-from hardmine_ns.rendering import Rays, groups_of_rays, render_visible, search
+from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
+from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.outputs import Outputs
 from ns_support.processes import Processes
 from ns_support.rays import camera_rays
+from ns_support.viewer import SlicePlane, viewer_asks
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
@@ -151,6 +155,8 @@ class HardMineModel(Model):
         self.lpips = LazyLPIPS()
         self.sample_counts = SampleCounts()
         self._observed: tuple[Tensor, Tensor] | None = None
+        self.run = HardMineRun(self.mining)
+        self.plane = SlicePlane(aabb)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """All parameters: the hash table's and the networks'."""
@@ -176,29 +182,52 @@ class HardMineModel(Model):
         self.grid.update(self._thickness, c.grid_cells_per_update, self._observed, Processes.current())
         self._observed = None
 
-    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
+    def get_outputs(self, ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
         """Render rays; in training with a graph that holds the mined samples only.
 
         Args:
             ray_bundle: R rays.
 
         Returns:
-            "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray.
+            "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray; in
+            evaluation also the `extra_pictures`, each computed when it is looked up.
         """
-        rays, samples = self._march(ray_bundle)
         if self.training:
-            return self._outputs(self.render_training(rays, samples))
-        limits = self._visibility_limits()
-        pieces = []
-        for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
-            visible = search(self.field, group, rays[own], self.to_unit, *limits)
-            pieces.append(self._outputs(render_visible(self.field, visible, rays[own])))
+            return self._outputs(self.render_training(*self._march(ray_bundle)))
+        return self._with_extras(lambda function: function(ray_bundle))
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
+        """Render an image [H, W] of rays, some at a time; for the viewer what it shows."""
+        most, device = self.config.eval_num_rays_per_chunk, self.device
+        outputs = self._with_extras(lambda function: in_pieces(camera_ray_bundle, function, most, device))
+        return outputs.only(self.run.shown()) if viewer_asks() else outputs
+
+    def _with_extras(self, everywhere: Callable[[OfRays], dict[str, Tensor]]) -> Outputs:
+        outputs = everywhere(self._render)
+        return Outputs(outputs, extra_pictures(self, outputs["accumulation"], everywhere))
+
+    def _render(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
+        pieces = [self._outputs(render_visible(self.field, found, rays)) for rays, found in self.found(ray_bundle)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+    def get_outputs_for_camera(
+        self, camera: Cameras, obb_box: OrientedBox | None = None
+    ) -> MutableMapping[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given."""
         return self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
+
+    def found(self, ray_bundle: RayBundle) -> Iterator[tuple[Rays, Visible]]:
+        """March and search rays for a picture, in groups that bound memory.
+
+        Yields:
+            (the rays of a group, what is visible on them).
+        """
+        limits = self._visibility_limits()
+        rays, samples = self._march(ray_bundle)
+        for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
+            yield rays[own], search(self.field, group, rays[own], self.to_unit, *limits)
 
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
         """Composite rays with a graph that holds the mined samples only.
@@ -212,6 +241,7 @@ class HardMineModel(Model):
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
         self._observed = positions, densities * self.step_size
+        self.mining.observer = self.run.watcher(visible.unit_positions)
         return render_visible(self.field, visible, rays, self.mining)
 
     def to_unit(self, positions: Tensor) -> Tensor:
@@ -257,14 +287,20 @@ class HardMineModel(Model):
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
 
+    def bounds(self, ray_bundle: RayBundle) -> tuple[Tensor, Tensor]:
+        """Distances [R] at which rays begin and end."""
+        nears = torch.full_like(ray_bundle.origins[:, 0], self.config.near_plane)
+        fars = torch.full_like(nears, self.config.far_plane)
+        if ray_bundle.nears is not None and ray_bundle.fars is not None:  # the viewer's crop
+            nears = torch.maximum(nears, ray_bundle.nears.reshape(-1))
+            fars = torch.minimum(fars, ray_bundle.fars.reshape(-1))
+        return nears, fars
+
     def _march(self, ray_bundle: RayBundle) -> tuple[Rays, PackedSamples]:
         """Rays and their samples in the occupied part of the grid, jittered in training."""
         c = self.config
         origins, directions = ray_bundle.origins.contiguous(), ray_bundle.directions.contiguous()
-        nears, fars = torch.full_like(origins[:, 0], c.near_plane), torch.full_like(origins[:, 0], c.far_plane)
-        if ray_bundle.nears is not None and ray_bundle.fars is not None:  # the viewer's crop
-            nears = torch.maximum(nears, ray_bundle.nears.reshape(-1))
-            fars = torch.minimum(fars, ray_bundle.fars.reshape(-1))
+        nears, fars = self.bounds(ray_bundle)
         jitter = torch.rand_like(nears) if self.training else None
         steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
         samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
@@ -285,9 +321,13 @@ class HardMineModel(Model):
         depth = composite.distance[:, None] / accumulation.clamp(min=1e-6)
         return {"rgb": rgb, "accumulation": accumulation, "depth": depth}
 
-    def _thickness(self, positions: Tensor) -> Tensor:
+    def densities(self, positions: Tensor) -> Tensor:
+        """Density [n] at points [n, 3] of the scene."""
         log_density = self.field.geometry(self.to_unit(positions))[:, 0]
-        return truncated_exp(log_density.float()) * self.step_size
+        return truncated_exp(log_density.float())
+
+    def _thickness(self, positions: Tensor) -> Tensor:
+        return self.densities(positions) * self.step_size
 
     def _visibility_limits(self) -> tuple[float, float]:
         """Least transmittance and least opacity of a visible sample."""

@@ -54,6 +54,11 @@ class Visible:
     searched: tuple[Tensor, Tensor]
     """Positions [n, 3] in the scene and densities [n] of all samples that were looked up, visible or not."""
 
+    @property
+    def densities(self) -> Tensor:
+        """[B] of the visible samples, float32."""
+        return truncated_exp(self.geometry[:, 0].float())
+
 
 @torch.no_grad()
 def search(

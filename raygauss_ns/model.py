@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from ns_support.errors import UserError
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.outputs import Outputs
 from ns_support.rays import camera_rays
+from ns_support.viewer import ViewerRun, viewer_asks
 from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
@@ -38,6 +41,7 @@ from raygauss_ns.scene import (
 from raygauss_ns.schedules import PAPER_STEPS, Draw, step_generator, steps_per_update, stretched, unlocked_colors
 from raygauss_ns.similarity import structural_similarity
 from raygauss_ns.training import TrainingLoop
+from raygauss_ns.viewing import FlatRays, RayGaussPictures, extra_pictures
 
 
 class RayGaussModel(Model):
@@ -80,6 +84,8 @@ class RayGaussModel(Model):
         self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
+        self.run = ViewerRun()
+        self.pictures = RayGaussPictures(box, self.unit, config.density_threshold, self.step_size)
 
     def _initial_cloud(
         self, unit: float, box: Tensor, poses: Tensor, lenses: list[Lens], distance: float | None
@@ -127,12 +133,13 @@ class RayGaussModel(Model):
             for name, value in older.items():  # checkpoints from before the two were found automatically
                 state_dict.setdefault(prefix + name, value)
             self._step_size = float(state_dict[f"{prefix}_resolved_step"])
+            self.pictures.follow_checkpoint(float(state_dict[f"{prefix}cloud.scene_unit"]), self.step_size)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def cast_settings(self) -> CastSettings:
         """How rays are sampled, in the scene's own length."""
-        return CastSettings(
+        configured = CastSettings(
             step=self.step_size * self.unit,
             density_threshold=self.config.density_threshold / self.unit,
             sample_offset=self.config.sample_offset,
@@ -142,6 +149,7 @@ class RayGaussModel(Model):
             transmittance_exponent=self.config.transmittance_exponent,
             max_step=max(self.config.max_step, self.step_size) * self.unit if self.config.max_step > 0 else 0.0,
         )
+        return self.pictures.settings(configured)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -210,7 +218,7 @@ class RayGaussModel(Model):
 
     # ---- rendering ------------------------------------------------------------------------------------------------
 
-    def get_outputs(self, ray_bundle: RayBundle | Cameras) -> dict[str, Tensor]:
+    def get_outputs(self, ray_bundle: RayBundle | Cameras) -> MutableMapping[str, Tensor]:
         """Render a camera's image (in training, a random window of it) or any bundle of rays.
 
         Args:
@@ -219,35 +227,50 @@ class RayGaussModel(Model):
         Returns:
             "rgb" [*, 3], "depth" [*, 1] (expected distance along the ray, scene units; the largest of the batch where a
             ray meets nothing), "accumulation" [*, 1], "background" [*, 3]; in training also "window" [4]: first row,
-            first column, rows and columns of the window.
+            first column, rows and columns of the window; otherwise also the `extra_pictures`, each computed when it is
+            looked up.
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
-            return self._render(ray_bundle, self._watched(gaussians, None) if self.training else gaussians)
+            if not self.training:
+                return self._render_all(ray_bundle, gaussians)
+            return self._render(ray_bundle, self._watched(gaussians, None))
         camera = ray_bundle
         height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render(camera_rays(camera), gaussians)
+            return self._render_all(camera_rays(camera), gaussians)
         window = self._random_window(height, width)
         outputs = self._render(camera_rays(camera, window), self._watched(gaussians, camera_view(camera, window)))
         outputs["window"] = torch.tensor(window)
         return outputs
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """Render a camera's whole image, cropped to a box if one is given."""
+    def get_outputs_for_camera(
+        self, camera: Cameras, obb_box: OrientedBox | None = None
+    ) -> MutableMapping[str, Tensor]:
+        """Render a camera's whole image, cropped to a box if one is given; for the viewer as its controls stand."""
         rays = camera_rays(camera.to(self.device), obb_box=obb_box)
-        return self._render(rays, self.cloud.gaussians())
+        outputs = self._render_all(rays, self.pictures.gaussians(self.cloud.gaussians()))
+        return outputs.only(self.run.shown()) if viewer_asks() else outputs
 
-    def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
-        shape = rays.origins.shape[:-1]
+    def _render_all(self, rays: RayBundle, gaussians: Gaussians) -> Outputs:
+        outputs, flat = self._render(rays, gaussians), self._flat(rays)
+        accumulation = outputs["accumulation"].reshape(-1)
+        return Outputs(
+            outputs, extra_pictures(gaussians, flat, self.cast_settings, self.pictures, accumulation, self.unit)
+        )
+
+    def _flat(self, rays: RayBundle) -> FlatRays:
         origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
         nears = torch.full_like(origins[:, 0], self.config.near_plane * self.unit)
         fars = torch.full_like(nears, torch.inf)
         if rays.nears is not None and rays.fars is not None:
             nears, fars = torch.maximum(nears, rays.nears.reshape(-1)), rays.fars.reshape(-1)
-        image_width = shape[1] if len(shape) == 2 else 0
-        rgb, transmittance, depth = self._cast(gaussians, origins, directions, nears, fars, image_width)
+        return FlatRays(origins, directions, nears, fars, tuple(rays.origins.shape[:-1]))
+
+    def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
+        origins, directions, nears, fars, shape = flat = self._flat(rays)
+        rgb, transmittance, depth = self._cast(gaussians, origins, directions, nears, fars, flat.image_width)
         accumulation = 1.0 - transmittance
         background = self._background().to(rgb).expand_as(rgb)
         depth = depth / accumulation.clamp_min(1e-6)

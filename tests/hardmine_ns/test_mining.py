@@ -389,6 +389,22 @@ def test_shapes_are_checked(field, x):
         undo_activations("tanh")
 
 
+@pytest.mark.parametrize("rule", ["poisson", "topk", "off"])
+def test_an_observer_is_told_which_rows_were_used(field, rule):
+    x = torch.rand(ROWS, 3, dtype=torch.float64)
+    mining, told = HardSampleMining(rule), []
+    mining.observer = told.append
+    with torch.no_grad():
+        mining(field, field.parameters(), (x,))
+    assert not told
+    mined_gradients(field, x, mining)
+    assert len(told) == 1
+    if rule == "off":
+        assert told[0] is None
+    else:
+        assert len(told[0]) == mining.statistics.selected == field.rows_seen[-1] < ROWS
+
+
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 

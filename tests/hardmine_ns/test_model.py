@@ -86,6 +86,8 @@ def test_evaluation_outputs(ball):
         "rgb": (SIZE, SIZE, 3),
         "accumulation": (SIZE, SIZE, 1),
         "depth": (SIZE, SIZE, 1),
+        "normals": (SIZE, SIZE, 3),
+        "density_slice": (SIZE, SIZE, 1),
     }
     assert all(x.dtype == torch.float32 and torch.isfinite(x).all() and not x.requires_grad for x in outputs.values())
     metrics, images = run.model.get_image_metrics_and_images(outputs, batch)

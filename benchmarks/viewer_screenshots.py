@@ -1,0 +1,124 @@
+"""Screenshots of nerfstudio's viewer while each method trains, one for each feature: what `docs/viewer.md` shows.
+
+    python benchmarks/viewer_screenshots.py --scene SCENE
+
+Starts `ns-train METHOD` on the scene, opens its viewer in headless Chromium (`apt-get install chromium`), works the
+controls with mouse and keyboard as a user does, and writes a PNG for each feature. Ends each training with the viewer's
+own stop button and checks that a checkpoint is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from browser import Page, answers, chromium, training, wait_until
+
+COLORS = 128
+"""Of a PNG's palette: keeps the files small."""
+STEP = "return Number((document.body.innerText.match(/Step: (\\d+)/) || [0, 0])[1])"
+
+
+class Session:
+    """One training in the viewer."""
+
+    def __init__(self, page: Page, folder: Path, patience: float) -> None:
+        self.page, self.folder, self.patience = page, folder, patience
+
+    def shoot(self, name: str, control: str) -> None:
+        """Wait for the picture, bring a control into view and take the screenshot."""
+        self.page.settled(self.patience)
+        self.page.run(f"middle({control})")
+        self.page.wait(1.5)
+        image = self.page.screenshot().quantize(COLORS)
+        path = self.folder / f"viewer_{name}.png"
+        image.save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, step {self.page.run(STEP)}", flush=True)
+
+    def output(self, name: str, shot: str) -> None:
+        """Choose an output and take the screenshot."""
+        self.page.choose("Output type", name)
+        self.shoot(shot, "input('Output type')")
+
+
+def raygauss(session: Session) -> None:
+    """Outputs, then sliders, then the crop."""
+    page = session.page
+    session.shoot("training", "exact('button', 'Pause Training')[0]")
+    for name in ("depth", "accumulation", "normals"):
+        session.output(name, name)
+    page.choose("Output type", "density_slice")
+    page.enter("Slice at", 0.1)
+    session.shoot("density_slice", "input('Slice at')")
+    page.choose("Output type", "rgb")
+    page.enter("Gaussian scale", 0.4)
+    session.shoot("gaussian_scale", "input('Gaussian scale')")
+    page.enter("Gaussian scale", 1.0)
+    page.enter("Support cut-off", 4.0)
+    session.shoot("cutoff", "input('Support cut-off')")
+    page.enter("Support cut-off", 0.1)
+    page.click("input('Enable ')")
+    page.wait(1.0)
+    page.enter("Crop scale", 0.8, field=2)
+    session.shoot("crop", "input('Crop scale')")
+
+
+def hardmine(session: Session) -> None:
+    """The hard samples, and mining's settings."""
+    page = session.page
+    page.choose("Output type", "hard_samples")
+    before = page.run(STEP)
+    page.wait_for(f"{STEP.replace('return', 'return 100 <')} - {before}", session.patience)
+    session.shoot("hard_samples", "input('Output type')")
+    page.choose("Output type", "rgb")
+    page.choose("Mining rule", "topk")
+    page.enter("Greatest fraction", 0.25)
+    session.shoot("mining", "input('Mining rule')")
+
+
+def of_method(method: str, features: Callable[[Session], None], arguments: argparse.Namespace) -> None:
+    """Train, take a method's screenshots, and stop by the button."""
+    options = ["--max-num-iterations", arguments.iterations]
+    if arguments.load_dir is not None:
+        options += ["--load-dir", arguments.load_dir.resolve()]
+    running = training(method, arguments.scene, *options, log=arguments.log)
+    with running as (process, port, folder), chromium() as page:
+        wait_until(lambda: answers(port), process, 900, "its viewer answered")
+        page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
+        wait_until(lambda: page.wait(1) or bool(page.frames), process, 600, "the first picture")
+        page.press("Hide Train Cams")
+        page.scroll(arguments.away)
+        steps = arguments.steps
+        wait_until(lambda: page.wait(1) or page.run(STEP) >= steps, process, 3600, f"step {steps}")
+        session = Session(page, arguments.output, arguments.patience)
+        features(session)
+        page.press("Stop training and save")
+        checkpoints = folder / "outputs"
+        wait_until(lambda: any(checkpoints.rglob("*.ckpt")), process, 300, "there was a checkpoint")
+        session.shoot(f"stop_{'raygauss' if method == 'raygauss' else 'hardmine'}", "exact('label', 'Step size')[0]")
+        print(f"{method}: stopped, left {next(checkpoints.rglob('*.ckpt')).name}")
+
+
+def main() -> None:
+    """Both methods."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", type=Path, required=True, help="folder of the scene")
+    parser.add_argument("--steps", type=int, default=400, help="training steps before the first screenshot")
+    parser.add_argument("--methods", nargs="+", default=["raygauss", "instant-ngp-hardmine-bounded"])
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--iterations", type=int, default=3000, help="length that the training is laid out for")
+    parser.add_argument("--load-dir", type=Path, help="checkpoints of one method to go on from")
+    parser.add_argument("--away", type=int, default=12, help="notches of the mouse wheel that the camera moves back")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a picture to be whole")
+    parser.add_argument("--log", type=Path, help="where ns-train's output goes")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for method in arguments.methods:
+        features = raygauss if method.startswith("raygauss") else hardmine
+        of_method(method, features, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A model's pictures, of which some are computed only when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A picture that costs something."""
+
+    compute: Callable[[], Tensor]
+    """Gives it, [*, channels]."""
+    channels: int = 1
+    """1 or 3."""
+
+
+class Outputs(MutableMapping[str, Tensor]):
+    """Pictures by name. An `Extra` is computed when it is first looked up, and never if it is not.
+
+    nerfstudio's commands look up what they were asked for (`ns-render --rendered-output-names`, `ns-export`) and list
+    the rest by name only. The viewer looks up without the trainer's lock, while the parameters may be changing: give it
+    an `only(...)` of what it shows.
+
+    Args:
+        ready: pictures [*, C] that are there already; one of them must have the shape [*, 1] for `only`.
+        extras: the others.
+    """
+
+    def __init__(self, ready: Mapping[str, Tensor], extras: Mapping[str, Extra]) -> None:
+        self._ready, self._extras = dict(ready), dict(extras)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._ready and name in self._extras:
+            self._ready[name] = self._extras[name].compute()
+        return self._ready[name]
+
+    def __setitem__(self, name: str, picture: Tensor) -> None:
+        self._ready[name] = picture
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._ready.pop(name, None)
+        self._extras.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ready or name in self._extras
+
+    def __iter__(self) -> Iterator[str]:
+        yield from [name for name in self._ready if name not in self._extras]
+        yield from self._extras
+
+    def __len__(self) -> int:
+        return len(self._ready.keys() | self._extras.keys())
+
+    def only(self, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Compute the wanted extras now and stand black pictures in for the others, so that all names stay listed."""
+        like = next(picture for picture in self._ready.values() if picture.shape[-1] == 1)
+        return {
+            name: self[name]
+            if name in wanted or name not in self._extras
+            else like.new_zeros(()).expand(*like.shape[:-1], self._extras[name].channels)
+            for name in self
+        }

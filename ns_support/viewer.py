@@ -1,0 +1,110 @@
+"""What both methods put into nerfstudio's viewer: who is asking for a picture, a stop button, a slice to place.
+
+nerfstudio looks for controls in the attributes of the model and of its modules, and names their folders after those:
+`ViewerRun` and its like are modules for that reason alone, and hold no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, Literal
+
+import torch
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown, ViewerSlider
+from torch import Tensor, nn
+
+Axis = Literal["x", "y", "z"]
+_AXES: tuple[Axis, ...] = ("x", "y", "z")
+
+
+def viewer_asks() -> bool:
+    """Whether it is the viewer that this thread renders for.
+
+    The viewer's controls change its own pictures only: training, evaluation and `ns-render` run in other threads.
+    """
+    return isinstance(threading.current_thread(), RenderStateMachine)
+
+
+class ViewerLink(ViewerControl):
+    """The viewer that a model is shown in, once there is one."""
+
+    def __init__(self, run: ViewerRun) -> None:
+        self._run = run
+
+    def _setup(self, viewer: Any) -> None:
+        """Called by the viewer when its controls are in place."""
+        super()._setup(viewer)
+        self._run.attach(viewer)
+
+
+class ViewerRun(nn.Module):
+    """The folder of the controls that act on the run: a button that ends training and leaves a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.viewer: Any = None
+        """nerfstudio's viewer; None without one."""
+        self.stop = ViewerButton("Stop training and save", cb_hook=lambda _: self.stop_training())
+        self.link = ViewerLink(self)
+
+    def attach(self, viewer: Any) -> None:
+        """Take note of the viewer; without a training there is nothing to stop."""
+        self.viewer = viewer
+        if viewer.trainer is None:
+            self.hide()
+
+    def hide(self) -> None:
+        """Take the controls out of a viewer that has no training to act on."""
+        self.stop.set_hidden(True)
+
+    def stop_training(self) -> None:
+        """End the training before its next step.
+
+        nerfstudio then does what it does after the last step: it saves a checkpoint and, unless
+        --viewer.quit-on-train-completion is set, keeps the viewer open.
+        """
+        trainer = None if self.viewer is None else self.viewer.trainer
+        if trainer is None or trainer.training_state == "completed":
+            return
+        trainer.stop_training = True
+        self.stop.set_disabled(True)
+
+    def shown(self) -> set[str]:
+        """Names of the pictures that the viewer shows; empty without a viewer."""
+        if self.viewer is None:
+            return set()
+        panel = self.viewer.control_panel
+        return {panel.output_render} | ({panel.split_output_render} if panel.split else set())
+
+
+class SlicePlane(nn.Module):
+    """The folder of the controls that place the plane of `density_slice`.
+
+    Args:
+        box: [2, 3] corners of the scene box (scene units): the plane moves within its longest side.
+    """
+
+    def __init__(self, box: Tensor) -> None:
+        super().__init__()
+        reach = float(box.abs().max())
+        step = 10.0 ** math.floor(math.log10(reach / 50))  # a power of ten: the viewer shows as many digits as it has
+        self.axis = ViewerDropdown("Slice across", "z", list(_AXES), hint="density_slice: the axis it is normal to")
+        self.position = ViewerSlider(
+            "Slice at", 0.0, -reach, reach, step, hint="density_slice: where on that axis, in scene units"
+        )
+
+    def distances(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """Distance along each ray at which it meets the plane; infinite where it never does.
+
+        Args:
+            origins: [R, 3].
+            directions: [R, 3] of unit length.
+
+        Returns:
+            [R] > 0.
+        """
+        axis = _AXES.index(self.axis.value)
+        distance = (self.position.value - origins[:, axis]) / directions[:, axis]
+        return torch.where(distance > 0, distance, torch.inf)  # a ray within the plane: 0 / 0 is not > 0
