@@ -25,6 +25,7 @@ from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.rendering import Rays, groups_of_rays, render_visible, search
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.speed import StepTimer
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
@@ -155,8 +156,9 @@ class HardMineModel(Model):
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """The occupancy grid's update, before each step."""
-        before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
-        return [TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)]
+        timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
+        return [timer.before(), grid, timer.after()]
 
     def update_grid(self, step: int) -> None:
         """Visit a bounded number of the grid's cells, if it is time to.
@@ -217,7 +219,7 @@ class HardMineModel(Model):
         return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """PSNR of the batch in dB, its samples, and what mining did in the step before."""
+        """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         error = (outputs["rgb"].detach() - image).square().mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
@@ -243,7 +245,7 @@ class HardMineModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Scores and comparison pictures of one image."""
+        """Scores and comparison pictures of one image: ground truth beside prediction beside error."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
 

@@ -58,11 +58,12 @@ class AdaptiveRaysPipeline(VanillaPipeline):
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """One training step's outputs, losses and metrics; then chooses the next batch's rays."""
+        # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
+        self._set_num_rays()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         counts = self.model.sample_counts
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
         self.num_rays = next_num_rays(self.num_rays, counts.visible, counts.searched, self.config)
-        self._set_num_rays()
         return outputs, losses, metrics
 
     def _set_num_rays(self) -> None:

@@ -44,6 +44,8 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     config: FullImagesConfig
     train_unseen_cameras: list[int]
+    rays_per_step: int | None = None
+    """Rays that a training step casts, if its model tells; None: a whole image. For the rays per second in the logs."""
     _begun = False
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
@@ -72,6 +74,10 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
                 self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
         camera, batch = super().next_train(step)
         return camera, self._on_device(batch)
+
+    def get_train_rays_per_batch(self) -> int:
+        """Rays of a training step."""
+        return self.rays_per_step or super().get_train_rays_per_batch()
 
     def next_eval_image(self, step: int) -> tuple[Cameras, Batch]:
         """A random eval camera and its image.

@@ -66,6 +66,8 @@ class TrainingLoop:
 
     def after(self, step: int) -> None:
         """Once the optimisers have stepped: valid densities, prune, clone and split, bound the scales."""
+        if self.trainer is not None:
+            self.trainer.pipeline.datamanager.rays_per_step = self.model.rays_per_step
         images = self.model.images_per_step
         if (step + 1) % images:
             return
