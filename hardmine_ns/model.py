@@ -61,18 +61,18 @@ class HardMineModelConfig(ModelConfig):
     features_per_level: int = 2
     """Features F per level and vertex, >= 1."""
     log2_hashmap_size: int = 19
-    """Base-2 logarithm of the number T of rows that a level has at most."""
+    """Base-2 logarithm of the number T of rows that a level has at most, 3 to 30."""
     base_res: int = 16
-    """Vertices per axis of the coarsest level, N_min."""
+    """Vertices per axis of the coarsest level, N_min, >= 1."""
     max_res: int = 2048
-    """Vertices per axis of the finest level, N_max."""
+    """Vertices per axis of the finest level, N_max, >= base_res."""
     hidden_dim: int = 64
-    """Width of the networks' hidden layers, > 0."""
+    """Units in each hidden layer of the networks, > 0."""
     hash_backend: Backend = "auto"
     """What evaluates the hash encoding. auto: the fastest at hand; tcnn: tiny-cuda-nn, if installed."""
 
     grid_resolution: int = 128
-    """Voxels of the occupancy grid along an edge, a multiple of 4."""
+    """Voxels of the occupancy grid along an edge, >= 4 and a multiple of 4."""
     grid_levels: int = 4
     """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
     grid_update_every: int = 16
