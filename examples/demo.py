@@ -73,18 +73,18 @@ def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.
     """Ground truth beside prediction beside depth, a row for each of a few test views.
 
     Args:
-        images: folder that `ns-eval --render-output-path` filled: `eval_img_*.png`, where ground truth and prediction
-            stand side by side, and `eval_depth_*.png`.
+        images: folder that `ns-eval --render-output-path` filled: `eval_img_*.png`, where ground truth, prediction
+            and error stand side by side, and `eval_depth_*.png`.
         captions: one for each of the three columns.
         views: how many rows; spread evenly over all test views.
 
     Raises:
         SystemExit: with a sentence, when there are no such images.
     """
-    pairs, depths = sorted(images.glob("eval_img_*.png")), sorted(images.glob("eval_depth_*.png"))
-    if not pairs or len(pairs) != len(depths):
+    triples, depths = sorted(images.glob("eval_img_*.png")), sorted(images.glob("eval_depth_*.png"))
+    if not triples or len(triples) != len(depths):
         sys.exit(f"The demo found no images of the test views in {images}.")
-    chosen = [i * len(pairs) // views for i in range(min(views, len(pairs)))]
+    chosen = [i * len(triples) // views for i in range(min(views, len(triples)))]
 
     sheet = Image.new("RGB", (3 * TILE + 4 * GAP, CAPTION + len(chosen) * (TILE + GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
@@ -92,9 +92,9 @@ def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.
         middle = GAP + column * (TILE + GAP) + TILE // 2
         draw.text((middle, CAPTION // 2), caption, fill="#444444", font=font, anchor="mm")
     for row, view in enumerate(chosen):
-        pair, depth = Image.open(pairs[view]).convert("RGB"), Image.open(depths[view]).convert("RGB")
-        width, height = pair.width // 2, pair.height
-        tiles = pair.crop((0, 0, width, height)), pair.crop((width, 0, 2 * width, height)), depth
+        triple, depth = Image.open(triples[view]).convert("RGB"), Image.open(depths[view]).convert("RGB")
+        width, height = triple.width // 3, triple.height
+        tiles = triple.crop((0, 0, width, height)), triple.crop((width, 0, 2 * width, height)), depth
         for column, tile in enumerate(tiles):
             corner = GAP + column * (TILE + GAP), CAPTION + row * (TILE + GAP)
             sheet.paste(tile.resize((TILE, TILE), Image.Resampling.LANCZOS), corner)

@@ -32,6 +32,7 @@ from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs
 from ns_support.processes import Processes
 from ns_support.rays import camera_rays
+from ns_support.speed import StepTimer
 from ns_support.viewer import SlicePlane, viewer_asks
 
 _SAMPLES_AT_ONCE = 1 << 19
@@ -68,18 +69,18 @@ class HardMineModelConfig(ModelConfig):
     features_per_level: int = 2
     """Features F per level and vertex, >= 1."""
     log2_hashmap_size: int = 19
-    """Base-2 logarithm of the number T of rows that a level has at most."""
+    """Base-2 logarithm of the number T of rows that a level has at most, 3 to 30."""
     base_res: int = 16
-    """Vertices per axis of the coarsest level, N_min."""
+    """Vertices per axis of the coarsest level, N_min, >= 1."""
     max_res: int = 2048
-    """Vertices per axis of the finest level, N_max."""
+    """Vertices per axis of the finest level, N_max, >= base_res."""
     hidden_dim: int = 64
-    """Width of the networks' hidden layers, > 0."""
+    """Units in each hidden layer of the networks, > 0."""
     hash_backend: Backend = "auto"
     """What evaluates the hash encoding. auto: the fastest at hand; tcnn: tiny-cuda-nn, if installed."""
 
     grid_resolution: int = 128
-    """Voxels of the occupancy grid along an edge, a multiple of 4."""
+    """Voxels of the occupancy grid along an edge, >= 4 and a multiple of 4."""
     grid_levels: int = 4
     """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
     grid_update_every: int = 16
@@ -166,8 +167,9 @@ class HardMineModel(Model):
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """The occupancy grid's update, before each step."""
-        before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
-        return [TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)]
+        timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
+        return [timer.before(), grid, timer.after()]
 
     def update_grid(self, step: int) -> None:
         """Visit a bounded number of the grid's cells, if it is time to.
@@ -257,7 +259,7 @@ class HardMineModel(Model):
         return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """PSNR of the batch in dB, its samples, and what mining did in the step before."""
+        """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         error = (outputs["rgb"].detach() - image).square().mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
@@ -283,7 +285,7 @@ class HardMineModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Scores and comparison pictures of one image."""
+        """Scores and comparison pictures of one image: ground truth beside prediction beside error."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
 

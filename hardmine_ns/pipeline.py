@@ -64,6 +64,8 @@ class AdaptiveRaysPipeline(SharedPipeline):
 
         The losses are this process's shares: over all processes they add up to the mean over all rays.
         """
+        # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
+        self._set_num_rays()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
         losses = {name: loss / size for name, loss in losses.items()}
@@ -72,7 +74,6 @@ class AdaptiveRaysPipeline(SharedPipeline):
         both = torch.tensor([counts.visible, counts.searched], device=self.model.device)
         visible, searched = (int(n) // size for n in self.processes.sum(both))
         self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
-        self._set_num_rays()
         return outputs, losses, metrics
 
     def _set_num_rays(self) -> None:

@@ -37,7 +37,7 @@ class AutoDataParserConfig(DataParserConfig):
     _target: type = field(default_factory=lambda: DataParser)
     """Not used: `setup` makes the parser that fits the folder."""
     downscale_factor: int | None = None
-    """How much to downscale images, for parsers that can; None: as that parser is set."""
+    """Factor, >= 1, by which to downscale images, for parsers that can; None: as that parser is set."""
     blender: BlenderDataParserConfig = field(default_factory=BlenderDataParserConfig)
     """How to read a folder with transforms_train.json and camera_angle_x in it. Its `data` is not used."""
     nerfstudio: NerfstudioDataParserConfig = field(default_factory=NerfstudioDataParserConfig)

@@ -44,6 +44,8 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     config: FullImagesConfig
     train_unseen_cameras: list[int]
+    rays_per_step: int | None = None
+    """Rays that a training step casts, if its model tells; None: a whole image. For the rays per second in the logs."""
     _begun = False
     _images_per_step, _first, _every = 1, 0, 1
 
@@ -95,6 +97,10 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         for _ in range(images):
             self.train_unseen_cameras.pop(0)
             self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
+
+    def get_train_rays_per_batch(self) -> int:
+        """Rays of a training step."""
+        return self.rays_per_step or super().get_train_rays_per_batch()
 
     def next_eval_image(self, step: int) -> tuple[Cameras, Batch]:
         """A random eval camera and its image.

@@ -19,6 +19,9 @@ _ALEXNET_MIN_SIZE = 31
 """Height and width in pixels below which nothing is left after AlexNet's strides and poolings."""
 _CONNECT_SECONDS = 5.0
 """How long the weights' server may take to answer; torch.hub itself waits for minutes where packets are dropped."""
+ERROR_RANGE = 0.2
+"""Error, averaged over the three channels, that has the brightest colour in pictures. Fixed, so that the pictures of
+different steps and methods can be compared."""
 _NO_WEIGHTS = (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError)
 """What a failed download or a broken file raises: URLError and timeouts are OSErrors, a wrong hash a RuntimeError."""
 
@@ -119,14 +122,18 @@ def comparison_images(outputs: dict[str, Tensor], ground_truth: Tensor) -> dict[
         ground_truth: [H, W, 3], same device.
 
     Returns:
-        "img" [H, 2W, 3], ground truth on the left; "accumulation" and "depth" [H, W, 3], colour-mapped. The depth's
-        colours span what is covered (accumulation > 0.5), so that an empty background doesn't use up the range.
+        "img" [H, 3W, 3]: ground truth, prediction, error; "accumulation" and "depth" [H, W, 3]; the last three
+        colour-mapped. The error is |prediction - ground truth|, both clamped to [0, 1], averaged over the channels:
+        black for 0, light yellow from `ERROR_RANGE` on. The depth's colours span what is covered (accumulation > 0.5),
+        so that an empty background doesn't use up the range.
     """
     accumulation, depth = outputs["accumulation"], outputs["depth"].nan_to_num()
     covered = depth[accumulation > 0.5]
     near, far = (float(covered.min()), float(covered.max())) if covered.numel() else (None, None)
+    error = (outputs["rgb"].clamp(0.0, 1.0) - ground_truth.clamp(0.0, 1.0)).abs().mean(-1, keepdim=True)
+    error_colors = colormaps.apply_float_colormap((error / ERROR_RANGE).clamp(max=1.0), colormap="inferno")
     return {
-        "img": torch.cat([ground_truth, outputs["rgb"]], dim=1),
+        "img": torch.cat([ground_truth, outputs["rgb"], error_colors.to(ground_truth)], dim=1),
         "accumulation": colormaps.apply_colormap(accumulation),
         "depth": colormaps.apply_depth_colormap(depth, accumulation, near_plane=near, far_plane=far),
     }

@@ -31,7 +31,7 @@ class FusedAdamConfig(AdamOptimizerConfig):
     """Adam in one pass over memory instead of ten."""
 
     eps: float = 1e-15
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment, >= 0."""
 
     def setup(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser; not fused before torch 2.4, where a CPU has no such kernel."""
@@ -104,12 +104,13 @@ class RayGaussModelConfig(ModelConfig):
     """Training steps (of 30,000) after which the next degree of spherical harmonics joins, >= 0; the spherical
     Gaussians do after three such intervals. 0: all from the start."""
     ssim_lambda: float = 0.2
-    """Weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
+    """lambda: weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
     iso_weight: float = 2.5e-7
     """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. RayGaussX: 2.5e-7 on synthetic
     scenes, 2.5e-4 on real ones; RayGauss: 0."""
     accumulate_from: int = 20_000
-    """Training step (of 30,000) from which on the gradients of several images are averaged before an optimiser step."""
+    """Training step (of 30,000), >= 0, from which on the gradients of several images are averaged before an optimiser
+    step."""
     accumulate_images: int = 20
     """How many images are averaged then in a training of 30,000 steps, in others in proportion to their length, so that
     as many optimiser steps are left; >= 1, 1: never."""

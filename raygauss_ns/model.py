@@ -19,6 +19,7 @@ from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs
 from ns_support.rays import camera_rays
+from ns_support.speed import StepTimer
 from ns_support.viewer import ViewerRun, viewer_asks
 from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
@@ -80,7 +81,7 @@ class RayGaussModel(Model):
         self.register_buffer("_total_steps", torch.tensor(total_steps))
         schedule = density_schedule(config, total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
-        self.step = 0
+        self.step, self.rays_per_step = 0, 0
         self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
@@ -168,7 +169,8 @@ class RayGaussModel(Model):
             raise UserError(f"The PLY file {self.config.initial_ply} (--pipeline.model.initial-ply) does not exist.")
         check_background(self.config, getattr(pipeline.datamanager.train_dataparser_outputs, "alpha_color", None))
         cameras = pipeline.datamanager.train_dataset.cameras
-        return TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer).callbacks()
+        timer, loop = StepTimer(), TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer)
+        return [timer.before(), *loop.callbacks(), timer.after()]
 
     def update_to_step(self, step: int) -> None:
         """Tell the model where training stands: it decides what of the colour counts."""
@@ -240,6 +242,7 @@ class RayGaussModel(Model):
         if not self.training:
             return self._render_all(camera_rays(camera), gaussians)
         window = self._random_window(height, width)
+        self.rays_per_step = window[2] * window[3]
         outputs = self._render(camera_rays(camera, window), self._watched(gaussians, camera_view(camera, window)))
         outputs["window"] = torch.tensor(window)
         return outputs
@@ -389,7 +392,7 @@ class RayGaussModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """PSNR, SSIM and, where its weights are to be had, LPIPS; ground truth beside prediction."""
+        """PSNR, SSIM and, where its weights are to be had, LPIPS; ground truth beside prediction beside error."""
         image, _ = self._ground_truth(outputs, batch)
         metrics = image_metrics(outputs["rgb"], image, self.lpips)
         metrics["gaussian_count"] = float(len(self.cloud))

@@ -72,6 +72,9 @@ class TrainingLoop:
 
     def after(self, step: int) -> None:
         """Once the optimisers have stepped: valid densities, prune, clone and split, re-order, bound the scales."""
+        images_here = self.model.images_at_once // self.processes.size
+        if self.trainer is not None:
+            self.trainer.pipeline.datamanager.rays_per_step = self.model.rays_per_step * images_here
         if self.model.images_at_once > 1 and step <= self.model.density_control.schedule.last:
             self.model.density_control.add_observed(self.processes)
         group = self.model.steps_per_update

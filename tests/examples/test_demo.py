@@ -15,12 +15,12 @@ def demo(example, monkeypatch, tmp_path):
 
 
 def write_eval_images(folder, count, size=8):
-    """What `ns-eval` leaves: the truth is red, the prediction green, the depth as bright as the view's number."""
+    """What `ns-eval` leaves: red truth, green prediction, black error, and depth as bright as the view's number."""
     folder.mkdir(exist_ok=True)
-    pair = np.zeros((size, 2 * size, 3), np.uint8)
-    pair[:, :size, 0] = pair[:, size:, 1] = 255
+    triple = np.zeros((size, 3 * size, 3), np.uint8)
+    triple[:, :size, 0] = triple[:, size : 2 * size, 1] = 255
     for i in range(count):
-        Image.fromarray(pair).save(folder / f"eval_img_{i:04d}.png")
+        Image.fromarray(triple).save(folder / f"eval_img_{i:04d}.png")
         Image.fromarray(np.full((size, size, 3), i, np.uint8)).save(folder / f"eval_depth_{i:04d}.png")
 
 

@@ -93,7 +93,7 @@ def test_evaluation_outputs(ball):
     metrics, images = run.model.get_image_metrics_and_images(outputs, batch)
     assert metrics["psnr"] > 8
     assert all(isinstance(value, float) for value in metrics.values())
-    assert images["img"].shape == (SIZE, 2 * SIZE, 3)
+    assert images["img"].shape == (SIZE, 3 * SIZE, 3)
     assert run.model.get_rgba_image(outputs).shape == (SIZE, SIZE, 4)
     run.pipeline.get_eval_loss_dict(0)
 

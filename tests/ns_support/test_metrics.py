@@ -2,11 +2,12 @@ import io
 import math
 import urllib.error
 
+import matplotlib
 import pytest
 import torch
 
 from ns_support import metrics
-from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
+from ns_support.metrics import ERROR_RANGE, LazyLPIPS, comparison_images, image_metrics
 
 
 class FakeLPIPS(torch.nn.Module):
@@ -138,12 +139,29 @@ class TestComparisonImages:
         outputs, truth = self.outputs(torch.ones(3, 4, 1)), torch.rand(3, 4, 3)
         images = comparison_images(outputs, truth)
         assert {key: tuple(image.shape) for key, image in images.items()} == {
-            "img": (3, 8, 3),
+            "img": (3, 12, 3),
             "accumulation": (3, 4, 3),
             "depth": (3, 4, 3),
         }
         assert torch.equal(images["img"][:, :4], truth)
-        assert torch.equal(images["img"][:, 4:], outputs["rgb"])
+        assert torch.equal(images["img"][:, 4:8], outputs["rgb"])
+
+    def test_the_errors_colours_have_a_fixed_range(self):
+        """Whatever else is in the picture, an error has the same colour."""
+        outputs, truth = self.outputs(torch.ones(3, 4, 1)), torch.full((3, 4, 3), 0.5)
+        outputs["rgb"] = truth.clone()
+        outputs["rgb"][0, 1] += torch.tensor([0.75, -0.75, 0.0]) * ERROR_RANGE
+        outputs["rgb"][0, 2:4] += torch.tensor([1.01 * ERROR_RANGE, 0.4])[:, None]
+        errors = comparison_images(outputs, truth)["img"][:, 8:]
+        black, middle, brightest = (torch.tensor(matplotlib.colormaps["inferno"].colors[i]) for i in (0, 127, 255))
+        torch.testing.assert_close(errors[0], torch.stack([black, middle, brightest, brightest]).float())
+        torch.testing.assert_close(errors[1:], black.float().expand(2, 4, 3))
+
+    def test_colours_out_of_range_count_as_clamped(self):
+        outputs, truth = self.outputs(torch.ones(3, 4, 1)), torch.ones(3, 4, 3)
+        outputs["rgb"] = torch.full((3, 4, 3), 7.0)
+        errors = comparison_images(outputs, truth)["img"][:, 8:]
+        assert errors.max() < 0.02
 
     def test_an_empty_background_does_not_use_up_the_depths_colours(self):
         accumulation = torch.ones(3, 4, 1)

@@ -207,7 +207,7 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
     assert metrics["gaussian_count"] == 300.0
     assert metrics["ssim"] == pytest.approx(1.0, abs=1e-3)
     assert all(type(value) is float for value in metrics.values())
-    assert images["img"].shape == (40, 80, 3)
+    assert images["img"].shape == (40, 120, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""What `ns-train METHOD --help` says about every setting that is ours."""
+
+import dataclasses
+import re
+import typing
+from importlib.metadata import entry_points
+
+import pytest
+from tyro import _docstrings as tyro_docstrings
+
+from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
+from raygauss_ns import method as raygauss_methods
+
+PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
+SPECS = [
+    *(spec for spec in vars(raygauss_methods).values() if hasattr(spec, "description")),
+    instant_ngp_hardmine,
+    instant_ngp_hardmine_bounded,
+]
+
+RANGE = re.compile(r"[<>]=? ?`?-?[\w.]|\bin [\[(]-?[\d.]+, |\b\d+,? (to|or) \d|\bfrom \w+ to \d|: 0 \(|, 1 to \d")
+"""`> 0`, `>= min_num_rays`, `in [0, 1)`, `1 to 8`, `from mining_min_fraction to 1`."""
+_UNITS = (
+    "scene units?|pixels?|steps?|samples|rays|images|Gaussians|voxels|cells|vertices|levels|features|rows|boxes|units"
+    "|degrees?|root mean squared distances|in its sides"
+)
+_RATIOS = "fraction|weight|factor|multiple|opacity|transmittance|logarithm|learning rate|decay|second moment"
+UNIT = re.compile(rf"\((1/)?(u|s)\)|\b({_UNITS}|{_RATIOS})\b", re.IGNORECASE)
+"""A unit, u being raygauss' unit of length, or what of what a number without one is."""
+SYMBOLS = {
+    "step_size": "dt",
+    "density_threshold": "eps",
+    "transmittance_threshold": "eps_T",
+    "samples_per_slab": "K",
+    "initial_density": "sigma",
+    "ssim_lambda": "lambda",
+    "iso_weight": "L_iso",
+    "densify_threshold": "|dL/dmu|",
+    "target_num_samples": "B",
+    "mining_min_fraction": "b / B",
+    "mining_max_fraction": "b / B",
+    "mining_decay": "tau",
+    "num_levels": "L",
+    "features_per_level": "F",
+    "log2_hashmap_size": "T",
+    "base_res": "N_min",
+    "max_res": "N_max",
+}
+"""The papers' notation."""
+
+
+def complaint(text, numeric):
+    """What is missing in a setting's help; None: nothing."""
+    if not text or len(text.split()) < 2:
+        return "text"
+    if numeric and not text.startswith("Not used"):
+        if not RANGE.search(text):
+            return "range"
+        if not UNIT.search(text):
+            return "unit"
+    return None
+
+
+def configs_below(part):
+    """The configurations in a configuration or a dictionary, itself included; ours or not."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        yield part
+        inner = [getattr(part, field.name) for field in dataclasses.fields(part)]
+    else:
+        inner = part.values() if isinstance(part, dict) else ()
+    for other in inner:
+        yield from configs_below(other)
+
+
+def is_numeric(kind):
+    return kind in (int, float) or any(map(is_numeric, typing.get_args(kind)))
+
+
+def our_fields():
+    """(class, field, its type) of each field that a class of ours declares."""
+    classes = {type(part) for spec in SPECS for part in configs_below(spec.config)}
+    for cls in sorted(
+        (cls for cls in classes if cls.__module__.split(".")[0] in PACKAGES), key=lambda cls: cls.__name__
+    ):
+        kinds = typing.get_type_hints(cls)
+        yield from ((cls, name, kinds[name]) for name in vars(cls)["__annotations__"] if not name.startswith("_"))
+
+
+FIELDS = list(our_fields())
+
+
+def test_all_of_our_configurations_are_looked_at():
+    names = {cls.__name__ for cls, _, _ in FIELDS}
+    assert {
+        "RayGaussModelConfig",
+        "FusedAdamConfig",
+        "FullImagesConfig",
+        "HardMineModelConfig",
+        "AdaptiveRaysPipelineConfig",
+        "RayDataManagerConfig",
+        "RowAdamOptimizerConfig",
+        "AutoDataParserConfig",
+    } <= names
+    assert len(FIELDS) > 70
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name, _ in FIELDS])
+def test_every_setting_has_help_with_unit_and_range(cls, name, kind):
+    text = tyro_docstrings.get_field_docstring(cls, name, ())
+    assert complaint(text, is_numeric(kind)) is None, text
+    assert re.search(rf"(?<!\w){re.escape(SYMBOLS.get(name, ''))}(?!\w)", text), f"{text!r} lacks {SYMBOLS.get(name)}"
+
+
+def test_every_symbol_belongs_to_a_setting():
+    assert set(SYMBOLS) <= {name for _, name, _ in FIELDS}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        (None, "text"),
+        ("Rate.", "text"),
+        ("Number of levels L.", "range"),
+        ("Vertices per axis of the coarsest level, N_min.", "range"),
+        ("How much of it there is, > 0.", "unit"),
+        ("Distance in scene units at which rays end, > near_plane.", None),
+        ("Not used.", None),
+    ],
+)
+def test_the_check_finds_what_is_missing(text, missing):
+    assert complaint(text, numeric=True) == missing
+
+
+def test_every_method_is_described_in_the_list():
+    names = {entry.name for entry in entry_points(group="nerfstudio.method_configs")}
+    assert {spec.config.method_name for spec in SPECS} <= names
+    descriptions = [spec.description for spec in SPECS]
+    assert len(set(descriptions)) == len(descriptions)
+    assert all(len(text.split()) > 4 and text.endswith(".") for text in descriptions)
