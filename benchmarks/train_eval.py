@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from PIL import Image
@@ -79,7 +80,9 @@ def train(
     torch.manual_seed(seed)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
-    trainer.setup(test_mode="test")
+    # Only Blender's parser knows a test split apart from the validation split, which is what `ns-train` sets up.
+    blender = isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig)
+    trainer.setup(test_mode="test" if blender else "val")
     if prepare is not None:
         prepare(trainer)
     ends: list[float] = []

@@ -11,9 +11,15 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 
+from ns_support.capture import cameras_inside, triangulated_points
 from ns_support.data import ChecksData, explained_data_errors, parser_name
 from ns_support.errors import UserError
+from ns_support.rays import camera_lenses
+
+_FEWEST_POINTS = 100
+"""Fewer triangulated points than this say nothing about a scene."""
 
 Batch = dict[str, Any]
 """An image's data: "image" [H, W, 3 or 4] float in [0, 1] (or uint8), "image_idx", "mask" [H, W, 1] bool if any."""
@@ -28,6 +34,9 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     sfm_points: bool = True
     """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
     nerfstudio-data unless told otherwise. False: as the data parser says."""
+    triangulated_points: int = 30_000
+    """Most points, >= 0, that are triangulated from the photographs before training when the scene has no SfM points
+    and its cameras are inside of the scene box, as those of a capture are; 0: none."""
 
 
 class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
@@ -56,6 +65,25 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         super().__init__(config, *args, **kwargs)
         # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
+        if self.test_mode == "val" and config.triangulated_points > 0:  # as `ns-train` has it
+            self._triangulate(config.triangulated_points)
+
+    def _triangulate(self, most: int) -> None:
+        """Find points in the photographs of a capture that came without any."""
+        metadata, dataset = self.train_dataparser_outputs.metadata, self.train_dataset
+        poses = dataset.cameras.camera_to_worlds
+        if metadata.get("points3D_xyz") is not None or not cameras_inside(poses[:, :, 3], dataset.scene_box.aabb):
+            return
+        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
+            data = [dataset.get_data(i, image_type="uint8") for i in range(len(dataset))]
+        masks = [item.get("mask") for item in data]
+        found = triangulated_points([item["image"] for item in data], poses, camera_lenses(dataset.cameras), masks)
+        if len(found.positions) < _FEWEST_POINTS:
+            return
+        chosen = torch.randperm(len(found.positions), generator=torch.Generator().manual_seed(0))[:most]
+        # Where nerfstudio's pipeline looks for SfM points to hand to the model.
+        metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
+        CONSOLE.print(f"The scene has no SfM points: {len(chosen)} were triangulated from its photographs.")
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.

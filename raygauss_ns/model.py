@@ -14,6 +14,7 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
+from ns_support.capture import cameras_inside
 from ns_support.errors import UserError
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
@@ -33,7 +34,7 @@ from raygauss_ns.projection import View
 from raygauss_ns.scene import (
     BLENDER_BOX,
     BLENDER_DISTANCE,
-    cameras_inside,
+    camera_centers,
     content_distance,
     frustum_points,
     resolved_step,
@@ -107,7 +108,7 @@ class RayGaussModel(Model):
         if self._seed_points is not None and not config.random_init and len(self._seed_points[0]) > 0:
             positions, colors = self._seed_points
             start = StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
-        elif cameras_inside(poses, box):
+        elif cameras_inside(camera_centers(poses), box):
             start = frustum_points(config.num_random, poses, lenses, distance or BLENDER_DISTANCE * unit)
         else:
             start = random_points(config.num_random, box, config.random_extent)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ns_support.capture import cameras_inside
 from ns_support.lenses import Lens
 from raygauss_ns.gaussians import StartPoints
 from raygauss_ns.projection import in_camera_space
@@ -42,7 +43,7 @@ def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> 
         medians = [d.median() for d in before if len(d) > 0]
         return float(torch.stack(medians).median()) if medians else None
     axes = -poses[:, 2, :3]
-    centers = -torch.einsum("cji,cj->ci", poses[:, :, :3], poses[:, :, 3])
+    centers = camera_centers(poses)
     across = torch.eye(3).to(poses) - axes[:, :, None] * axes[:, None, :]
     if torch.linalg.eigvalsh(across.mean(0))[0] < _MIN_CONVERGENCE:
         return None
@@ -66,19 +67,15 @@ def scene_unit(world_to_cameras: Tensor, box: Tensor, points: Tensor | None = No
         points: [N, 3] SfM points, or None.
     """
     from_box = float((box[1] - box[0]).max()) / BLENDER_BOX
-    if not cameras_inside(world_to_cameras, box):
+    if not cameras_inside(camera_centers(world_to_cameras), box):
         return from_box
     distance = content_distance(world_to_cameras, points)
     return from_box if distance is None else distance / BLENDER_DISTANCE
 
 
-def cameras_inside(world_to_cameras: Tensor, box: Tensor) -> bool:
-    """Whether most of C >= 0 cameras [C, 3, 4] are inside of a box [2, 3]."""
-    if len(world_to_cameras) == 0:
-        return False
-    centers = -torch.einsum("cji,cj->ci", world_to_cameras[:, :, :3], world_to_cameras[:, :, 3])
-    inside = ((centers >= box[0].to(centers)) & (centers <= box[1].to(centers))).all(-1)
-    return bool(inside.float().mean() > 0.5)
+def camera_centers(world_to_cameras: Tensor) -> Tensor:
+    """[C, 3] where cameras [C, 3, 4] are."""
+    return -torch.einsum("cji,cj->ci", world_to_cameras[:, :, :3], world_to_cameras[:, :, 3])
 
 
 def frustum_points(count: int, world_to_cameras: Tensor, lenses: Sequence[Lens], distance: float) -> StartPoints:

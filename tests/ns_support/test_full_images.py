@@ -8,6 +8,8 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
+from ns_support import full_images
+from ns_support.capture import Points
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages, FullImagesConfig
 
@@ -136,7 +138,7 @@ def test_images_and_cameras_stay_as_they_are(nerfstudio_scene, kind, model, dist
 def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     folder = nerfstudio_scene(2, k1=0.1)
     (folder / "image_1.png").unlink()
-    datamanager = start(folder)
+    datamanager = start(folder, triangulated_points=0)
     with pytest.raises(UserError):
         datamanager.next_train(0)
     assert datamanager.train_dataset.cameras.distortion_params.any()
@@ -147,3 +149,30 @@ def test_config_survives_yaml():
     text = yaml.dump(config)
     assert "lambda" not in text
     assert yaml.load(text, Loader=yaml.Loader)._target is FullImages
+
+
+@pytest.mark.parametrize(
+    ("found", "most", "expected"), [(150, 1000, 150), (150, 120, 120), (99, 1000, None), (150, 0, None)]
+)
+def test_a_capture_without_points_gets_triangulated_ones(nerfstudio_scene, monkeypatch, found, most, expected):
+    points = Points(torch.arange(3.0 * found).view(-1, 3), torch.full((found, 3), 7, dtype=torch.uint8))
+    monkeypatch.setattr(full_images, "triangulated_points", lambda *_: points)
+    metadata = start(nerfstudio_scene(4), triangulated_points=most).train_dataparser_outputs.metadata
+    if expected is None:
+        assert "points3D_xyz" not in metadata
+    else:
+        assert metadata["points3D_xyz"].shape == metadata["points3D_rgb"].shape == (expected, 3)
+        assert len(torch.unique(metadata["points3D_xyz"], dim=0)) == expected
+
+
+def test_nothing_is_triangulated_for_a_look_at_a_trained_scene_or_an_object(
+    nerfstudio_scene, blender_scene, monkeypatch
+):
+    monkeypatch.setattr(full_images, "triangulated_points", lambda *_: pytest.fail("not wanted"))
+    parser = NerfstudioDataParserConfig(eval_mode="all", **AS_GIVEN)
+    FullImagesConfig(data=nerfstudio_scene(4), dataparser=parser).setup(device="cpu", test_mode="inference")
+    far = BlenderDataParserConfig(scale_factor=1.0)
+    folder = blender_scene(train=2, val=1)
+    for path in folder.glob("transforms_*.json"):
+        path.write_text(path.read_text().replace("[0.0, 0.0, 1.0, 0.0]", "[0.0, 0.0, 1.0, 4.0]"))
+    start(folder, far)
