@@ -46,6 +46,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - `cache_images="cpu"`, which more than 500 images force, does not try to pin memory without CUDA.
     - Every tensor of a batch is on the datamanager's device, masks too.
     - Images and cameras stay as they are, distortion included: `ns_support.rays` makes exact rays of any lens.
+    - What lies outside the data's `fisheye_crop_radius` is masked.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
     - A resumed run goes on with the images that the run it resumes would have come to next.
     - Of one sequence of training images, each of several processes gets its own part (`divide`).
@@ -98,6 +99,10 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
                 images: list[Batch] = super()._load_images(split, where)
         finally:
             dataset.cameras = cameras
+        radius = (cameras.metadata or {}).get("fisheye_crop_radius")
+        if radius is not None:
+            for batch in images:
+                batch["mask"] = _within_circle(batch, float(radius))
         if split == "train":
             self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
         return images
@@ -178,3 +183,12 @@ class EvalImages:
         cameras = deepcopy(source.eval_dataset.cameras).to(source.device)
         for i, batch in enumerate(source.cached_eval):
             yield cameras[i : i + 1], source._on_device(batch)
+
+
+def _within_circle(batch: Batch, radius: float) -> torch.Tensor:
+    """The batch's mask, or all of the image, within a circle about the image's middle; [H, W, 1] bool."""
+    height, width = batch["image"].shape[:2]
+    device = batch["image"].device
+    row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    inside = ((row - height // 2) ** 2 + (column - width // 2) ** 2 < radius**2)[..., None]
+    return inside & batch["mask"] if "mask" in batch else inside

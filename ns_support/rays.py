@@ -16,6 +16,8 @@ from torch import Tensor
 from ns_support.errors import UserError
 from ns_support.lenses import Lens, LensType, LocalRays, make_lens, stack_lenses
 
+_MOST_KEPT = 1 << 22
+"""Pixels of an image whose rays are kept, at most: 24 bytes each."""
 Window = tuple[int, int, int, int]
 """First row, first column, rows, columns."""
 
@@ -65,16 +67,15 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     (lens,) = camera_lenses(camera)
     top, left, rows, columns = window or (0, 0, int(camera.height), int(camera.width))
     pose = camera.camera_to_worlds.reshape(3, 4)
-    column = torch.arange(left, left + columns, dtype=torch.float64, device=pose.device) + 0.5
-    row = torch.arange(top, top + rows, dtype=torch.float64, device=pose.device)[:, None] + 0.5
     if lens.is_pinhole:
+        column, row = _pixel_centers((top, left, rows, columns), pose.device)
         x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
         y = ((row - lens.cy) / lens.fy).float().expand(-1, columns)
         directions = torch.stack([x, -y, -torch.ones_like(x)], -1) @ pose[:, :3].T
         directions = torch.nn.functional.normalize(directions, dim=-1)
         bundle = RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
     else:
-        bundle = _in_world(lens.rays(column, row), pose)
+        bundle = _in_world(_LATEST.rays(lens, (top, left, rows, columns), pose.device), pose)
     if obb_box is not None:
         _cut(bundle, obb_box)
     return bundle
@@ -142,6 +143,43 @@ class ExactRayGenerator(RayGenerator):
             if part.exist is not None:
                 exist[own] = part.exist
         return LocalRays(origins, directions, exist)
+
+
+def _pixel_centers(window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A row of columns and a column of rows, float64."""
+    top, left, rows, columns = window
+    column = torch.arange(left, left + columns, dtype=torch.float64, device=device) + 0.5
+    return column, torch.arange(top, top + rows, dtype=torch.float64, device=device)[:, None] + 0.5
+
+
+class _LatestLens:
+    """The rays of the latest distorted lens: mostly, all of a scene's images are taken through the same one.
+
+    Those of a whole image are kept once a lens comes up twice in a row, so that a scene whose every image has a lens of
+    its own pays for the windows that it asks for and no more.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Lens, torch.device, LocalRays | None] | None = None
+
+    def rays(self, lens: Lens, window: Window, device: torch.device) -> LocalRays:
+        """Rays [rows, columns] of a window."""
+        if not lens.distortion or lens.width * lens.height > _MOST_KEPT:
+            return lens.rays(*_pixel_centers(window, device))
+        kept = self._kept  # once: another thread may have its own lens
+        if kept is None or kept[:2] != (lens, device):
+            self._kept = lens, device, None
+            return lens.rays(*_pixel_centers(window, device))
+        whole = kept[2]
+        if whole is None:
+            whole = lens.rays(*_pixel_centers((0, 0, int(lens.height), int(lens.width)), device))
+            self._kept = lens, device, whole
+        top, left, rows, columns = window
+        cut = slice(top, top + rows), slice(left, left + columns)
+        return LocalRays(None, whole.directions[cut], None if whole.exist is None else whole.exist[cut])
+
+
+_LATEST = _LatestLens()
 
 
 def _in_world(local: LocalRays, pose: Tensor) -> RayBundle:

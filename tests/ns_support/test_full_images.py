@@ -135,6 +135,18 @@ def test_images_and_cameras_stay_as_they_are(nerfstudio_scene, kind, model, dist
         torch.testing.assert_close(dataset.cameras.distortion_params[1], get_distortion_params(**distortion))
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_what_is_outside_a_fisheyes_circle_is_masked(nerfstudio_scene, masks):
+    folder = nerfstudio_scene(2, masks=masks, camera_model="OPENCV_FISHEYE", k1=0.05, fisheye_crop_radius=10.0)
+    mask = start(folder).next_train(0)[1]["mask"]
+    assert (mask.dtype, mask.shape) == (torch.bool, (HEIGHT, WIDTH, 1))
+    middle = mask[HEIGHT // 2, :, 0]
+    assert middle[WIDTH // 2 - 9 : WIDTH // 2].all()
+    assert bool(middle[WIDTH // 2 + 9]) is not masks  # the written masks hide the right half
+    assert not middle[: WIDTH // 2 - 10].any()
+    assert not mask[0].any()
+
+
 def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     folder = nerfstudio_scene(2, k1=0.1)
     (folder / "image_1.png").unlink()

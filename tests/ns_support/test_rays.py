@@ -57,12 +57,15 @@ def assert_rays(expected_ray):
 @pytest.mark.parametrize(("kind", "distortion"), KINDS)
 def test_rays_of_a_window(assert_rays, kind, distortion):
     camera = make_cameras(kind, distortion)
+    pixels = [(row, column) for row in range(7, 20, 3) for column in range(9, 26, 2)]
+    assert (10, 15) in pixels  # the optical axis
     rays = camera_rays(camera, (7, 9, 13, 17))
     assert rays.shape == (13, 17)
     assert rays.fars is None
-    pixels = [(row, column) for row in range(7, 20, 3) for column in range(9, 26, 2)]
-    assert (10, 15) in pixels  # the optical axis
     assert_rays(rays[::3, ::2].flatten(), camera, pixels)
+    for _ in range(2):  # from a whole image that is made and kept, and from the one kept
+        again = camera_rays(camera, (7, 9, 13, 17))
+        torch.testing.assert_close(again.directions, rays.directions, atol=6e-8, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "distortion"), KINDS)
@@ -175,6 +178,14 @@ def test_rays_are_cut_to_a_box(kind, distortion):
             local = (rays.origins + t * rays.directions - center)[hit] @ turn
             outermost = (local.abs() / (0.5 * size)).amax(-1)
             torch.testing.assert_close(outermost, torch.ones_like(outermost), atol=1e-4, rtol=0)
+
+
+def test_kept_rays_are_those_of_the_lens_that_was_asked_for(assert_rays):
+    """Two lenses and two poses by turns, windows of all sizes."""
+    one, other = make_cameras(CameraType.FISHEYE, OPENCV, 2), make_cameras(CameraType.PERSPECTIVE, OPENCV, 2)
+    for cameras, index in ((one, 0), (one, 1), (other, 1), (one, 0), (one, 1), (other, 0), (other, 1)):
+        rays = camera_rays(cameras[index : index + 1], (2 + index, 3, 4, 5))
+        assert_rays(rays[0, :2], cameras[index], [(2 + index, 3), (2 + index, 4)])
 
 
 def test_lenses_are_told_once_and_bad_ones_named():
