@@ -1,0 +1,59 @@
+"""Several processes, joined by gloo, train one field."""
+
+import copy
+
+import pytest
+import torch
+
+from hardmine_ns.method import instant_ngp_hardmine_bounded
+
+STEPS = 20
+
+
+def train(folder, output, rank, size, **model):
+    config = copy.deepcopy(instant_ngp_hardmine_bounded.config)
+    config.pipeline.datamanager.data = folder
+    config.pipeline.target_num_samples = 2048
+    settings = {"log2_hashmap_size": 12, "max_res": 128, "grid_resolution": 32, "grid_cells_per_update": 4096}
+    settings |= {"hidden_dim": 32, "render_step_size": 0.03} | model
+    for name, value in settings.items():
+        setattr(config.pipeline.model, name, value)
+    config.output_dir, config.experiment_name, config.timestamp = output, "test", "run"
+    config.vis, config.max_num_iterations = "tensorboard", STEPS
+    config.steps_per_eval_batch = config.steps_per_eval_image = 0
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    torch.manual_seed(rank)  # as `ns-train` has it: a seed of its own for each process
+    trainer = config.setup(local_rank=rank, world_size=size)
+    trainer.setup()
+    losses = []
+    iterate = trainer.train_iteration
+
+    def note(step):
+        result = iterate(step)
+        losses.append(float(result[0].detach()))
+        return result
+
+    trainer.train_iteration = note
+    trainer.train()
+    pipeline = trainer.pipeline
+    return pipeline.model.state_dict(), losses, pipeline.num_rays, pipeline.model.sample_counts.visible
+
+
+@pytest.mark.parametrize("rule", ["poisson", "topk", "off"])
+def test_processes_hold_one_field_one_grid_and_one_tau(ball, tmp_path, rule, run_processes):
+    """Of rays of their own. The loss falls, and each loss is its process's share of the mean."""
+
+    def work(rank):
+        return train(ball, tmp_path / str(rank), rank, 2, mining_rule=rule)
+
+    (first, losses, rays, visible), (second, others, other_rays, other_visible) = run_processes(work)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert rays == other_rays
+    assert visible != other_visible  # other rays
+    assert (first["mining.tau"] > 1) == (rule != "off")
+    total = [a + b for a, b in zip(losses, others, strict=True)]
+    assert losses[0] == others[0]  # logged for all
+    assert sum(total[-5:]) < 0.7 * sum(total[1:6])
