@@ -1,6 +1,6 @@
 """nerfstudio's viewer in a real browser: a training with its viewer, and Chromium to look at it, driven over DevTools.
 
-Needs Chromium (`apt-get install chromium`) and nothing from PyPI: the websockets library comes with viser. Used by
+Needs Chromium (`apt-get install chromium`) and nothing from PyPI: websockets and msgspec come with viser. Used by
 `viewer_latency.py` and `viewer_screenshots.py`.
 """
 
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from PIL import Image
 from websockets.sync.client import connect
 
@@ -34,6 +35,8 @@ FLAGS = (
     "--no-first-run",
     "--disable-background-networking",
 )
+FEW_DRAWINGS = "window.requestAnimationFrame = draw => setTimeout(() => draw(performance.now()), 250);"
+"""viser draws as often as it may. Without a GPU that would take a core from the training that is to be watched."""
 EVERYTHING_IN = """
     const named = (e, text) => e.textContent === text || e.tagName === 'BUTTON' && e.textContent.trim() === text;
     const exact = (selector, text) => [...document.querySelectorAll(selector)].filter(e => named(e, text));
@@ -106,11 +109,12 @@ class Page:
         if message.get("method") != "Network.webSocketFrameReceived":
             return
         response = message["params"]["response"]
-        data = base64.b64decode(response["payloadData"]) if response["opcode"] == 2 else b""
-        if b"BackgroundImageMessage" in data:
-            start = data.index(b"\xff\xd8\xff", data.index(b"BackgroundImageMessage"))
-            with Image.open(io.BytesIO(data[start:])) as image:
-                self.frames.append(Frame(time.monotonic(), *image.size))
+        if response["opcode"] != 2:
+            return
+        for sent in msgspec.msgpack.decode(base64.b64decode(response["payloadData"])):
+            if isinstance(sent, dict) and sent.get("type") == "BackgroundImageMessage":
+                with Image.open(io.BytesIO(sent["rgb_bytes"])) as image:
+                    self.frames.append(Frame(time.monotonic(), *image.size))
 
     def run(self, script: str) -> Any:
         """Run JavaScript, with the helpers above, and give what it returns."""
@@ -173,12 +177,12 @@ class Page:
             self.wait(0.2)
         return True
 
-    def settled(self, seconds: float, quiet: float = 3.0) -> None:
-        """Wait until a picture has come and no other has for a while."""
+    def settled(self, seconds: float, side: int) -> bool:
+        """Wait for a new picture whose longer side is at least so many pixels: whether one came."""
         begin = time.monotonic()
-        self.wait(seconds, lambda: bool(self.frames) and self.frames[-1].time > begin)
-        while time.monotonic() - begin < seconds and time.monotonic() - self.frames[-1].time < quiet:
-            self.wait(0.2)
+        return self.wait(
+            seconds, lambda: any(frame.time > begin and max(frame[1:]) >= side for frame in self.frames[-5:])
+        )
 
     def screenshot(self) -> Image.Image:
         """What the page looks like."""
@@ -207,6 +211,8 @@ def chromium(width: int = 1200, height: int = 760) -> Iterator[Page]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as reply:
                 page = next(target for target in json.load(reply) if target["type"] == "page")
             made = Page(page["webSocketDebuggerUrl"])
+            made.call("Page.enable")
+            made.call("Page.addScriptToEvaluateOnNewDocument", source=FEW_DRAWINGS)
             made.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
             made.call(
                 "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False

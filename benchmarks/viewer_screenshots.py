@@ -4,14 +4,14 @@
 
 Starts `ns-train METHOD` on the scene, opens its viewer in headless Chromium (`apt-get install chromium`), works the
 controls with mouse and keyboard as a user does, and writes a PNG for each feature. Ends each training with the viewer's
-own stop button and checks that a checkpoint is there.
+own stop button and checks that a checkpoint is there. Options that this script does not know go to `ns-train`, such as
+`--max-num-iterations 3000` or, for one method, an absolute `--load-dir` of a run to go on from.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from browser import Page, answers, chromium, training, wait_until
@@ -24,14 +24,15 @@ STEP = "return Number((document.body.innerText.match(/Step: (\\d+)/) || [0, 0])[
 class Session:
     """One training in the viewer."""
 
-    def __init__(self, page: Page, folder: Path, patience: float) -> None:
-        self.page, self.folder, self.patience = page, folder, patience
+    def __init__(self, page: Page, folder: Path, side: int, patience: float) -> None:
+        self.page, self.folder, self.side, self.patience = page, folder, side, patience
 
     def shoot(self, name: str, control: str) -> None:
         """Wait for the picture, bring a control into view and take the screenshot."""
-        self.page.settled(self.patience)
+        if not self.page.settled(self.patience, side=self.side - 10):
+            print(f"{name}: no whole picture came within {self.patience:.0f} s")
         self.page.run(f"middle({control})")
-        self.page.wait(1.5)
+        self.page.wait(2.0)
         image = self.page.screenshot().quantize(COLORS)
         path = self.folder / f"viewer_{name}.png"
         image.save(path, optimize=True)
@@ -78,26 +79,32 @@ def hardmine(session: Session) -> None:
     session.shoot("mining", "input('Mining rule')")
 
 
-def of_method(method: str, features: Callable[[Session], None], arguments: argparse.Namespace) -> None:
+def photograph(page: Page, method: str, port: int, arguments: argparse.Namespace) -> None:
+    """Open the viewer of a running training, take its screenshots, and press the stop button."""
+    page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
+    if not page.wait(600, lambda: bool(page.frames)):
+        sys.exit("no picture came within 600 s")
+    if page.wait_for("return exact('button', 'Hide Train Cams').length > 0", 10):
+        page.press("Hide Train Cams")
+    page.enter("Max res", arguments.side)
+    page.scroll(arguments.away)
+    if not page.wait_for(f"{STEP} >= {arguments.steps}", 3600):
+        sys.exit(f"step {arguments.steps} was not reached within an hour")
+    session = Session(page, arguments.output, arguments.side, arguments.patience)
+    (raygauss if method.startswith("raygauss") else hardmine)(session)
+    page.press("Stop training and save")
+    page.wait(5)
+    session.shoot(f"stop_{method}", "exact('button', 'Stop training and save')[0]")
+
+
+def of_method(method: str, arguments: argparse.Namespace) -> None:
     """Train, take a method's screenshots, and stop by the button."""
-    options = ["--max-num-iterations", arguments.iterations]
-    if arguments.load_dir is not None:
-        options += ["--load-dir", arguments.load_dir.resolve()]
-    running = training(method, arguments.scene, *options, log=arguments.log)
+    running = training(method, arguments.scene, *arguments.options, log=arguments.log)
     with running as (process, port, folder), chromium() as page:
         wait_until(lambda: answers(port), process, 900, "its viewer answered")
-        page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
-        wait_until(lambda: page.wait(1) or bool(page.frames), process, 600, "the first picture")
-        page.press("Hide Train Cams")
-        page.scroll(arguments.away)
-        steps = arguments.steps
-        wait_until(lambda: page.wait(1) or page.run(STEP) >= steps, process, 3600, f"step {steps}")
-        session = Session(page, arguments.output, arguments.patience)
-        features(session)
-        page.press("Stop training and save")
+        photograph(page, method, port, arguments)
         checkpoints = folder / "outputs"
         wait_until(lambda: any(checkpoints.rglob("*.ckpt")), process, 300, "there was a checkpoint")
-        session.shoot(f"stop_{'raygauss' if method == 'raygauss' else 'hardmine'}", "exact('label', 'Step size')[0]")
         print(f"{method}: stopped, left {next(checkpoints.rglob('*.ckpt')).name}")
 
 
@@ -108,16 +115,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps before the first screenshot")
     parser.add_argument("--methods", nargs="+", default=["raygauss", "instant-ngp-hardmine-bounded"])
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--iterations", type=int, default=3000, help="length that the training is laid out for")
-    parser.add_argument("--load-dir", type=Path, help="checkpoints of one method to go on from")
     parser.add_argument("--away", type=int, default=12, help="notches of the mouse wheel that the camera moves back")
+    parser.add_argument("--side", type=int, default=512, help="longer side of the pictures, pixels: 'Max res'")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a picture to be whole")
     parser.add_argument("--log", type=Path, help="where ns-train's output goes")
-    arguments = parser.parse_args()
+    arguments, arguments.options = parser.parse_known_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for method in arguments.methods:
-        features = raygauss if method.startswith("raygauss") else hardmine
-        of_method(method, features, arguments)
+        of_method(method, arguments)
 
 
 if __name__ == "__main__":
