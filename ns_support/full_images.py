@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from ns_support.data import ChecksData, explained_data_errors, parser_name
 from ns_support.errors import UserError
+from ns_support.export_rays import RaysWanted, image_rays
 
 Batch = dict[str, Any]
 """An image's data: "image" [H, W, 3 or 4] float in [0, 1] (or uint8), "image_idx", "mask" [H, W, 1] bool if any."""
@@ -39,6 +41,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - Images are undistorted when they are cached, and the cameras say so afterwards: their distortion is zero and their
       type perspective. Rays made from them fit the pixels.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
+    - `ns-export` gets rays from it, as soon as it has said how many (`train_pixel_sampler`).
     - A resumed run goes on with the images that the run it resumes would have come to next.
     """
 
@@ -53,6 +56,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         if config.sfm_points and hasattr(config.dataparser, "load_3D_points"):
             config.dataparser.load_3D_points = True
         super().__init__(config, *args, **kwargs)
+        self.train_pixel_sampler = RaysWanted()
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.
@@ -65,8 +69,16 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
             self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
         return images
 
-    def next_train(self, step: int) -> tuple[Cameras, Batch]:
-        """The next training camera and its image, each seen once before any is seen again."""
+    def next_train(self, step: int) -> tuple[Cameras | RayBundle, Batch]:
+        """The next training camera and its image, each seen once before any is seen again.
+
+        For nerfstudio's exporters, which ask for a number of rays first: rays of the camera's, and no image.
+        """
+        wanted = self.train_pixel_sampler.num_rays_per_batch
+        if wanted is not None:
+            index = self.train_unseen_cameras.pop(0)
+            self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
+            return image_rays(self.train_dataset.cameras, index, wanted).to(self.device), {"image_idx": index}
         if not self._begun:
             self._begun = True
             for _ in range(step):

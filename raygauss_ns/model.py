@@ -14,6 +14,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
 from ns_support.errors import UserError
+from ns_support.export_rays import groups_of_directions, is_of_texels, texel_rays
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.speed import StepTimer
 from raygauss_ns.cameras import camera_rays, camera_view
@@ -185,6 +186,23 @@ class RayGaussModel(Model):
         else:
             rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
         return self._render(rays.to(self.device), self.cloud.gaussians())
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Render [H, W] rays for nerfstudio's exporters: a camera's, or those of a mesh's texels.
+
+        Each texel is seen from a place of its own, on which a Gaussian's colour depends: the rays are turned a little,
+        so that there are few directions, and the colours follow the direction.
+        """
+        rays, gaussians = camera_ray_bundle.to(self.device), self.cloud.gaussians()
+        if not is_of_texels(rays):
+            return self._render(rays, gaussians)
+        shape, flat = rays.origins.shape[:-1], texel_rays(rays, self.config.near_plane * self.unit).flatten()
+        found: dict[str, Tensor] = {}
+        for own, group in groups_of_directions(flat):
+            for name, values in self._render(group, gaussians).items():
+                found.setdefault(name, values.new_zeros(len(flat), values.shape[-1]))[own] = values
+        return {name: values.view(*shape, -1) for name, values in found.items()}
 
     def _render(self, rays: RayBundle, gaussians: Gaussians) -> dict[str, Tensor]:
         shape = rays.origins.shape[:-1]
