@@ -28,6 +28,7 @@ from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
+from ns_support.export_rays import is_of_texels, texel_rays
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs
 from ns_support.processes import Processes
@@ -200,9 +201,17 @@ class HardMineModel(Model):
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
-        """Render an image [H, W] of rays, some at a time; for the viewer what it shows."""
-        most, device = self.config.eval_num_rays_per_chunk, self.device
-        outputs = self._with_extras(lambda function: in_pieces(camera_ray_bundle, function, most, device))
+        """Render [H, W] rays, some at a time: a camera's, or those of the texels of a mesh that nerfstudio exports.
+
+        For the viewer what it shows. Where a ray meets nothing, "depth" is the largest of the image: a ray of no length
+        would not tell an exporter of meshes that the space before it is empty.
+        """
+        rays, most, device = camera_ray_bundle, self.config.eval_num_rays_per_chunk, self.device
+        if is_of_texels(rays):
+            rays = texel_rays(rays, self.config.near_plane)
+        outputs = self._with_extras(lambda function: in_pieces(rays, function, most, device))
+        depth, seen = outputs["depth"], outputs["accumulation"] > 1e-3
+        outputs["depth"] = torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
         return outputs.only(self.run.shown()) if viewer_asks() else outputs
 
     def _with_extras(self, everywhere: Callable[[OfRays], dict[str, Tensor]]) -> Outputs:
@@ -230,6 +239,17 @@ class HardMineModel(Model):
         rays, samples = self._march(ray_bundle)
         for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
             yield rays[own], search(self.field, group, rays[own], self.to_unit, *limits)
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """[*, 4]: the colour without the background, and the accumulation as alpha.
+
+        nerfstudio's own takes every ray before a background of one colour for opaque.
+        """
+        if output_name != "rgb":
+            raise NotImplementedError(f'get_rgba_image needs output_name "rgb", got {output_name!r}')
+        rgb, alpha = outputs["rgb"], outputs["accumulation"]
+        color = (rgb - self._background(rgb) * (1 - alpha)) / alpha.clamp(min=1e-6)
+        return torch.cat([torch.where(alpha > 0, color.clamp(0, 1), 0.0), alpha], dim=-1)
 
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
         """Composite rays with a graph that holds the mined samples only.
@@ -311,17 +331,21 @@ class HardMineModel(Model):
 
     def _outputs(self, composite: Composite) -> dict[str, Tensor]:
         accumulation = composite.accumulation[:, None]
-        rgb = composite.color
-        background: str | Tensor = self.config.background_color
-        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
-            background = renderers.BACKGROUND_COLOR_OVERRIDE
-        if not (isinstance(background, str) and background == "random"):
-            colors = self.renderer_rgb.get_background_color(background, shape=rgb.shape, device=rgb.device)
-            rgb = rgb + colors * (1 - accumulation)
+        rgb = composite.color + self._background(composite.color) * (1 - accumulation)
         if not self.training:
             rgb = rgb.nan_to_num().clamp(0, 1)
         depth = composite.distance[:, None] / accumulation.clamp(min=1e-6)
         return {"rgb": rgb, "accumulation": accumulation, "depth": depth}
+
+    def _background(self, rgb: Tensor) -> Tensor:
+        """What lies behind colours [*, 3]; black where the background is random."""
+        background: str | Tensor = self.config.background_color
+        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
+            background = renderers.BACKGROUND_COLOR_OVERRIDE
+        if isinstance(background, str) and background == "random":
+            return torch.zeros_like(rgb)
+        colors: Tensor = self.renderer_rgb.get_background_color(background, shape=rgb.shape, device=rgb.device)
+        return colors
 
     def densities(self, positions: Tensor) -> Tensor:
         """Density [n] at points [n, 3] of the scene."""

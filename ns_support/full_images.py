@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -16,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from ns_support.capture import cameras_inside, triangulated_points
 from ns_support.data import ChecksData, explained_data_errors, parser_name
 from ns_support.errors import UserError
+from ns_support.export_rays import RaysWanted, image_rays
 from ns_support.rays import camera_lenses
 
 _FEWEST_POINTS = 100
@@ -48,6 +50,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     - Images and cameras stay as they are, distortion included: `ns_support.rays` makes exact rays of any lens.
     - What lies outside the data's `fisheye_crop_radius` is masked.
     - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
+    - `ns-export` gets rays from it, as soon as it has said how many (`train_pixel_sampler`).
     - A resumed run goes on with the images that the run it resumes would have come to next.
     - Of one sequence of training images, each of several processes gets its own part (`divide`).
     """
@@ -64,6 +67,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         if config.sfm_points and hasattr(config.dataparser, "load_3D_points"):
             config.dataparser.load_3D_points = True
         super().__init__(config, *args, **kwargs)
+        self.train_pixel_sampler = RaysWanted()
         # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
         if self.test_mode == "val" and config.triangulated_points > 0:  # as `ns-train` has it
@@ -117,8 +121,16 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         """
         self._images_per_step, self._first, self._every = images_per_step, rank, processes
 
-    def next_train(self, step: int) -> tuple[Cameras, Batch]:
-        """The next training camera and its image, each seen once before any is seen again."""
+    def next_train(self, step: int) -> tuple[Cameras | RayBundle, Batch]:
+        """The next training camera and its image, each seen once before any is seen again.
+
+        For nerfstudio's exporters, which ask for a number of rays first: rays of the camera's, and no image.
+        """
+        wanted = self.train_pixel_sampler.num_rays_per_batch
+        if wanted is not None:
+            index = self.train_unseen_cameras.pop(0)
+            self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
+            return image_rays(self.train_dataset.cameras, index, wanted).to(self.device), {"image_idx": index}
         if not self._begun:
             self._begun = True
             self._skip(step * self._images_per_step + self._first)

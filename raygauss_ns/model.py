@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ns_support.capture import cameras_inside
 from ns_support.errors import UserError
+from ns_support.export_rays import groups_of_directions, is_of_texels, texel_rays
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs
@@ -256,6 +257,23 @@ class RayGaussModel(Model):
         rays = camera_rays(camera.to(self.device), obb_box=obb_box)
         outputs = self._render_all(rays, self.pictures.gaussians(self.cloud.gaussians()))
         return outputs.only(self.run.shown()) if viewer_asks() else outputs
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
+        """Render [H, W] rays for nerfstudio's exporters: a camera's, or those of a mesh's texels.
+
+        Each texel is seen from a place of its own, on which a Gaussian's colour depends: the rays are turned a little,
+        so that there are few directions, and the colours follow the direction.
+        """
+        rays, gaussians = camera_ray_bundle.to(self.device), self.cloud.gaussians()
+        if not is_of_texels(rays):
+            return self._render_all(rays, gaussians)
+        shape, flat = rays.origins.shape[:-1], texel_rays(rays, self.config.near_plane * self.unit).flatten()
+        found: dict[str, Tensor] = {}
+        for own, group in groups_of_directions(flat):
+            for name, values in self._render(group, gaussians).items():
+                found.setdefault(name, values.new_zeros(len(flat), values.shape[-1]))[own] = values
+        return {name: values.view(*shape, -1) for name, values in found.items()}
 
     def _render_all(self, rays: RayBundle, gaussians: Gaussians) -> Outputs:
         outputs, flat = self._render(rays, gaussians), self._flat(rays)

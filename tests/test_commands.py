@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -105,6 +106,31 @@ def test_export_and_start_from_it(trained, scene):
             written.unlink()  # a trained scene does not need what it once started from
             again = next(path for path in folder.rglob("config.yml") if path.parent.name == kind)
             run("ns-eval", "--load-config", again, "--output-path", f"{kind}.json", cwd=folder)
+
+
+@pytest.mark.parametrize("kind", ["pointcloud", "tsdf", "poisson"])
+def test_nerfstudios_exporters(trained, kind):
+    """Whatever a few steps have learned: a cloud within the scene, meshes with their textures."""
+    pytest.importorskip("pymeshlab")
+    try:
+        import open3d
+    except OSError as error:  # libusb is not a package of Python's
+        pytest.skip(str(error))
+    _, config, folder = trained
+    texture = ("--num-pixels-per-side", 64, "--target-num-faces", 200)
+    cloud = ("--num-points", 3000, "--num-rays-per-batch", 1024, "--normal-method", "open3d")
+    words = {"pointcloud": cloud, "tsdf": ("--resolution", 24, "--downscale-factor", 1, *texture)}
+    words["poisson"] = (*cloud, *texture)
+    output = folder / kind
+    run("ns-export", kind, "--load-config", config, "--output-dir", output, *words[kind], cwd=folder)
+    if kind == "pointcloud":
+        points = np.asarray(open3d.io.read_point_cloud(str(output / "point_cloud.ply")).points)
+        assert len(points) > 2000
+        assert np.abs(points).max() < 4  # the cameras' distance: what a ray hits lies before the other side
+    else:
+        mesh = open3d.io.read_triangle_mesh(str(output / f"{kind}_mesh.ply"))
+        assert len(mesh.triangles) > 20
+        assert np.asarray(Image.open(output / "material_0.png").convert("RGB")).std() > 1
 
 
 def test_resume_goes_on_where_it_stopped(trained, scene):

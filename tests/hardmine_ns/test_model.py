@@ -250,6 +250,48 @@ def test_crop_arrives_as_near_and_far(ball):
     assert samples.midpoints.max() <= 3.5
 
 
+@pytest.mark.parametrize("color", ["white", "black", "random"])
+def test_rgba_is_the_picture_without_its_background(ball, color):
+    """nerfstudio's own holds every ray before a background of one colour for opaque: clouds of points in thin air."""
+    model = Run(small(instant_ngp_hardmine_bounded, ball, background_color=color)).model.eval()
+    alpha, plain = torch.rand(4, 5, 1), torch.rand(4, 5, 3)
+    alpha[0] = 0.0
+    outputs = {"rgb": plain * alpha + (1 - alpha) * float(color == "white"), "accumulation": alpha}
+    rgba = model.get_rgba_image(outputs)
+    torch.testing.assert_close(rgba[1:], torch.cat([plain, alpha], -1)[1:], atol=1e-4, rtol=0)
+    assert not rgba[0].any()
+
+
+def test_rays_of_texels_are_not_cut_by_the_near_plane(ball):
+    """A stretch of a ray shorter than the distance of the near plane looks as the same stretch of a ray from afar."""
+    run = Run(small(instant_ngp_hardmine_bounded, ball, near_plane=0.4))
+    run.train(30)
+    model = run.model.eval()
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(4, 5, 3), dim=-1)
+    origins, area = -0.7 * directions + 0.1 * torch.randn(4, 5, 3), torch.ones(4, 5, 1)
+    short = RayBundle(origins, directions, area, nears=0 * area, fars=0.3 * area)
+    found = model.get_outputs_for_camera_ray_bundle(short)
+    far = RayBundle((origins - 2 * directions).view(-1, 3), directions.view(-1, 3), area.view(-1, 1))
+    far.nears, far.fars = torch.full((20, 1), 2.0), torch.full((20, 1), 2.3)
+    wanted = model.get_outputs(far)
+    assert found["accumulation"].max() > 0.1
+    # The grid of steps begins elsewhere: the same within a step.
+    torch.testing.assert_close(found["accumulation"].view(-1, 1), wanted["accumulation"], atol=0.1, rtol=0.2)
+
+
+def test_depth_of_what_is_empty_is_the_largest_of_the_image(ball):
+    run = Run(small(instant_ngp_hardmine_bounded, ball))
+    run.train(60)
+    run.pipeline.eval()
+    camera, _ = run.pipeline.datamanager.next_eval_image(0)
+    outputs = run.model.get_outputs_for_camera(camera)
+    seen = outputs["accumulation"] > 1e-3
+    assert seen.any()
+    assert (~seen).any()
+    assert (outputs["depth"][~seen] == outputs["depth"][seen].max()).all()
+
+
 def test_rays_per_batch_follow_the_samples_within_their_limits():
     config = AdaptiveRaysPipelineConfig(
         target_num_samples=1000, max_searched_ratio=4.0, min_num_rays=64, max_num_rays=512

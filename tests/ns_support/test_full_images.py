@@ -77,6 +77,15 @@ def test_masks_come_along(nerfstudio_scene, cache):
         assert not mask[:, -3:].any()
 
 
+def test_exporters_get_rays_without_an_image_being_loaded(nerfstudio_scene):
+    datamanager = start(nerfstudio_scene(3, k1=0.1))
+    datamanager.train_pixel_sampler.num_rays_per_batch = 4 * WIDTH
+    served = [datamanager.next_train(0) for _ in range(6)]
+    assert sorted(batch["image_idx"] for _, batch in served[:3]) == [0, 1, 2]
+    assert all(rays.shape == (4, WIDTH) for rays, _ in served)
+    assert "cached_train" not in vars(datamanager)
+
+
 def test_the_cache_is_not_changed_by_who_takes_from_it(nerfstudio_scene):
     datamanager = start(nerfstudio_scene(1))
     datamanager.next_train(0)[1].pop("image")

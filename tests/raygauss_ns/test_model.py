@@ -290,3 +290,34 @@ def test_a_capture_without_points_starts_where_its_cameras_look(make_model, make
     means = make_model(cameras=make_cameras(count=16, radius=1.2), num_random=2000).cloud.params["means"]
     assert (means.abs().amax(-1) > 1.5).any(), "not confined to the box"
     assert make_model(cameras=make_cameras(radius=4.0)).cloud.params["means"].abs().max() <= 1.5
+
+
+def texels(points, normals, half):
+    """Rays through points against their normals, as nerfstudio's exporter of textured meshes makes them; [H, W, 3]."""
+    length = torch.full_like(points[..., :1], 2 * half)
+    return RayBundle(points + half * normals, -normals, length * 0 + 1, nears=length * 0, fars=length)
+
+
+def test_texels_have_the_colour_that_is_seen_along_their_normals(make_model):
+    """The same stretch of space, seen by one ray of a camera that stands further back."""
+    model = make_model(num_random=60, near_plane=0.3).eval()
+    torch.manual_seed(1)
+    normals = torch.nn.functional.normalize(torch.randn(6, 5, 3), dim=-1)
+    points = torch.rand(6, 5, 3) - 0.5
+    rays = texels(points, normals, half=0.2)
+    found = model.get_outputs_for_camera_ray_bundle(rays)
+    assert found["rgb"].shape == (6, 5, 3)
+    assert found["accumulation"].max() > 0.05
+    assert model.get_rgba_image(found).shape == (6, 5, 4)
+    for i, j in ((0, 0), (2, 3), (5, 4)):
+        back = 50.0  # from where a Gaussian's colour is that of the direction
+        alone = RayBundle(
+            rays.origins[i, j][None] - back * rays.directions[i, j],
+            rays.directions[i, j][None],
+            rays.pixel_area[i, j][None],
+            nears=rays.nears[i, j][None] + back,
+            fars=rays.fars[i, j][None] + back,
+        )
+        wanted = model.get_outputs(alone)
+        torch.testing.assert_close(found["accumulation"][i, j], wanted["accumulation"][0], atol=0.03, rtol=0)
+        torch.testing.assert_close(found["rgb"][i, j], wanted["rgb"][0], atol=0.03, rtol=0)
