@@ -326,7 +326,11 @@ class HardMineModel(Model):
         jitter = torch.rand_like(nears) if self.training else None
         steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
         samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
-        cameras = ray_bundle.camera_indices if c.use_appearance_embedding else None
+        cameras = ray_bundle.camera_indices
+        if not c.use_appearance_embedding:
+            cameras = None
+        elif cameras is None:  # of no image, as in evaluation, where the field takes the mean over all
+            cameras = torch.zeros_like(ray_bundle.origins[:, :1], dtype=torch.long)
         return Rays(origins, directions, None if cameras is None else cameras.reshape(-1)), samples
 
     def _outputs(self, composite: Composite) -> dict[str, Tensor]:
