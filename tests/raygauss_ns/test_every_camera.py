@@ -1,0 +1,89 @@
+"""Images of every kind of camera against the reference caster in float64, along rays computed independently."""
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from scipy.spatial.transform import Rotation
+
+from raygauss_ns.casting.reference import cast_reference
+from raygauss_ns.casting.types import sample_counts, whitening_matrices
+from raygauss_ns.color import ColorBasis, colors_reference
+
+WIDTH, HEIGHT = 21, 15
+OPENCV = (0.1, -0.05, 0.01, -0.002, 0.002, -0.003)
+FISHEYE = (0.05, -0.01, 0.002, -0.0005, 0.002, -0.003)
+ARIA = (0.03, -0.01, 0.002, 0.001, -0.0003, 0.0001, 0.0008, -0.0005, 0.001, -0.0002, 0.0007, 0.0003)
+CAMERAS = [
+    (CameraType.PERSPECTIVE, None, 3.0),
+    (CameraType.PERSPECTIVE, OPENCV, 3.0),
+    (CameraType.FISHEYE, None, 1.2),
+    (CameraType.FISHEYE, FISHEYE, 1.2),
+    (CameraType.FISHEYE624, ARIA, 1.2),
+    (CameraType.EQUIRECTANGULAR, None, 0.3),
+    (CameraType.OMNIDIRECTIONALSTEREO_L, None, 0.3),
+    (CameraType.OMNIDIRECTIONALSTEREO_R, None, 0.3),
+    (CameraType.VR180_L, None, 0.3),
+    (CameraType.VR180_R, None, 0.3),
+    (CameraType.ORTHOPHOTO, None, 3.0),
+]
+"""Kind, distortion, and how far from the scene's middle."""
+
+
+def make_camera(kind, distortion, away):
+    focal = {CameraType.PERSPECTIVE: 18.0, CameraType.ORTHOPHOTO: 8.0}.get(kind, 7.0)
+    fx = fy = focal
+    if CameraType.EQUIRECTANGULAR.value <= kind.value <= CameraType.VR180_R.value:
+        fx, fy = WIDTH / 2, float(HEIGHT)
+    rotation = torch.from_numpy(Rotation.from_euler("xyz", (0.4, -0.6, 0.2)).as_matrix()).float()
+    pose = torch.cat([rotation, away * rotation[:, 2:]], 1)
+    coefficients = None if distortion is None else torch.tensor([distortion])
+    center = (WIDTH / 2, HEIGHT / 2)
+    return Cameras(pose[None], fx, fy, *center, WIDTH, HEIGHT, distortion_params=coefficients, camera_type=kind)
+
+
+def reference_pixel(model, origin, direction, parallel):
+    """Colour and transmittance of one ray in float64."""
+    gaussians = model.cloud.gaussians()
+    basis = ColorBasis(*(tensor.double() for tensor in model.cloud.color_basis()))
+    means, densities = gaussians.means.double(), gaussians.densities.double()
+    whitenings = whitening_matrices(gaussians.scales.double(), gaussians.quats.double())
+    views = direction if parallel else torch.nn.functional.normalize(means - origin, dim=-1)
+    colors = colors_reference(basis, views)
+    near = torch.full((1,), model.config.near_plane * model.unit, dtype=torch.float64)
+    settings = model.cast_settings
+    counts = sample_counts(near, torch.full_like(near, torch.inf), settings)
+    rays = (origin[None], direction[None], near, counts)
+    out = cast_reference(means, whitenings, densities, colors, *rays, settings)
+    return out.rgb[0], out.transmittance[0]
+
+
+@pytest.fixture
+def colourful(make_model):
+    """A model of 60 Gaussians whose colours depend on the direction."""
+    model = make_model(num_random=60, step_size=0.03, initial_scale=2.0, sh_degree_interval=0).eval()
+    torch.manual_seed(2)
+    for name in ("sh_rest", "sg_amplitudes"):
+        torch.nn.init.normal_(model.cloud.params[name], std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "distortion", "away"), CAMERAS)
+@torch.no_grad()
+def test_images_are_those_of_the_reference(colourful, expected_ray, kind, distortion, away):
+    model = colourful
+    camera = make_camera(kind, distortion, away)
+    outputs = model.get_outputs_for_camera(camera)
+    image, accumulation = outputs["rgb"].double(), outputs["accumulation"].double()
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    hit, worst = 0, 0.0
+    for row in range(0, HEIGHT, 2):
+        for column in range(row % 4, WIDTH, 4):
+            origin, direction = (torch.from_numpy(v) for v in expected_ray(camera, row, column))
+            rgb, transmittance = reference_pixel(model, origin, direction, kind is CameraType.ORTHOPHOTO)
+            expected = rgb + transmittance * outputs["background"][row, column].double()
+            worst = max(worst, float((image[row, column] - expected).abs().max()))
+            worst = max(worst, float((accumulation[row, column, 0] - (1 - transmittance)).abs()))
+            hit += bool(transmittance < 0.9)
+    print(f"{kind.name}: {worst:.1e}")
+    assert hit >= 8
+    assert worst < 1e-5
