@@ -89,9 +89,10 @@ def test_incoherent_rays(benchmark):
     compare(benchmark, 20_000, benchmark.random_rays(5_001, "cpu"), 0, benchmark.SETTINGS)
 
 
-def test_small_eps_and_no_early_stop_agree_with_the_reference(benchmark):
+@pytest.mark.parametrize("growth", [{}, {"step_growth": 0.01, "transmittance_exponent": 1 / 3, "max_step": 0.08}])
+def test_small_eps_and_no_early_stop_agree_with_the_reference(growth, benchmark):
     """Nothing jumps then: the strict tolerances of the interpreter's tests hold."""
-    settings = benchmark.SETTINGS._replace(step=0.02, density_threshold=1e-6, transmittance_threshold=0.0)
+    settings = benchmark.SETTINGS._replace(step=0.02, density_threshold=1e-6, transmittance_threshold=0.0, **growth)
     rays = benchmark.image_rays(24, "cpu")
     gaussians, colors = benchmark.shell_scene(200, "cpu")
     cotangent = torch.randn(len(rays.origins), 5, generator=torch.Generator().manual_seed(1))
@@ -101,9 +102,9 @@ def test_small_eps_and_no_early_stop_agree_with_the_reference(benchmark):
         scene, colors.double(), double, settings, 24, "cuda", "reference", cotangent.double()
     )
     actual, gradients = differentiate(gaussians, colors, rays, settings, 24, "cuda", "gpu", cotangent)
-    assert float((actual - expected).abs().max()) < 1e-5
+    assert float((actual - expected).abs().max()) < (2e-5 if growth else 1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        assert float((gradient - wanted).norm() / wanted.norm()) < 1e-4
+        assert float((gradient - wanted).norm() / wanted.norm()) < (2e-4 if growth else 1e-4)
 
 
 def test_a_step_does_not_wait_for_the_device(benchmark):

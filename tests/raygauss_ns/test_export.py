@@ -57,6 +57,15 @@ def test_the_file_alone_renders_the_same(trained, make_cameras):
     assert float((rgb - expected["rgb"].reshape(-1, 3)).abs().max()) <= 1e-6
 
 
+def test_a_file_from_before_the_step_could_grow(trained, tmp_path):
+    written = read_ply(ExportRayGauss(trained.config).main())
+    new = ("step_growth ", "transmittance_exponent ", "max_step ")
+    comments = [comment for comment in written.comments if not comment.startswith(new)]
+    assert len(comments) == len(written.comments) - 3
+    write_ply(tmp_path / "old.ply", written.columns, comments)
+    assert load_ply(tmp_path / "old.ply")[1] == trained.model.cast_settings
+
+
 def test_splats_and_points(trained, make_model, make_cameras, tmp_path):
     splats = read_ply(ExportSplat(trained.config, tmp_path / "deep" / "a.ply").main())
     points = read_ply(ExportPoints(trained.config).main())

@@ -168,8 +168,14 @@ GROWTHS = {
 
 
 @interpreted
-@pytest.mark.parametrize("width", [5, 0])
-@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
+@pytest.mark.parametrize(
+    ("growth", "width"),
+    [("with distance", 5), ("with both", 0)]
+    + [
+        pytest.param(growth, width, marks=pytest.mark.slow)
+        for growth, width in (("with distance", 0), ("with distance, bounded", 5), ("with both", 5))
+    ],
+)
 def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, gradient_errors):
     """Every ray with ends of its own, one of them empty; behind the scene a gap and another Gaussian."""
     scene, rays = random_scene(8), image_rays(5, 3)
@@ -178,7 +184,7 @@ def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, 
     generator = torch.Generator().manual_seed(5)
     rays = rays._replace(nears=2.5 * torch.rand(15, generator=generator), fars=torch.full((15,), torch.inf))
     rays.fars[2], rays.fars[4], rays.nears[7] = 3.1, -1.0, 3.0
-    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, **growth)
+    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, **GROWTHS[growth])
     cotangent = torch.randn(15, 5, generator=generator) * torch.tensor([1, 1, 1, 1, 0.03])
     expected = differentiate(scene, rays, settings, cotangent, "reference")
     actual = differentiate(scene, rays, settings, cotangent, "gpu", width)
@@ -194,7 +200,7 @@ def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, 
 def test_a_growing_step_and_early_stop(random_scene, image_rays, differentiate, gradient_errors):
     """Dense Gaussians: transmittances differ within the packet, and so do steps; rays stop."""
     scene, rays = random_scene(8), image_rays(4, 2)
-    scene = scene._replace(densities=10 * scene.densities)
+    scene = scene._replace(densities=40 * scene.densities)
     settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, transmittance_threshold=0.02)
     settings = settings._replace(**GROWTHS["with both"])
     cotangent = torch.randn(8, 5, generator=torch.Generator().manual_seed(6))
