@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -84,12 +85,15 @@ def run_processes(tmp_path_factory):
         processes = [context.Process(target=_in_process, args=(work, r, size, folder)) for r in range(size)]
         for process in processes:
             process.start()
+        late, latest = False, time.monotonic() + 600  # seconds: a loaded machine is slow, a deadlock is for ever
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(0.02)
-            if any(process.exitcode for process in processes):  # the others would wait for it
+            late = time.monotonic() > latest
+            if late or any(process.exitcode for process in processes):  # the others would wait for it
                 for process in processes:
                     process.terminate()
+        assert not late, "the processes wait for one another"
         failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]
         assert not failures, "\n".join(failures)
         assert not any(process.exitcode for process in processes), [process.exitcode for process in processes]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from nerfstudio.utils import writer
 
 from hardmine_ns.method import instant_ngp_hardmine_bounded
 
@@ -23,6 +24,7 @@ def train(folder, output, rank, size, **model):
     config.steps_per_eval_batch = config.steps_per_eval_image = 0
     config.viewer.quit_on_train_completion = True
     config.logging.local_writer.enable = False
+    writer.EVENT_WRITERS.clear()  # of an earlier run, whose thread a forked process does not have and would wait for
     torch.manual_seed(rank)  # as `ns-train` has it: a seed of its own for each process
     trainer = config.setup(local_rank=rank, world_size=size)
     trainer.setup()

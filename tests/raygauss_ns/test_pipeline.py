@@ -6,6 +6,7 @@ import pytest
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import writer
 
 from ns_support.errors import UserError
 from raygauss_ns.method import raygauss
@@ -44,6 +45,7 @@ def configure(scene, folder, images=1, steps=STEPS, **fields):
 
 
 def train(config, rank=0, size=1, before=lambda trainer: None):
+    writer.EVENT_WRITERS.clear()  # of an earlier run, whose thread a forked process does not have and would wait for
     torch.manual_seed(rank)  # as `ns-train` has it: a seed of its own for each process
     trainer = config.setup(local_rank=rank, world_size=size)
     trainer.setup(test_mode="val")
