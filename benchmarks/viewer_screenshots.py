@@ -16,8 +16,6 @@ from pathlib import Path
 
 from browser import Page, answers, chromium, training, wait_until
 
-COLORS = 128
-"""Of a PNG's palette: keeps the files small."""
 STEP = "return Number((document.body.innerText.match(/Step: (\\d+)/) || [0, 0])[1])"
 
 
@@ -32,8 +30,9 @@ class Session:
         if not self.page.settled(self.patience, side=self.side - 10):
             print(f"{name}: no whole picture came within {self.patience:.0f} s")
         self.page.run(f"middle({control})")
+        self.page.call("Input.dispatchMouseEvent", type="mouseMoved", x=400, y=400)  # no hint over the panel
         self.page.wait(2.0)
-        image = self.page.screenshot().quantize(COLORS)
+        image = self.page.screenshot().quantize(256, kmeans=2)  # without kmeans a rare colour may stand for many
         path = self.folder / f"viewer_{name}.png"
         image.save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB, step {self.page.run(STEP)}", flush=True)
@@ -47,6 +46,7 @@ class Session:
 def raygauss(session: Session) -> None:
     """Outputs, then sliders, then the crop."""
     page = session.page
+    page.choose("Output type", "rgb")
     session.shoot("training", "exact('button', 'Pause Training')[0]")
     for name in ("depth", "accumulation", "normals"):
         session.output(name, name)
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps before the first screenshot")
     parser.add_argument("--methods", nargs="+", default=["raygauss", "instant-ngp-hardmine-bounded"])
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--away", type=int, default=12, help="notches of the mouse wheel that the camera moves back")
+    parser.add_argument("--away", type=int, default=30, help="notches of the mouse wheel that the camera moves back")
     parser.add_argument("--side", type=int, default=512, help="longer side of the pictures, pixels: 'Max res'")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a picture to be whole")
     parser.add_argument("--log", type=Path, help="where ns-train's output goes")
