@@ -101,11 +101,11 @@ def exact_direction(camera: Cameras, row: int, column: int) -> Vector:
 
 def largest_angle(bundle: RayBundle, camera: Cameras, picked: NDArray[np.int64]) -> float:
     """Largest angle between rays and closed form (radians); NaN where a ray is."""
-    angles = [
-        2 * math.asin(0.5 * np.linalg.norm(bundle.directions[i, j].double().numpy() - exact_direction(camera, i, j)))
+    chords = [
+        np.linalg.norm(bundle.directions[i, j].double().numpy() - exact_direction(camera, i, j))
         for i, j in picked.tolist()
     ]
-    return max(angles)
+    return float(2 * np.arcsin(np.minimum(0.5 * np.array(chords), 1.0)).max())
 
 
 def seconds(work: Callable[[], RayBundle]) -> float:
