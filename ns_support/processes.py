@@ -133,10 +133,7 @@ class Processes:
 
         Args:
             parameters: the same, in the same order, in every process. Gradients may be sparse in their rows
-                (`sparse_dim` 1); those must be so in every process that has them.
-
-        Raises:
-            RuntimeError: a gradient is sparse in one process and dense in another.
+                (`sparse_dim` 1); the sum is then sparse too, unless some process has that gradient dense.
         """
         if self.size == 1 or not parameters:
             return
@@ -146,11 +143,11 @@ class Processes:
         )
         found = self.sum(kinds.to(parameters[0].device, torch.int64)) > 0
         for parameter, (dense, sparse) in zip(parameters, found.tolist(), strict=True):
-            if dense and sparse:
-                raise RuntimeError("A gradient is sparse in one process and dense in another.")
-            if dense:
+            if dense:  # in some process; where none of a batch's rows is mined, zeros stand for a sparse gradient
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+                elif parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
                 self.sum(parameter.grad)
             elif sparse:
                 parameter.grad = self._sum_of_sparse(parameter)

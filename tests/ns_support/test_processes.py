@@ -33,27 +33,29 @@ def test_sums_and_rows_of_all(run_processes):
 
 
 def test_gradients_add_up(run_processes):
-    """Dense, missing in one process, missing in all, sparse, and sparse but missing in one."""
+    """Dense, missing in one process, missing in all, sparse, sparse but missing in one, sparse but dense in one."""
 
     def work(rank):
-        parameters = [nn.Parameter(torch.zeros(4, 2)) for _ in range(5)]
-        dense, partly, _, sparse, partly_sparse = parameters
+        parameters = [nn.Parameter(torch.zeros(4, 2)) for _ in range(6)]
+        dense, partly, _, sparse, partly_sparse, mixed = parameters
         dense.grad = torch.full((4, 2), 1.0 + rank)
         if rank == 1:
             partly.grad = torch.ones(4, 2)
             partly_sparse.grad = torch.sparse_coo_tensor([[3]], [[5.0, 6.0]], (4, 2), check_invariants=True)
         rows = [[0, 2], [2, 3]][rank]
         sparse.grad = torch.sparse_coo_tensor([rows], [[1.0, 2.0]] * 2, (4, 2), check_invariants=True)
+        mixed.grad = torch.ones(4, 2) if rank == 0 else sparse.grad
         Processes.current().add_gradients(parameters)
         kept = sparse.grad.is_sparse and sparse.grad.is_coalesced() and partly_sparse.grad.is_sparse
         return [p.grad if p.grad is None else p.grad.to_dense() for p in parameters], kept
 
-    for (dense, partly, missing, sparse, partly_sparse), kept in run_processes(work):
+    for (dense, partly, missing, sparse, partly_sparse, mixed), kept in run_processes(work):
         assert torch.equal(dense, torch.full((4, 2), 3.0))
         assert torch.equal(partly, torch.ones(4, 2))
         assert missing is None
         assert sparse.tolist() == [[1, 2], [0, 0], [2, 4], [1, 2]]
         assert partly_sparse.tolist() == [[0, 0], [0, 0], [0, 0], [5, 6]]
+        assert mixed.tolist() == [[1, 1], [1, 1], [2, 3], [2, 3]]
         assert kept
 
 
