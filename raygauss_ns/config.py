@@ -105,9 +105,9 @@ class RayGaussModelConfig(ModelConfig):
     Gaussians do after three such intervals. 0: all from the start."""
     ssim_lambda: float = 0.2
     """lambda: weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
-    iso_weight: float = 2.5e-7
-    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. RayGaussX: 2.5e-7 on synthetic
-    scenes, 2.5e-4 on real ones; RayGauss: 0."""
+    iso_weight: float | None = None
+    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. None: RayGaussX's, 2.5e-4 on real
+    scenes, which are those with cameras inside of the scene box, and 2.5e-7 on synthetic ones. RayGauss: 0."""
     accumulate_from: int = 20_000
     """Training step (of 30,000), >= 0, from which on the gradients of several images are averaged before an optimiser
     step."""
@@ -193,7 +193,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("num_lobes", config.num_lobes >= 0, "at least 0"),
         ("sh_degree_interval", config.sh_degree_interval >= 0, "at least 0"),
         ("ssim_lambda", 0 <= config.ssim_lambda <= 1, "in [0, 1]"),
-        ("iso_weight", config.iso_weight >= 0, "at least 0"),
+        ("iso_weight", config.iso_weight is None or config.iso_weight >= 0, "at least 0"),
         ("accumulate_from", config.accumulate_from >= 0, "at least 0"),
         ("accumulate_images", config.accumulate_images >= 1, "at least 1"),
         ("schedule_steps", config.schedule_steps >= 0, "at least 0"),

@@ -73,6 +73,8 @@ class RayGaussModel(Model):
         # Of the training images; a model that is set up by hand, without a datamanager, may have none.
         cameras = (self.kwargs.get("metadata") or {}).get("train_cameras")
         poses, lenses = (torch.zeros(0, 3, 4), []) if cameras is None else posed_lenses(cameras, torch.device("cpu"))
+        capture = cameras_inside(camera_centers(poses), box)
+        self.iso_weight = (2.5e-4 if capture else 2.5e-7) if config.iso_weight is None else config.iso_weight
         unit = config.scene_unit or scene_unit(poses, box, points)
         distance = content_distance(poses, points) if len(poses) else None
         step = config.step_size or resolved_step(lenses, unit, distance, PUBLISHED_STEP_SIZE)
@@ -404,8 +406,8 @@ class RayGaussModel(Model):
         similarity = structural_similarity(rgb, image)
         weight = self.config.ssim_lambda
         losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
-        if self.config.iso_weight > 0:
-            losses["isotropy_loss"] = self.config.iso_weight * isotropy_loss(self.cloud.params["scales"])
+        if self.iso_weight > 0:
+            losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.params["scales"])
         return {name: loss / self.images_per_update for name, loss in losses.items()}
 
     def get_image_metrics_and_images(

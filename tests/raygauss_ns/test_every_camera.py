@@ -5,6 +5,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from scipy.spatial.transform import Rotation
 
+from raygauss_ns.cameras import camera_view
 from raygauss_ns.casting.reference import cast_reference
 from raygauss_ns.casting.types import sample_counts, whitening_matrices
 from raygauss_ns.color import ColorBasis, colors_reference
@@ -87,3 +88,32 @@ def test_images_are_those_of_the_reference(colourful, expected_ray, kind, distor
     print(f"{kind.name}: {worst:.1e}")
     assert hit >= 8
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "distortion", "away"), CAMERAS)
+def test_a_training_step_sees_every_camera(make_model, kind, distortion, away):
+    """Gradients are finite, and density control counts the Gaussians in the window and not those beside it."""
+    model = make_model(num_random=300, training_window=11, densify_by_distance=True).train()
+    camera = make_camera(kind, distortion, away)
+    outputs = model.get_outputs(camera)
+    assert outputs["rgb"].shape == (11, 11, 3)
+    outputs["rgb"].square().sum().backward()
+    assert model.cloud.params["means"].grad.isfinite().all()
+    control = model.density_control
+    assert control.gradient_sum.isfinite().all()
+    counted, touched = control.times_seen > 0, control.gradient_sum > 0
+    beside = camera_view(camera, tuple(outputs["window"].tolist())).misses(model.cloud.params["means"])
+    assert beside.any()
+    assert torch.equal(counted, touched & ~beside)
+    assert counted.any()
+
+
+def test_a_camera_without_rays_at_its_rim_shows_the_background_there(make_model):
+    model = make_model().eval()
+    camera = make_camera(CameraType.FISHEYE, None, 3.0)
+    camera.fx = camera.fy = torch.full_like(camera.fx, 2.0)
+    outputs = model.get_outputs_for_camera(camera)
+    assert outputs["accumulation"][0, 0].item() == 0.0
+    assert outputs["rgb"][0, 0].equal(outputs["background"][0, 0])
+    assert outputs["rgb"].isfinite().all()
+    assert outputs["accumulation"].max() > 0.5

@@ -276,6 +276,8 @@ def test_unit_and_step_come_from_the_cameras_and_stay_with_the_checkpoint(make_m
     blender.load_state_dict(captured.state_dict())
     assert (blender.unit, blender.cast_settings) == (captured.unit, captured.cast_settings)
     assert make_model(scene_unit=2.5, cameras=inside).unit == 2.5
+    assert (captured.iso_weight, make_model(cameras=outside).iso_weight) == (2.5e-4, 2.5e-7)
+    assert make_model(cameras=inside, iso_weight=0.0).iso_weight == 0.0
 
 
 def test_a_checkpoint_without_unit_and_step_has_those_of_its_time(make_model, make_cameras):
