@@ -106,8 +106,8 @@ class RayGaussModelConfig(ModelConfig):
     ssim_lambda: float = 0.2
     """lambda: weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
     iso_weight: float | None = None
-    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. None: RayGaussX's, 2.5e-4 on real
-    scenes, which are those with cameras inside of the scene box, and 2.5e-7 on synthetic ones. RayGauss: 0."""
+    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. None: RayGaussX's, 2.5e-4 on
+    real scenes, which are those with cameras inside of the scene box, and 2.5e-7 on synthetic ones. RayGauss: 0."""
     accumulate_from: int = 20_000
     """Training step (of 30,000), >= 0, from which on the gradients of several images are averaged before an optimiser
     step."""
