@@ -26,9 +26,13 @@ class Session:
         self.page, self.folder, self.side, self.patience = page, folder, side, patience
 
     def shoot(self, name: str, control: str) -> None:
-        """Wait for the picture, bring a control into view and take the screenshot."""
+        """Wait for the picture, and take the screenshot."""
         if not self.page.settled(self.patience, side=self.side - 10):
             print(f"{name}: no whole picture came within {self.patience:.0f} s")
+        self.take(name, control)
+
+    def take(self, name: str, control: str) -> None:
+        """Bring a control into view and take the screenshot."""
         self.page.run(f"middle({control})")
         self.page.call("Input.dispatchMouseEvent", type="mouseMoved", x=400, y=400)  # no hint over the panel
         self.page.wait(2.0)
@@ -94,7 +98,7 @@ def photograph(page: Page, method: str, port: int, arguments: argparse.Namespace
     (raygauss if method.startswith("raygauss") else hardmine)(session)
     page.press("Stop training and save")
     page.wait(5)
-    session.shoot(f"stop_{method}", "exact('button', 'Stop training and save')[0]")
+    session.take(f"stop_{method}", "exact('button', 'Stop training and save')[0]")
 
 
 def of_method(method: str, arguments: argparse.Namespace) -> None:

@@ -90,8 +90,10 @@ class SlicePlane(nn.Module):
         super().__init__()
         reach = float(box.abs().max())
         step = 10.0 ** math.floor(math.log10(reach / 50))  # a power of ten: the viewer shows as many digits as it has
-        self.axis = ViewerDropdown("Slice across", "z", list(_AXES), hint="density_slice: the axis it is normal to")
-        self.position = ViewerSlider(
+        self.slice_axis = ViewerDropdown(
+            "Slice across", "z", list(_AXES), hint="density_slice: the axis it is normal to"
+        )
+        self.slice_position = ViewerSlider(
             "Slice at", 0.0, -reach, reach, step, hint="density_slice: where on that axis, in scene units"
         )
 
@@ -105,6 +107,6 @@ class SlicePlane(nn.Module):
         Returns:
             [R] > 0.
         """
-        axis = _AXES.index(self.axis.value)
-        distance = (self.position.value - origins[:, axis]) / directions[:, axis]
+        axis = _AXES.index(self.slice_axis.value)
+        distance = (self.slice_position.value - origins[:, axis]) / directions[:, axis]
         return torch.where(distance > 0, distance, torch.inf)  # a ray within the plane: 0 / 0 is not > 0

@@ -58,7 +58,7 @@ def test_single_rays_give_the_pixels_of_the_image(model, camera):
 
 
 def test_the_slice_shows_the_density_that_rays_would_meet(model, camera, monkeypatch):
-    monkeypatch.setattr(model.plane.position, "default_value", 0.3)
+    monkeypatch.setattr(model.plane.slice_position, "default_value", 0.3)
     rays = camera.generate_rays(0, keep_shape=True).flatten()
     points = rays.origins + rays.directions * (0.3 - rays.origins[:, 2:]) / rays.directions[:, 2:]
     inside = points.abs().amax(-1) < 1

@@ -38,8 +38,8 @@ def test_the_controls_are_where_nerfstudio_looks_for_them():
     found = {path: type(e).__name__ for path, e in parse_object(model, ViewerElement, "Custom Elements")}
     assert found == {
         "Custom Elements/run/stop": "ViewerButton",
-        "Custom Elements/plane/axis": "ViewerDropdown",
-        "Custom Elements/plane/position": "ViewerSlider",
+        "Custom Elements/plane/slice_axis": "ViewerDropdown",
+        "Custom Elements/plane/slice_position": "ViewerSlider",
     }
     assert [path for path, _ in parse_object(model, ViewerControl, "Custom Elements")] == ["Custom Elements/run/link"]
     assert not model.state_dict()
@@ -99,6 +99,6 @@ def test_a_slice_is_where_the_controls_put_it():
     directions = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.6, -0.8], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
     inf = torch.inf
     assert plane.distances(origins, directions).tolist() == [4.0, 5.0, inf, inf]  # the last lies within the plane
-    plane.axis.default_value, plane.position.default_value = "x", 0.5
+    plane.slice_axis.default_value, plane.slice_position.default_value = "x", 0.5
     assert plane.distances(origins, directions).tolist() == [inf, inf, inf, 2.5]
-    assert (plane.position.min, plane.position.max, plane.position.step) == (-2.0, 2.0, 0.01)
+    assert (plane.slice_position.min, plane.slice_position.max, plane.slice_position.step) == (-2.0, 2.0, 0.01)

@@ -86,7 +86,7 @@ def test_training_knows_no_extras(make_model, make_cameras):
 
 def test_the_slice_shows_the_density_where_its_rays_meet_it(make_model, make_cameras):
     model = make_model().eval()
-    model.pictures.axis.default_value, model.pictures.position.default_value = "z", 0.25
+    model.pictures.slice_axis.default_value, model.pictures.slice_position.default_value = "z", 0.25
     camera = make_cameras()[0:1]
     rays = camera.generate_rays(0, keep_shape=True)
     points = rays.origins + rays.directions * ((0.25 - rays.origins[..., 2:]) / rays.directions[..., 2:])
