@@ -279,6 +279,8 @@ class RayGaussModel(Model):
 
     def _render_all(self, rays: RayBundle, gaussians: Gaussians) -> Outputs:
         outputs, flat = self._render(rays, gaussians), self._flat(rays)
+        # The viewer turns colours into bytes as they are: 1.01 would come out black.
+        outputs["rgb"] = outputs["rgb"].clamp(0.0, 1.0)
         accumulation = outputs["accumulation"].reshape(-1)
         return Outputs(
             outputs, extra_pictures(gaussians, flat, self.cast_settings, self.pictures, accumulation, self.unit)

@@ -132,3 +132,12 @@ def test_sliders_reach_what_is_configured():
     pictures = RayGaussPictures(box, 1.0, 20.0, 0.2)
     assert pictures.cutoff.min <= 20.0 <= pictures.cutoff.max
     assert pictures.step.min <= 0.2 <= pictures.step.max
+
+
+def test_colours_of_pictures_fit_bytes(make_model, make_cameras):
+    model = make_model(background_color="black", training_window=0)
+    model.cloud.params["sh_base"].data += 5.0
+    trained = model.train().get_outputs(make_cameras()[0:1])["rgb"]
+    assert float(trained.detach().max()) > 1.2  # where the loss can pull it back
+    shown = model.eval().get_outputs_for_camera(make_cameras()[0:1])["rgb"]
+    torch.testing.assert_close(shown, trained.detach().clamp(0, 1), atol=1e-5, rtol=0)
