@@ -366,12 +366,12 @@ class RayGaussModel(Model):
         return top, left, rows, columns
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """[H, W, 4]: the colour without the background, and the accumulation as alpha."""
+        """[*, 4]: the colour without the background, in [0, 1], and the accumulation as alpha."""
         if output_name != "rgb":
             raise NotImplementedError(f'get_rgba_image needs output_name "rgb", got {output_name!r}')
         alpha = outputs["accumulation"]
         color = (outputs["rgb"] - (1.0 - alpha) * outputs["background"]) / alpha.clamp_min(1e-6)
-        return torch.cat([torch.where(alpha > 0, color, 0.0), alpha], dim=-1)
+        return torch.cat([torch.where(alpha > 0, color.clamp(0.0, 1.0), 0.0), alpha], dim=-1)
 
     # ---- loss and metrics -----------------------------------------------------------------------------------------
 

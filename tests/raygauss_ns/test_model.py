@@ -323,3 +323,11 @@ def test_texels_have_the_colour_that_is_seen_along_their_normals(make_model):
         wanted = model.get_outputs(alone)
         torch.testing.assert_close(found["accumulation"][i, j], wanted["accumulation"][0], atol=0.03, rtol=0)
         torch.testing.assert_close(found["rgb"][i, j], wanted["rgb"][0], atol=0.03, rtol=0)
+
+
+def test_rgba_has_no_colour_that_a_byte_can_not_hold(make_model):
+    """Colours of Gaussians are not bounded; exporters multiply by 255 and wrap around."""
+    rgb = torch.tensor([[1.7, 0.5, -0.4], [0.9, 0.9, 0.9]])
+    outputs = {"rgb": rgb, "accumulation": torch.tensor([[1.0], [0.2]]), "background": torch.ones(2, 3)}
+    wanted = torch.tensor([[1.0, 0.5, 0.0, 1.0], [0.5, 0.5, 0.5, 0.2]])
+    torch.testing.assert_close(make_model().get_rgba_image(outputs), wanted)

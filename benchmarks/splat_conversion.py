@@ -1,0 +1,171 @@
+"""What the conversion to 3D Gaussian splatting loses: PSNR of ray cast and of splatted test views.
+
+    python benchmarks/splat_conversion.py SCENE --steps 500 --views 10
+
+Trains `raygauss` on a Blender scene, writes the file that `raygauss-export splat` writes, and renders the same views
+
+- cast: the trained model, as `ns-eval` does;
+- cast, file read back: the same caster on the splat file's Gaussians, which shows what the colours lose alone, since
+  reading inverts the conversion of density to opacity;
+- splatted: the file as viewers show it: projection and harmonics are gsplat's PyTorch reference, compositing is below.
+
+White background, the data parser's test split, no LPIPS. Prints a table and, with --output, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci, _spherical_harmonics
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+from train_eval import configure, train
+
+from ns_support.metrics import image_metrics
+from raygauss_ns.cloud_ply import read_cloud, splat_columns
+from raygauss_ns.export import header_comments
+from raygauss_ns.model import RayGaussModel
+from raygauss_ns.ply import Columns, read_ply, write_ply
+
+LOW_PASS = 0.3
+"""Variance (pixels squared) that 3DGS adds to each splat."""
+LEAST_ALPHA, MOST_ALPHA = 1 / 255, 0.999
+"""Opacity in a pixel below which 3DGS leaves a splat out, and above which it doesn't go (gsplat's value)."""
+LEAST_TRANSMITTANCE = 1e-4
+"""At which 3DGS stops a pixel."""
+TILE = 20
+"""Pixels on a side of the squares that are composited together."""
+
+
+def stacked(columns: Columns, *names: str) -> Tensor:
+    """Properties of a PLY file as [N, len(names)] float32."""
+    return torch.from_numpy(np.stack([columns[name] for name in names], -1).astype(np.float32))
+
+
+def splat_image(columns: Columns, camera: Cameras, background: Tensor) -> Tensor:
+    """Render a splat file as its viewers do (Kerbl et al. 2023): EWA projection, sorting by depth, alpha blending.
+
+    Args:
+        columns: the properties of the file.
+        camera: one perspective camera without distortion.
+        background: [3].
+
+    Returns:
+        [H, W, 3].
+    """
+    width, height = int(camera.width), int(camera.height)
+    means, scales = stacked(columns, *"xyz"), stacked(columns, *(f"scale_{i}" for i in range(3))).exp()
+    covariances, _ = _quat_scale_to_covar_preci(stacked(columns, *(f"rot_{i}" for i in range(4))), scales, True, False)
+    pose = torch.eye(4)
+    pose[:3] = camera.camera_to_worlds.reshape(3, 4)
+    view = torch.linalg.inv(pose @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])))
+    intrinsics = camera.get_intrinsics_matrices().reshape(1, 3, 3)
+    radii, centers, depths, conics, _ = _fully_fused_projection(
+        means, covariances, view[None], intrinsics, width, height, LOW_PASS
+    )
+    count = sum(name.startswith("f_rest_") for name in columns)
+    rest = stacked(columns, *(f"f_rest_{i}" for i in range(count))).view(-1, 3, count // 3).transpose(1, 2)
+    harmonics = torch.cat([stacked(columns, *(f"f_dc_{i}" for i in range(3)))[:, None], rest], 1)
+    degree = round((count // 3 + 1) ** 0.5) - 1
+    colors = (_spherical_harmonics(degree, means - pose[:3, 3], harmonics) + 0.5).clamp_min(0.0)
+    opacities = torch.sigmoid(stacked(columns, "opacity"))[:, 0]
+
+    order = torch.argsort(depths[0])
+    order = order[radii[0, order] > 0]
+    splats = (centers[0, order], conics[0, order], radii[0, order], opacities[order], colors[order])
+    image = torch.empty(height, width, 3)
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            bottom, right = min(top + TILE, height), min(left + TILE, width)
+            image[top:bottom, left:right] = _tile(splats, (top, left, bottom, right), background)
+    return image
+
+
+def _tile(splats: tuple[Tensor, ...], corners: tuple[int, int, int, int], background: Tensor) -> Tensor:
+    """Composite the splats, sorted front to back, that reach a rectangle of pixels."""
+    top, left, bottom, right = corners
+    centers, _, radii, _, _ = splats
+    x, y = centers.unbind(-1)
+    reaches = (x + radii > left) & (x - radii < right) & (y + radii > top) & (y - radii < bottom)
+    centers, conics, _, opacities, colors = (values[reaches] for values in splats)
+    rows, columns = torch.meshgrid(torch.arange(top, bottom) + 0.5, torch.arange(left, right) + 0.5, indexing="ij")
+    dx, dy = columns.reshape(-1, 1) - centers[:, 0], rows.reshape(-1, 1) - centers[:, 1]
+    exponent = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
+    alphas = (opacities * torch.exp(-exponent)).clamp(max=MOST_ALPHA)
+    alphas = torch.where(alphas < LEAST_ALPHA, 0.0, alphas)
+    after = torch.cumprod(1 - alphas, -1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], -1)
+    # A splat that would bring the transmittance down to the limit is not drawn, nor is any behind it.
+    drawn = after > LEAST_TRANSMITTANCE
+    weights = torch.where(drawn, before * alphas, 0.0)
+    left_over = 1 - weights.sum(-1, keepdim=True)
+    return (weights @ colors + left_over * background).view(bottom - top, right - left, 3)
+
+
+@torch.no_grad()
+def compare(
+    model: RayGaussModel, views: list[tuple[Cameras, dict[str, Any]]], folder: Path
+) -> dict[str, dict[str, float]]:
+    """PSNR (dB) and SSIM of each way to render, averaged over the views."""
+    path = folder / "splat.ply"
+    write_ply(path, splat_columns(model.cloud, model.cast_settings.density_threshold), header_comments(model))
+    columns = read_ply(path).columns
+    trained, cloud = model.cloud, read_cloud(path, model.unit, model.config.sh_degree, model.config.num_lobes)
+    scores: dict[str, list[dict[str, float]]] = {"cast": [], "cast, file read back": [], "splatted": []}
+    model.update_to_step(model.total_steps)  # all of the colour counts in the file, and so in the comparison
+    for camera, batch in views:
+        outputs = model.get_outputs_for_camera(camera)
+        truth, _ = model._ground_truth(outputs, batch)
+        scores["cast"].append(image_metrics(outputs["rgb"], truth))
+        model.cloud = cloud
+        scores["cast, file read back"].append(image_metrics(model.get_outputs_for_camera(camera)["rgb"], truth))
+        model.cloud = trained
+        background = outputs["background"].reshape(-1, 3)[0]
+        scores["splatted"].append(image_metrics(splat_image(columns, camera, background), truth))
+    return {
+        way: {name: float(np.mean([score[name] for score in found])) for name in ("psnr", "ssim")}
+        for way, found in scores.items()
+    }
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("data", type=Path, help="a Blender scene")
+    arguments.add_argument("--steps", type=int, default=500)
+    arguments.add_argument("--views", type=int, default=10, help="test views, spread evenly over all of them")
+    arguments.add_argument("--seed", type=int, default=42)
+    arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
+    arguments.add_argument("--output", type=Path, help="JSON file for the results")
+    given = arguments.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        config = configure("raygauss", given.data, "blender-data", given.steps, Path(name), given.option)
+        trainer, timings = train(config, float("inf"), given.seed)
+        model = trainer.pipeline.model.eval()
+        every = list(trainer.pipeline.datamanager.fixed_indices_eval_dataloader)
+        count = min(given.views, len(every))
+        begin = time.perf_counter()
+        scores = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    results = {"data": given.data.name, "machine": machine, "gaussians": len(model.cloud), "views": count} | timings
+    print(f"\n{results}\nrendering took {time.perf_counter() - begin:.0f} s\n")
+    print("| | PSNR, dB | loss, dB | SSIM |\n|---|---|---|---|")
+    for way, score in scores.items():
+        loss = scores["cast"]["psnr"] - score["psnr"]
+        print(f"| {way} | {score['psnr']:.2f} | {loss:.2f} | {score['ssim']:.4f} |")
+    if given.output is not None:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(results | {"scores": scores}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
