@@ -15,6 +15,8 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown, ViewerSlider
 from torch import Tensor, nn
 
+from ns_support.fair_lock import FairLock
+
 Axis = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
 
@@ -50,10 +52,12 @@ class ViewerRun(nn.Module):
         self.link = ViewerLink(self)
 
     def attach(self, viewer: Any) -> None:
-        """Take note of the viewer; without a training there is nothing to stop."""
+        """Take note of the viewer: without a training nothing to stop, with one take turns with it."""
         self.viewer = viewer
         if viewer.trainer is None:
             self.hide()
+        else:  # before the first step: nobody holds the old one
+            viewer.train_lock = viewer.trainer.train_lock = FairLock()
 
     def hide(self) -> None:
         """Take the controls out of a viewer that has no training to act on."""

@@ -7,6 +7,7 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
 
+from ns_support.fair_lock import FairLock
 from ns_support.viewer import SlicePlane, ViewerRun, viewer_asks
 
 
@@ -51,6 +52,8 @@ def test_the_button_ends_training_once():
     assert run.stop.gui_handle.visible
     run.stop.cb_hook(run.stop)
     assert trainer.stop_training
+    assert isinstance(trainer.train_lock, FairLock)
+    assert run.viewer.train_lock is trainer.train_lock
     assert run.stop.gui_handle.disabled
 
 
