@@ -46,7 +46,7 @@ def test_a_resumed_run_sees_the_images_that_come_next(nerfstudio_scene):
 
 def test_processes_divide_the_sequence(nerfstudio_scene):
     """Two processes with two images each in a step, resumed at step 1: together the sequence of one."""
-    folder = nerfstudio_scene(4)
+    folder = nerfstudio_scene(5)
     whole = start(folder)
     order = [whole.next_train(0)[1]["image_idx"] for _ in range(12)]
     for begin in (0, 1):
