@@ -37,8 +37,8 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
     nerfstudio-data unless told otherwise. False: as the data parser says."""
     triangulated_points: int = 30_000
-    """Most points, >= 0, that are triangulated from the photographs before training when the scene has no SfM points
-    and its cameras are inside of the scene box, as those of a capture are; 0: none."""
+    """Number of points, >= 0, that are at most triangulated from the photographs before training when the scene has no
+    SfM points and its cameras are inside of the scene box, as those of a capture are; 0: none."""
 
 
 class FullImages(ChecksData, FullImageDatamanager[InputDataset]):

@@ -66,8 +66,8 @@ class RayGaussModelConfig(ModelConfig):
     """gamma, in [0, 1]: dt grows with T^-gamma as a ray's transmittance T falls; 0: not at all. RayGaussX on real
     scenes: 1/3."""
     max_step: float = 0.0
-    """dt_max: what a growing step never exceeds (u), at least step_size, or 0 for no such bound. RayGaussX on real
-    scenes: 4 step_size."""
+    """dt_max: what a growing step never exceeds (u), >= step_size, or 0 for no such bound. RayGaussX on real scenes:
+    4 step_size."""
     density_threshold: float = 0.1
     """eps > 0: density below which a Gaussian counts as absent (1/u). Larger is faster and coarser."""
     sample_offset: float = 0.5
@@ -136,8 +136,8 @@ class RayGaussModelConfig(ModelConfig):
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int | None = None
-    """Number that cloning and splitting never exceed, >= 1: where there is room for some only, the largest gradients
-    have it. None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
+    """Number of Gaussians that cloning and splitting never exceed, >= 1: where there is room for some only, the largest
+    gradients have it. None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
     prune_every: int = 100
     """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
     reorder_every: int = 500

@@ -21,8 +21,8 @@ SPECS = [
 RANGE = re.compile(r"[<>]=? ?`?-?[\w.]|\bin [\[(]-?[\d.]+, |\b\d+,? (to|or) \d|\bfrom \w+ to \d|: 0 \(|, 1 to \d")
 """`> 0`, `>= min_num_rays`, `in [0, 1)`, `1 to 8`, `from mining_min_fraction to 1`."""
 _UNITS = (
-    "scene units?|pixels?|steps?|samples|rays|images|Gaussians|voxels|cells|vertices|levels|features|rows|boxes|units"
-    "|degrees?|root mean squared distances|in its sides"
+    "scene units?|pixels?|points|steps?|samples|rays|images|Gaussians|voxels|cells|vertices|levels|features|rows|boxes"
+    "|units|degrees?|root mean squared distances|in its sides"
 )
 _RATIOS = "fraction|weight|factor|multiple|opacity|transmittance|logarithm|learning rate|decay|second moment"
 UNIT = re.compile(rf"\((1/)?(u|s)\)|\b({_UNITS}|{_RATIOS})\b", re.IGNORECASE)

@@ -275,9 +275,9 @@ def test_rays_of_texels_are_not_cut_by_the_near_plane(ball):
     far = RayBundle((origins - 2 * directions).view(-1, 3), directions.view(-1, 3), area.view(-1, 1))
     far.nears, far.fars = torch.full((20, 1), 2.0), torch.full((20, 1), 2.3)
     wanted = model.get_outputs(far)
-    assert found["accumulation"].max() > 0.1
+    assert found["accumulation"].max() > 0.03
     # The grid of steps begins elsewhere: the same within a step.
-    torch.testing.assert_close(found["accumulation"].view(-1, 1), wanted["accumulation"], atol=0.1, rtol=0.2)
+    torch.testing.assert_close(found["accumulation"].view(-1, 1), wanted["accumulation"], atol=0.02, rtol=0.2)
 
 
 def test_depth_of_what_is_empty_is_the_largest_of_the_image(ball):

@@ -81,7 +81,7 @@ def test_images_are_those_of_the_reference(colourful, expected_ray, kind, distor
         for column in range(row % 4, WIDTH, 4):
             origin, direction = (torch.from_numpy(v) for v in expected_ray(camera, row, column))
             rgb, transmittance = reference_pixel(model, origin, direction, kind is CameraType.ORTHOPHOTO)
-            expected = rgb + transmittance * outputs["background"][row, column].double()
+            expected = (rgb + transmittance * outputs["background"][row, column].double()).clamp(0, 1)
             worst = max(worst, float((image[row, column] - expected).abs().max()))
             worst = max(worst, float((accumulation[row, column, 0] - (1 - transmittance)).abs()))
             hit += bool(transmittance < 0.9)

@@ -23,7 +23,7 @@ FIELDS = {
     "prune_every": 2,
     "background_color": "random",
     "training_window": 15,
-    "accumulate_images": 1,  # which adds in another order: see below
+    "accumulate_images": 1,
 }
 
 
@@ -64,11 +64,11 @@ def state(trainer):
 
 
 def assert_equal(state, expected):
-    """Gaussians and statistics bit for bit. In the moments shows that autograd adds up several images in one order,
-    and processes in another, where an image's gradient has several parts."""
+    """As many Gaussians, and all values to rounding: autograd adds up the parts of several images' gradients in one
+    order, and processes in another."""
     assert state.keys() == expected.keys()
     for name, value in expected.items():
-        if name.startswith("exp_avg"):
+        if value.is_floating_point() and value.numel() > 0:
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
         else:
             assert torch.equal(state[name], value), name
@@ -86,7 +86,7 @@ def alone(scene, tmp_path_factory):
 
 
 def test_two_processes_are_one_with_the_images_of_both(scene, alone, tmp_path, run_processes):
-    """Bit for bit, over rounds of density control, random windows and backgrounds; one of them writes."""
+    """Over rounds of density control, random windows and backgrounds; one of them writes."""
 
     def work(rank):
         return state(train(configure(scene, tmp_path / str(rank)), rank, 2))
