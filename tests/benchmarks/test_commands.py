@@ -69,8 +69,8 @@ def test_what_hangs_is_stopped(commands, tmp_path, monkeypatch):
 
 
 def test_last_line_is_the_last_with_a_word(commands):
-    output = "first\n\x1b[1m╭──────╮\n│ Saved to /tmp/x/a.ply │\n╰──────╯\x1b[0m\n 12 %\n\n"
-    assert commands.last_line(output, {"/tmp/x": "WORK"}) == "Saved to WORK/a.ply"
+    output = "first\n\x1b[1m╭──────╮\n│ Saved to /some/where/a.ply │\n╰──────╯\x1b[0m\n 12 %\n\n"
+    assert commands.last_line(output, {"/some/where": "WORK"}) == "Saved to WORK/a.ply"
     assert commands.last_line("Training Finished\nTrainer.train_iteration: 0.0123\n", {}) == "Training Finished"
     assert commands.last_line("", {}) == ""
 
