@@ -63,8 +63,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = configure("raygauss", given.data, given.parser, given.warm_up, Path(folder), given.option)
         trainer, timings = train(config, float("inf"), seed=42)
-        loop = next(callback.func.__self__ for callback in trainer.callbacks if hasattr(callback.func, "__self__"))
-        assert isinstance(loop, TrainingLoop)
+        owners = [getattr(callback.func, "__self__", None) for callback in trainer.callbacks]
+        loop = next(owner for owner in owners if isinstance(owner, TrainingLoop))
         for owner, name, label in (
             (CpuCast, "forward", "caster, forward"),
             (CpuCast, "backward", "caster, backward"),
