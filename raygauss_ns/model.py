@@ -75,8 +75,8 @@ class RayGaussModel(Model):
         poses, lenses = (torch.zeros(0, 3, 4), []) if cameras is None else posed_lenses(cameras, torch.device("cpu"))
         capture = cameras_inside(camera_centers(poses), box)
         self.iso_weight = (2.5e-4 if capture else 2.5e-7) if config.iso_weight is None else config.iso_weight
-        unit = config.scene_unit or scene_unit(poses, box, points)
         distance = content_distance(poses, points) if len(poses) else None
+        unit = config.scene_unit or scene_unit(box, distance if capture else None)
         step = config.step_size or resolved_step(lenses, unit, distance, PUBLISHED_STEP_SIZE)
         self.register_buffer("_resolved_step", torch.tensor(step, dtype=torch.float64))
         self._step_size = step

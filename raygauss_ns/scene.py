@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ns_support.capture import cameras_inside
 from ns_support.lenses import Lens
 from raygauss_ns.gaussians import StartPoints
 from raygauss_ns.projection import in_camera_space
@@ -20,6 +19,7 @@ BLENDER_DISTANCE = 4.0
 _NEAREST, _FARTHEST = 0.25, 8.0
 _SEEN_BY = 3
 _MIN_CONVERGENCE = 1e-3
+_ENOUGH_POINTS = 10_000
 
 
 def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> float | None:
@@ -37,10 +37,11 @@ def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> 
     """
     poses = world_to_cameras.double()
     if points is not None and len(points) > 0:
-        local = torch.einsum("cij,nj->cni", poses[:, :, :3], points.to(poses)) + poses[:, None, :, 3]
-        distances = torch.linalg.vector_norm(local, dim=-1)
-        before = [d[z < 0] for d, z in zip(distances, local[..., 2], strict=True)]
-        medians = [d.median() for d in before if len(d) > 0]
+        # A median needs no more of them, and C times N would not fit into memory for a large scene.
+        some = points[:: max(len(points) // _ENOUGH_POINTS, 1)].to(poses)
+        local = (in_camera_space(some, pose) for pose in poses)
+        before = [torch.linalg.vector_norm(p[p[:, 2] < 0], dim=-1) for p in local]
+        medians = [distances.median() for distances in before if len(distances) > 0]
         return float(torch.stack(medians).median()) if medians else None
     axes = -poses[:, 2, :3]
     centers = camera_centers(poses)
@@ -54,7 +55,7 @@ def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> 
     return float(distance) if ahead.median() > 0.25 * spread else None
 
 
-def scene_unit(world_to_cameras: Tensor, box: Tensor, points: Tensor | None = None) -> float:
+def scene_unit(box: Tensor, distance: float | None) -> float:
     """u, the length that counts as 1 (scene units), such that the content is as large as the papers' scenes.
 
     Cameras outside of the scene box look at what it holds: u = longest side / 3, which is 1 on Blender scenes. Cameras
@@ -62,15 +63,10 @@ def scene_unit(world_to_cameras: Tensor, box: Tensor, points: Tensor | None = No
     u = content distance / 4, the distance of Blender's cameras being 4. Where that can't be told, the box decides.
 
     Args:
-        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
         box: [2, 3] lower and upper corner of the scene box.
-        points: [N, 3] SfM points, or None.
+        distance: a capture's `content_distance` (scene units); None: not a capture, or not known.
     """
-    from_box = float((box[1] - box[0]).max()) / BLENDER_BOX
-    if not cameras_inside(camera_centers(world_to_cameras), box):
-        return from_box
-    distance = content_distance(world_to_cameras, points)
-    return from_box if distance is None else distance / BLENDER_DISTANCE
+    return float((box[1] - box[0]).max()) / BLENDER_BOX if distance is None else distance / BLENDER_DISTANCE
 
 
 def camera_centers(world_to_cameras: Tensor) -> Tensor:

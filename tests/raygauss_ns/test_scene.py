@@ -51,20 +51,18 @@ def test_parallel_or_outward_cameras_do_not_tell_a_distance():
     row = torch.tensor([[x, 0.0, 0.0] for x in (-0.4, -0.1, 0.1, 0.4)])
     assert content_distance(looking(row, row - torch.tensor([0.0, 0.0, 1.0]))) is None
     assert content_distance(ring(0.7, outward=True)) is None
-    assert scene_unit(ring(0.7, outward=True), BOX) == pytest.approx(2 / 3)
 
 
-def test_unit_is_one_on_blender_scenes():
-    assert scene_unit(ring(4.0311), 1.5 * BOX) == pytest.approx(1.0)
+def test_distance_of_many_points_is_that_of_some():
+    poses = looking(torch.tensor([[0.0, 0, 3.0]]), torch.zeros(1, 3))
+    points = 0.1 * torch.randn(45_000, 3, generator=torch.Generator().manual_seed(0))
+    assert content_distance(poses, points) == pytest.approx(3.0, rel=0.01)
 
 
-def test_unit_follows_the_content_where_the_cameras_fill_the_box():
-    assert scene_unit(ring(0.9), BOX) == pytest.approx(0.225)
-    assert scene_unit(ring(0.9), 10 * BOX) == pytest.approx(0.225)
-
-
-def test_unit_without_cameras_is_a_third_of_the_box():
-    assert scene_unit(torch.zeros(0, 3, 4), 3 * BOX) == pytest.approx(2.0)
+def test_unit_follows_a_captures_content_and_else_the_box():
+    assert scene_unit(1.5 * BOX, None) == pytest.approx(1.0)  # Blender's
+    assert scene_unit(3 * BOX, None) == pytest.approx(2.0)
+    assert scene_unit(BOX, 0.9) == scene_unit(10 * BOX, 0.9) == pytest.approx(0.225)
 
 
 @pytest.mark.parametrize("kind", [LensType.PERSPECTIVE, LensType.FISHEYE, LensType.EQUIRECTANGULAR])
