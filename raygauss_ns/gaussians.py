@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +69,7 @@ class GaussianCloud(nn.Module):
         self.register_buffer("scene_unit", torch.tensor(unit, dtype=torch.float64))
         self.loaded = False
         """Whether a stored state has replaced what the Gaussians started as."""
+        self._of_image: Mapping[str, Tensor] | None = None
         self.params = nn.ParameterDict(
             {
                 "means": positions.clone(),
@@ -84,14 +87,32 @@ class GaussianCloud(nn.Module):
     def __len__(self) -> int:
         return len(self.params["means"])
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """`params`, or what stands for them in an image's part of a step; everything differentiable starts here."""
+        return self.params if self._of_image is None else self._of_image
+
+    @contextmanager
+    def one_image(self) -> Iterator[None]:
+        """What is computed from `tensors` in here has its gradient summed before it joins that of other images.
+
+        Autograd adds up what a parameter's uses contribute in any order: of two images, parts of one may come between
+        parts of the other. The sum of each image's own gradient is the same wherever the others are rendered.
+        """
+        self._of_image = {name: parameter.view_as(parameter) for name, parameter in self.params.items()}
+        try:
+            yield
+        finally:
+            self._of_image = None
+
     def gaussians(self) -> Gaussians:
         """The Gaussians as the caster takes them, in scene units; differentiable."""
-        p = self.params
+        p = self.tensors
         return Gaussians(p["means"], p["scales"].exp(), p["quats"], p["densities"] / self.unit)
 
     def color_basis(self) -> ColorBasis:
         """What the colours are computed from."""
-        return ColorBasis(*(self.params[name] for name in ColorBasis._fields))
+        return ColorBasis(*(self.tensors[name] for name in ColorBasis._fields))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.loaded = True

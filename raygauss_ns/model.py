@@ -409,7 +409,7 @@ class RayGaussModel(Model):
         weight = self.config.ssim_lambda
         losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
         if self.iso_weight > 0:
-            losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.params["scales"])
+            losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
         return {name: loss / self.images_per_update for name, loss in losses.items()}
 
     def get_image_metrics_and_images(

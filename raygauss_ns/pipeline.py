@@ -73,9 +73,10 @@ class RayGaussPipeline(SharedPipeline):
         for i in range(self.config.images_per_batch):
             model.update_to_image(first + i * self.processes.size)
             camera, batch = self.datamanager.next_train(step)
-            outputs = model(camera)
-            all_metrics.append(model.get_metrics_dict(outputs, batch))
-            all_losses.append(model.get_loss_dict(outputs, batch, all_metrics[-1]))
+            with model.cloud.one_image():
+                outputs = model(camera)
+                all_metrics.append(model.get_metrics_dict(outputs, batch))
+                all_losses.append(model.get_loss_dict(outputs, batch, all_metrics[-1]))
         losses = {name: torch.stack([each[name] for each in all_losses]).sum() for name in all_losses[0]}
         metrics = {name: torch.stack([each[name] for each in all_metrics]).mean() for name in all_metrics[0]}
         return outputs, losses, metrics
