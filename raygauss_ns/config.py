@@ -89,6 +89,8 @@ class RayGaussModelConfig(ModelConfig):
     where the cameras are inside of it."""
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
+    gap_points: int = 20_000
+    """Gaussians, >= 0, that start beside a capture's points at most: where an image shows none of these nearby."""
     random_extent: float = 1.0
     """Side of the box that random positions fill, about the middle of the scene box and in its sides, > 0."""
     initial_density: float = 3.0
@@ -186,6 +188,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("samples_per_slab", config.samples_per_slab >= 1, "at least 1"),
         ("near_plane", config.near_plane >= 0, "at least 0"),
         ("num_random", config.num_random >= 1, "at least 1"),
+        ("gap_points", config.gap_points >= 0, "at least 0"),
         ("random_extent", config.random_extent > 0, "positive"),
         ("initial_density", config.initial_density > config.density_threshold, "greater than density_threshold"),
         ("initial_scale", config.initial_scale > 0, "positive"),

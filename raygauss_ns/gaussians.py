@@ -25,6 +25,11 @@ class StartPoints(NamedTuple):
     positions: Tensor
     colors: Tensor | None
 
+    def joined(self, more: StartPoints) -> StartPoints:
+        """These and more, grey unless both have colours."""
+        colors = None if self.colors is None or more.colors is None else torch.cat([self.colors, more.colors])
+        return StartPoints(torch.cat([self.positions, more.positions]), colors)
+
 
 class GaussianCloud(nn.Module):
     """N Gaussians as trainable parameters, one `nn.Parameter` a kind so that each has a learning rate of its own.
@@ -90,7 +95,7 @@ class GaussianCloud(nn.Module):
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """`params`, or what stands for them in an image's part of a step; everything differentiable starts here."""
-        return self.params if self._of_image is None else self._of_image
+        return dict(self.params.items()) if self._of_image is None else self._of_image
 
     @contextmanager
     def one_image(self) -> Iterator[None]:

@@ -38,6 +38,7 @@ from raygauss_ns.scene import (
     camera_centers,
     content_distance,
     frustum_points,
+    gap_points,
     resolved_step,
     scene_unit,
 )
@@ -111,6 +112,8 @@ class RayGaussModel(Model):
         if self._seed_points is not None and not config.random_init and len(self._seed_points[0]) > 0:
             positions, colors = self._seed_points
             start = StartPoints(positions, colors / 255.0 if len(colors) == len(positions) else None)
+            if config.gap_points > 0 and cameras_inside(camera_centers(poses), box):
+                start = start.joined(gap_points(config.gap_points, start, poses, lenses))
         elif cameras_inside(camera_centers(poses), box):
             start = frustum_points(config.num_random, poses, lenses, distance or BLENDER_DISTANCE * unit)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ns_support.lenses import Lens
@@ -20,6 +21,8 @@ _NEAREST, _FARTHEST = 0.25, 8.0
 _SEEN_BY = 3
 _MIN_CONVERGENCE = 1e-3
 _ENOUGH_POINTS = 10_000
+_GAP_CELL, _GAP_RADIUS = 1 / 64, 1 / 20
+_ENOUGH_FOR_GAPS = 100_000
 
 
 def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> float | None:
@@ -113,6 +116,56 @@ def _along_rays(count: int, world_to_camera: Tensor, lens: Lens, distance: float
     local = directions * away + (0.0 if origins is None else origins)
     points = (local - world_to_camera[:, 3].double()) @ world_to_camera[:, :3].double()
     return (points if exist is None else points[exist]).float()
+
+
+def gap_points(most: int, start: StartPoints, world_to_cameras: Tensor, lenses: Sequence[Lens]) -> StartPoints:
+    """Positions in the parts of images where no start point shows: what few photographs see is rarely triangulated.
+
+    An image is divided into square cells, 1/64 of its longer side wide, and a pixel drawn from each. Where no start
+    point is within 1/20 of that side, a position is added along the pixel's ray, as far from the camera as the start
+    point that is nearest in the image, with that point's colour. Images that show no start point add nothing.
+
+    Args:
+        most: how many, at most; of more, a random choice.
+        start: N positions, and colours if there are any.
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        lenses: C lenses.
+    """
+    # More points show no more gaps, and a large scene's would take minutes.
+    some = torch.arange(0, len(start.positions), max(len(start.positions) // _ENOUGH_FOR_GAPS, 1))
+    found, sources = [start.positions[:0]], [some[:0]]
+    for pose, lens in zip(world_to_cameras, lenses, strict=True):
+        positions, nearest = _in_gaps(start.positions[some], pose, lens)
+        found.append(positions)
+        sources.append(some[nearest])
+    kept = torch.randperm(sum(map(len, sources)))[:most]
+    source = torch.cat(sources)[kept]
+    return StartPoints(torch.cat(found)[kept], None if start.colors is None else start.colors[source])
+
+
+def _in_gaps(points: Tensor, world_to_camera: Tensor, lens: Lens) -> tuple[Tensor, Tensor]:
+    """Positions [M, 3] in the gaps of one image, and for each of them which of the points [N, 3] is nearest there."""
+    pose = world_to_camera.double()
+    local = in_camera_space(points.double(), pose)
+    shown = lens.project(local)
+    visible = shown.seen.nonzero()[:, 0]
+    if len(visible) == 0:
+        return points[:0], visible
+    width, height = int(lens.width), int(lens.height)
+    cell = _GAP_CELL * max(width, height)
+    corners = torch.cartesian_prod(torch.arange(0, width, cell), torch.arange(0, height, cell)).double()
+    # The last cell of a row may reach over the image's edge.
+    pixels = (corners + cell * torch.rand_like(corners)).minimum(corners.new_tensor([width - 1e-3, height - 1e-3]))
+    tree = cKDTree(torch.stack([shown.column, shown.row], dim=-1)[visible].numpy())
+    apart, nearest = map(torch.from_numpy, tree.query(pixels.numpy()))
+    origins, directions, exist = lens.rays(*pixels.unbind(-1))
+    empty = apart > _GAP_RADIUS * max(width, height)
+    empty = empty if exist is None else empty & exist
+    source = visible[nearest[empty]]
+    before = torch.zeros(3).double() if origins is None else origins[empty]
+    away = torch.linalg.vector_norm(local[source] - before, dim=-1, keepdim=True)
+    positions = (before + away * directions[empty] - pose[:, 3]) @ pose[:, :3]
+    return positions.to(points), source
 
 
 def resolved_step(lenses: Sequence[Lens], unit: float, distance: float | None, least: float) -> float:

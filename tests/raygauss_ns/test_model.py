@@ -294,6 +294,18 @@ def test_a_capture_without_points_starts_where_its_cameras_look(make_model, make
     assert make_model(cameras=make_cameras(radius=4.0)).cloud.params["means"].abs().max() <= 1.5
 
 
+def test_a_capture_starts_where_its_points_leave_gaps_too(make_model, make_cameras):
+    points, colors = torch.rand(40, 3) * 0.1 + torch.tensor([0.3, 0.3, 0.0]), torch.full((40, 3), 255)
+    start = {"cameras": make_cameras(count=16, radius=1.2), "seed_points": (points, colors)}
+    params = make_model(**start, gap_points=500).cloud.params
+    assert len(params["means"]) == 40 + 500
+    torch.testing.assert_close(params["means"].data[:40], points)
+    assert torch.equal(params["sh_base"][40:], params["sh_base"][:1].expand(500, 3))
+    assert len(make_model(**start, gap_points=0).cloud) == 40
+    away = start | {"cameras": make_cameras(count=16, radius=4.0)}
+    assert len(make_model(**away, gap_points=500).cloud) == 40
+
+
 def texels(points, normals, half):
     """Rays through points against their normals, as nerfstudio's exporter of textured meshes makes them; [H, W, 3]."""
     length = torch.full_like(points[..., :1], 2 * half)

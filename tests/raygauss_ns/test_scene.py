@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ns_support.lenses import LensType, make_lens
+from raygauss_ns.gaussians import StartPoints
 from raygauss_ns.projection import in_camera_space
-from raygauss_ns.scene import content_distance, frustum_points, resolved_step, scene_unit
+from raygauss_ns.scene import content_distance, frustum_points, gap_points, resolved_step, scene_unit
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
 
@@ -86,6 +87,48 @@ def test_few_cameras_are_enough_for_start_points(count):
     poses = looking(apart, apart - torch.tensor([0.0, 0.0, 1.0]))
     positions, _ = frustum_points(50, poses, lenses(count), 1.0)
     assert positions.shape == (50, 3)
+
+
+KINDS = [LensType.PERSPECTIVE, LensType.FISHEYE, LensType.EQUIRECTANGULAR, LensType.ORTHOPHOTO, LensType.VR180_L]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gaps_are_filled_at_the_distance_of_the_nearest_point(kind):
+    """Points on the left of a sphere about a camera (for parallel rays, of a plane): the right is filled alike."""
+    torch.manual_seed(0)
+    poses, lens = looking(torch.tensor([[0.5, 0.0, 2.0]]), torch.tensor([[0.5, 0.0, 0.0]])), lenses(1, 480.0, kind)[0]
+    origins, directions, _ = lens.rays(torch.rand(4000).double() * 135, torch.rand(4000).double() * 480)
+    local = 3.0 * directions + (0.0 if origins is None else origins)
+    points = ((local - poses[0, :, 3].double()) @ poses[0, :, :3].double()).float()
+    colors = torch.rand(4000, 3)
+    positions, found = gap_points(10_000, StartPoints(points, colors), poses, [lens])
+    assert found.shape == positions.shape
+    assert torch.isin(found, colors).all()
+    shown = lens.project(in_camera_space(positions.double(), poses[0]))
+    assert bool(shown.seen.all())
+    assert float(shown.column.min()) > 135 + 0.8 * 480 / 20
+    cells = (135 - 480 / 20) * 480 / (480 / 64) ** 2
+    assert len(positions) == pytest.approx(cells, rel=0.1)
+    away = in_camera_space(positions.double(), poses[0])
+    if kind is LensType.ORTHOPHOTO:
+        # As far as the nearest point is from where the ray begins, which is beside that point.
+        assert away[:, 2].max() < -2.9
+    else:
+        torch.testing.assert_close(
+            torch.linalg.vector_norm(away, dim=-1).float(), torch.full((len(away),), 3.0), atol=0.1, rtol=0
+        )
+
+
+def test_of_many_gap_points_some_are_chosen_and_of_none_none():
+    torch.manual_seed(0)
+    poses = looking(torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, -9.0]]), torch.zeros(2, 3))
+    start = StartPoints(torch.tensor([[0.0, 0.0, 0.0]]), None)
+    positions, colors = gap_points(100, start, poses, lenses(2))
+    assert positions.shape == (100, 3)
+    assert colors is None
+    nothing = gap_points(100, StartPoints(torch.tensor([[0.0, 0.0, 50.0]]), torch.ones(1, 3)), poses[:1], lenses(1))
+    assert nothing.positions.shape == (0, 3)
+    assert nothing.colors.shape == (0, 3)
 
 
 def test_step_is_half_a_pixel_at_the_content_but_no_finer_than_wanted():
