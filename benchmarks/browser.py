@@ -142,13 +142,13 @@ class Page:
             raise RuntimeError(f"the list {label!r} has no option {option!r}")
         self.click(f"exact('[role=option]', {json.dumps(option)})[0]")
 
-    def enter(self, label: str, value: float, field: int = 0) -> None:
-        """Type a number into a control: the box beside a slider, or one of a vector's boxes."""
+    def enter(self, label: str, value: float | str, field: int = 0) -> None:
+        """Type a number or a text into a control: the box beside a slider, or one of a vector's boxes."""
         row = f"input({json.dumps(label)}).closest('div[class*=Flex]')"
         place = f"[...{row}.querySelectorAll('input:not([type=hidden])')].slice({field})[0]"
         self.click(place)
         self.run(f"{place}.select()")
-        self.call("Input.insertText", text=f"{value:g}")
+        self.call("Input.insertText", text=value if isinstance(value, str) else f"{value:g}")
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
         self.run("document.activeElement.blur()")

@@ -67,6 +67,7 @@ def raygauss(session: Session) -> None:
     page.click("input('Enable ')")
     page.wait(1.0)
     page.enter("Crop scale", 0.8, field=2)
+    page.enter("Background color", "rgb(200, 225, 240)")
     session.shoot("crop", "input('Crop scale')")
 
 

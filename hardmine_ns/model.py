@@ -362,7 +362,7 @@ class HardMineModel(Model):
     def _visibility_limits(self) -> tuple[float, float]:
         """Least transmittance and least opacity of a visible sample."""
         alpha = self.config.alpha_thre
-        return self.config.early_stop_eps, min(alpha, float(self.grid.mean_thickness())) if alpha > 0 else 0.0
+        return self.config.early_stop_eps, min(alpha, self.grid.mean_thickness) if alpha > 0 else 0.0
 
 
 def _check(config: HardMineModelConfig, step_size: float) -> None:

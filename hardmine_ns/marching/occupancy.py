@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("binaries", torch.ones(levels, resolution, resolution, resolution, dtype=torch.bool))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self._stride = _coprime_near(round(cells * _GOLDEN), cells)
+        self._mean: float | None = None
 
     @property
     def num_cells(self) -> int:
@@ -112,10 +114,16 @@ class OccupancyGrid(nn.Module):
         unit = (corner + torch.rand(corner.shape, device=cells.device)) * (2.0 / r) - 1.0
         return self.center + unit * torch.exp2(level.to(unit.dtype))[:, None] * self.half_extent
 
-    def mean_thickness(self) -> Tensor:
-        """Mean over the cells visited so far; 0 before the first visit."""
-        visited = self.thickness >= 0
-        return (self.thickness * visited).sum() / visited.sum().clamp(min=1)
+    @property
+    def mean_thickness(self) -> float:
+        """Mean over the cells visited so far; 0 before the first visit.
+
+        Kept between updates: over some million cells it costs as much as a training step.
+        """
+        if self._mean is None:
+            visited = self.thickness >= 0
+            self._mean = float((self.thickness * visited).sum() / visited.sum().clamp(min=1))
+        return self._mean
 
     def _next_of_sweep(self, count: int) -> Tensor:
         # Multiples of a number coprime to the size visit every cell once; one near the golden ratio spreads them.
@@ -124,13 +132,18 @@ class OccupancyGrid(nn.Module):
         return index * self._stride % self.num_cells
 
     def _decide(self) -> None:
-        limit = self.mean_thickness().clamp(max=self.threshold)
-        occupied = (self.thickness > limit) | (self.thickness < 0)
+        self._mean = None
+        occupied = (self.thickness > min(self.mean_thickness, self.threshold)) | (self.thickness < 0)
         if not bool(occupied.any()):
             # Nothing would ever be sampled again, and so nothing learnt. Look at every cell anew.
             self.thickness.fill_(_UNVISITED)
+            self._mean = None
             occupied = torch.ones_like(occupied)
         self.binaries.copy_(occupied.view_as(self.binaries))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._mean = None
+        super()._load_from_state_dict(*args)
 
 
 def locate(positions: Tensor, grid: OccupancyGrid) -> tuple[Tensor, Tensor]:

@@ -343,6 +343,17 @@ def test_non_finite_density_does_not_poison_the_grid():
     assert torch.isfinite(grid.thickness).all()
 
 
+def test_mean_follows_updates_and_loaded_states():
+    grid, other = OccupancyGrid(UNIT_BOX, resolution=8), OccupancyGrid(UNIT_BOX, resolution=8)
+    assert grid.mean_thickness == 0.0
+    for thickness in (0.25, 0.5):
+        grid.update(lambda x, t=thickness: torch.full((len(x),), t), num_cells=grid.num_cells)
+        assert grid.mean_thickness == thickness
+    assert other.mean_thickness == 0.0
+    other.load_state_dict(grid.state_dict())
+    assert other.mean_thickness == 0.5
+
+
 def test_grid_is_saved():
     grid = random_grid(0.3, levels=2)
     grid.update(lambda x: x.norm(dim=-1), num_cells=1000)
