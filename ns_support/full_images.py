@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
+from rich.progress import track
 
+from ns_support.auto_data import AutoDataParserConfig, names_points
 from ns_support.capture import cameras_inside, triangulated_points
 from ns_support.data import ChecksData, explained_data_errors, parser_name
 from ns_support.errors import UserError
 from ns_support.export_rays import RaysWanted, image_rays
+from ns_support.processes import Processes
 from ns_support.rays import camera_lenses
 
 _FEWEST_POINTS = 100
@@ -36,6 +42,8 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     sfm_points: bool = True
     """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
     nerfstudio-data unless told otherwise. False: as the data parser says."""
+    resumes: tyro.conf.Suppress[bool] = False
+    """Whether a checkpoint is to be loaded, which has what start points would be for. Set by `SharedTrainer`."""
     triangulated_points: int = 30_000
     """Number of points, >= 0, that are at most triangulated from the photographs before training when the scene has no
     SfM points and its cameras are inside of the scene box, as those of a capture are; 0: none."""
@@ -63,14 +71,15 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     _images_per_step, _first, _every = 1, 0, 1
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
-        # A parser named on the command line comes with nerfstudio's defaults, not with the method's.
-        if config.sfm_points and hasattr(config.dataparser, "load_3D_points"):
-            config.dataparser.load_3D_points = True
+        if config.sfm_points:
+            _ask_for_points(config)
         super().__init__(config, *args, **kwargs)
         self.train_pixel_sampler = RaysWanted()
         # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
-        if self.test_mode == "val" and config.triangulated_points > 0:  # as `ns-train` has it
+        # As `ns-train` has it. Every process gets the model that the first one makes of the points.
+        starts = self.test_mode == "val" and not config.resumes and Processes.current().rank == 0
+        if starts and config.triangulated_points > 0:
             self._triangulate(config.triangulated_points)
 
     def _triangulate(self, most: int) -> None:
@@ -79,22 +88,25 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         poses = dataset.cameras.camera_to_worlds
         if metadata.get("points3D_xyz") is not None or not cameras_inside(poses[:, :, 3], dataset.scene_box.aabb):
             return
-        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
-            data = [dataset.get_data(i, image_type="uint8") for i in range(len(dataset))]
-        masks = [item.get("mask") for item in data]
-        found = triangulated_points([item["image"] for item in data], poses, camera_lenses(dataset.cameras), masks)
+        CONSOLE.print(f"The scene has no SfM points: looking for points in its {len(dataset)} photographs.")
+        data = (dataset.get_data(i, image_type="uint8") for i in range(len(dataset)))
+        photographs = ((item["image"], item.get("mask")) for item in data)
+        found = triangulated_points(photographs, poses, camera_lenses(dataset.cameras), follow=_followed)
         if len(found.positions) < _FEWEST_POINTS:
+            CONSOLE.print(f"Only {len(found.positions)} were found, too few: the start is at random positions.")
             return
         chosen = torch.randperm(len(found.positions), generator=torch.Generator().manual_seed(0))[:most]
         # Where nerfstudio's pipeline looks for SfM points to hand to the model.
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
-        CONSOLE.print(f"The scene has no SfM points: {len(chosen)} were triangulated from its photographs.")
+        CONSOLE.print(f"{len(chosen)} points were triangulated.")
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.
         where = cache_images_device if torch.device(self.device).type == "cuda" else "gpu"
         dataset = self.train_dataset if split == "train" else self.eval_dataset
         cameras = dataset.cameras
+        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
+            _fit_sizes(cameras, dataset)
         # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
         dataset.cameras = copy(cameras)
         dataset.cameras.distortion_params = None
@@ -106,10 +118,16 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         radius = (cameras.metadata or {}).get("fisheye_crop_radius")
         if radius is not None:
             for batch in images:
-                batch["mask"] = _within_circle(batch, float(radius))
+                batch["mask"] = _within_circle(batch, float(radius) * self._resized)
         if split == "train":
             self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
         return images
+
+    @property
+    def _resized(self) -> float:
+        """Side of the images at hand, by that of the images that the scene's metadata are about."""
+        scale: float = self.config.camera_res_scale_factor / (getattr(self.dataparser, "downscale_factor", None) or 1)
+        return scale
 
     def divide(self, images_per_step: int, rank: int = 0, processes: int = 1) -> None:
         """Serve one process's part of a sequence that all processes see together; before the first image.
@@ -192,9 +210,42 @@ class EvalImages:
         source = self._source
         if len(self) == 0:
             raise UserError(source._no_eval_images())
+        images = source.cached_eval  # loading them may correct the cameras' sizes
         cameras = deepcopy(source.eval_dataset.cameras).to(source.device)
-        for i, batch in enumerate(source.cached_eval):
+        for i, batch in enumerate(images):
             yield cameras[i : i + 1], source._on_device(batch)
+
+
+def _ask_for_points(config: FullImagesConfig) -> None:
+    """Switch the data parser's SfM points on: one named on the command line comes with nerfstudio's defaults."""
+    parser = config.dataparser
+    if isinstance(parser, AutoDataParserConfig):
+        parser = parser.nerfstudio
+    if isinstance(parser, NerfstudioDataParserConfig):
+        # Where no file of points is named, nerfstudio may ask whether to make one, of whoever is not there.
+        parser.load_3D_points |= names_points(config.data or config.dataparser.data)
+    elif hasattr(parser, "load_3D_points"):
+        parser.load_3D_points = True
+
+
+def _fit_sizes(cameras: Cameras, dataset: InputDataset) -> None:
+    """Correct cameras whose images are a pixel larger or smaller than they say.
+
+    The sizes of downscaled images are rounded up by some and down by others: mip-NeRF 360's are not nerfstudio's.
+    """
+    if dataset.scale_factor != 1.0:  # resizes the images itself, and rounds as it does the cameras
+        return
+    width, height = cameras.width.clone(), cameras.height.clone()  # those of all cameras may be one number in memory
+    for i, path in enumerate(dataset.image_filenames):
+        with Image.open(path) as image:
+            columns, rows = image.size
+        if abs(columns - int(width[i])) <= 1 and abs(rows - int(height[i])) <= 1:
+            width[i], height[i] = columns, rows
+    cameras.width, cameras.height = width, height
+
+
+def _followed(things: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return track(things, description=what, total=total, transient=True)
 
 
 def _within_circle(batch: Batch, radius: float) -> torch.Tensor:

@@ -95,12 +95,22 @@ class Processes:
 
     @torch.no_grad()
     def copy_from_first(self, module: nn.Module) -> None:
-        """Overwrite a module's parameters and buffers with those of process 0; shapes must agree."""
-        if self.size > 1:
-            for tensor in [*module.parameters(), *module.buffers()]:
-                whole = tensor.detach().contiguous()
-                dist.broadcast(whole, 0)
-                tensor.copy_(whole)
+        """Load process 0's state into a module, in every other process.
+
+        Tensors may be of another size there, if the module can load that: random or found points may differ in number.
+        """
+        if self.size == 1:
+            return
+        state = module.state_dict()
+        described = [[(name, tensor.shape, tensor.dtype) for name, tensor in state.items()]]
+        dist.broadcast_object_list(described, 0)
+        device = next(iter(state.values())).device
+        for name, shape, dtype in described[0]:
+            whole = state[name].contiguous() if self.rank == 0 else torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(whole, 0)
+            state[name] = whole
+        if self.rank > 0:
+            module.load_state_dict(state)
 
     def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Make sure that all processes hold the same tensors, bit for bit.

@@ -59,8 +59,16 @@ class SharedTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up pipeline, optimisers, callbacks and, in process 0, viewer and writers."""
+        data = self.config.pipeline.datamanager
+        if hasattr(data, "resumes"):
+            data.resumes = self.config.load_dir is not None or self.config.load_checkpoint is not None
         with _quiet(self.processes.rank > 0):
             super().setup(test_mode)
+
+    def _load_checkpoint(self) -> None:
+        # The viewer is already there, and must not draw a model that is half loaded.
+        with self.train_lock:
+            super()._load_checkpoint()
 
     def setup_optimizers(self) -> Optimizers:
         """The configured optimisers, stepping on the gradients of all processes."""
@@ -70,17 +78,21 @@ class SharedTrainer(Trainer):
         """Train to the end."""
         with _quiet(self.processes.rank > 0):
             super().train()
+        self._stop_wanted = self._stop_agreed = False
 
     @property
     def stop_training(self) -> bool:
-        """Whether to stop before the next step. Set by anyone; true once all processes know of it."""
+        """Whether to stop before the next step. Set by anyone; true once all processes know of it.
+
+        Only the end of training takes it back: `train` sets it to False once the viewer has the photographs, by when
+        someone may have pressed the button.
+        """
         return self._stop_agreed
 
     @stop_training.setter
     def stop_training(self, value: bool) -> None:
-        self._stop_wanted = value
-        if self.processes.size == 1 or not value:
-            self._stop_agreed = value
+        self._stop_wanted |= value
+        self._stop_agreed |= value and self.processes.size == 1
 
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """One step; what comes back to be logged is the sum of the losses, and the mean of the metrics, of all."""

@@ -120,8 +120,10 @@ class GaussianCloud(nn.Module):
         return ColorBasis(*(self.tensors[name] for name in ColorBasis._fields))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.loaded = True
-        self.unit = float(state_dict.setdefault(f"{prefix}scene_unit", self.scene_unit))
+        # nerfstudio comes here twice, the second time with what is left of the state without the model's part.
+        if f"{prefix}scene_unit" in state_dict:
+            self.loaded = True
+            self.unit = float(state_dict[f"{prefix}scene_unit"])
         for name, parameter in self.params.items():
             stored = state_dict.get(f"{prefix}params.{name}")
             if stored is not None and stored.shape != parameter.shape:

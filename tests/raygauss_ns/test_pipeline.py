@@ -9,6 +9,8 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils import writer
 
 from ns_support.errors import UserError
+from ns_support.processes import Processes
+from raygauss_ns.gaussians import GaussianCloud, random_points
 from raygauss_ns.method import raygauss
 
 STEPS = 24
@@ -123,6 +125,20 @@ def test_gradients_accumulate_over_steps_and_processes(scene, tmp_path, run_proc
             torch.testing.assert_close(moment, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
+def test_processes_that_start_from_other_numbers_of_points_start_alike(run_processes):
+    def work(rank):
+        torch.manual_seed(rank)
+        points = random_points(30 + 5 * rank, torch.tensor([[-1.0] * 3, [1.0] * 3]))
+        cloud = GaussianCloud(points, unit=1.0 + rank, density=1.0)
+        Processes.current().copy_from_first(cloud)
+        return cloud.unit, {name: tensor.detach() for name, tensor in cloud.state_dict().items()}
+
+    (unit, first), (other_unit, second) = run_processes(work)
+    assert unit == other_unit == 1.0
+    assert len(first["params.means"]) == 30
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_processes_stop_together_and_log_for_all(scene, tmp_path, run_processes):
     """Process 0 wants to stop during step 3: as its viewer's thread might, at any time."""
 
@@ -147,6 +163,27 @@ def test_processes_stop_together_and_log_for_all(scene, tmp_path, run_processes)
     assert here[0] == there[0]
     assert here[2] == there[2]
     assert here[1] != there[1]  # not a step that is logged
+
+
+def test_a_stop_before_the_first_step_counts(scene, tmp_path):
+    """The button is there before nerfstudio has shown the photographs to the viewer."""
+
+    def before(trainer):
+        trainer._init_viewer_state = lambda: setattr(trainer, "stop_training", True)
+
+    trainer = train(configure(scene, tmp_path, steps=3), before=before)
+    assert trainer.step == 0
+    trainer._init_viewer_state = lambda: None
+    trainer.train()
+    assert trainer.step == 2
+
+
+def test_a_resumed_run_looks_for_no_start_points(scene, alone, tmp_path):
+    config = configure(scene, tmp_path, images=2)
+    config.load_dir, config.load_step = alone[1], 20
+    assert not config.pipeline.datamanager.resumes
+    config.setup(local_rank=0, world_size=1).setup(test_mode="val")
+    assert config.pipeline.datamanager.resumes
 
 
 def test_images_per_batch_is_checked(scene, tmp_path):
