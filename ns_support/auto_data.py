@@ -66,13 +66,13 @@ class AutoDataParserConfig(DataParserConfig):
         """
         config = self._recognise(folder)
         config.data = folder
-        if self.downscale_factor is not None:
-            if not hasattr(config, "downscale_factor"):
-                raise UserError(
-                    f"The images in {folder} can't be downscaled on reading: downscale_factor is "
-                    f"{self.downscale_factor}, and nerfstudio has no option for that in scenes of this format."
-                )
+        if self.downscale_factor is not None and hasattr(config, "downscale_factor"):
             config.downscale_factor = self.downscale_factor
+        elif self.downscale_factor not in (None, 1):
+            raise UserError(
+                f"The images in {folder} can't be downscaled on reading: downscale_factor is "
+                f"{self.downscale_factor}, and nerfstudio has no option for that in scenes of this format."
+            )
         return config
 
     def _recognise(self, folder: Path) -> DataParserConfig:
@@ -102,6 +102,15 @@ class AutoDataParserConfig(DataParserConfig):
         if "fl_x" in entries or "fl_x" in frame:
             return deepcopy(self.nerfstudio)
         return deepcopy(self.instant_ngp) if "camera_angle_x" in entries else None
+
+
+def names_points(folder: Path) -> bool:
+    """Whether the transforms.json in a folder, or a `.json` file, names a file of SfM points.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    return "ply_file_path" in _entries(folder if folder.suffix == ".json" else folder / "transforms.json")
 
 
 def _entries(path: Path) -> dict[str, Any]:

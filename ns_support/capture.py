@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,10 +63,10 @@ def cameras_inside(centers: Tensor, box: Tensor) -> bool:
 
 
 def triangulated_points(
-    images: Sequence[Tensor],
+    photographs: Iterable[tuple[Tensor, Tensor | None]],
     camera_to_worlds: Tensor,
     lenses: Sequence[Lens],
-    masks: Sequence[Tensor | None] | None = None,
+    follow: Callable[[Iterable[Any], str, int], Iterable[Any]] = lambda things, what, total: things,
 ) -> Points:
     """Points where the rays of matching SIFT features of two photographs meet, their poses being known.
 
@@ -75,10 +75,11 @@ def triangulated_points(
     show the point within 2 pixels of the feature. Works with every lens that has rays, distorted ones too.
 
     Args:
-        images: C images [H, W, 3 or 4] uint8.
+        photographs: C images [H, W, 3 or 4] uint8, each with a mask [H, W, 1] bool of where features may lie, or None
+            for everywhere. One is held at a time.
         camera_to_worlds: [C, 3, 4]; cameras look along their -z axis.
         lenses: C lenses.
-        masks: [H, W, 1] bool each, where features may lie; None: everywhere.
+        follow: gives back what is to be iterated over, and may show how far it is; told what is done, and how often.
 
     Returns:
         As many as were found, perhaps none; a place that many pairs see comes as often. Those far from any other, for
@@ -86,11 +87,14 @@ def triangulated_points(
     """
     poses = camera_to_worlds.double().cpu()
     found = [
-        _features(image[..., :3].cpu().numpy(), pose, lens, None if masks is None else masks[i])
-        for i, (image, pose, lens) in enumerate(zip(images, poses, lenses, strict=True))
+        _features(image[..., :3].cpu().numpy(), pose, lens, mask)
+        for (image, mask), pose, lens in zip(
+            follow(photographs, "Finding features", len(poses)), poses, lenses, strict=True
+        )
     ]
     positions, colors = [torch.zeros(0, 3)], [torch.zeros(0, 3, dtype=torch.uint8)]
-    for i, j in neighbors(poses):
+    pairs = neighbors(poses)
+    for i, j in follow(pairs, "Matching photographs", len(pairs)):
         a, b = _matches(found[i], found[j])
         points = _midpoints(found[i], found[j], a, b)
         for camera, features, own in ((i, found[i], a), (j, found[j], b)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.errors import UserError
@@ -22,9 +25,10 @@ IMAGE_SUFFIXES = frozenset(
 """File name endings, in lower case, that count as an image."""
 _LIST_SUFFIXES = frozenset({".json", ".npz"})
 """Endings of the files in which a parser may find images that lie outside the folder."""
-_READERS = frozenset({"get_dataparser_outputs", "get_data"})
-"""The functions through which every parser and every data set reads the user's files, nerfstudio's or another's."""
-_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError)
+_READERS = frozenset({"get_dataparser_outputs", "get_data", "undistort_idx", "_fit_sizes"})
+"""The functions through which every parser and every data set reads the user's files, nerfstudio's or another's; the
+last two compare the images' sizes with the cameras'."""
+_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError, EOFError)
 """What they raise over a missing file, a missing entry or a broken image."""
 _MARKS = {
     "transforms.json": "nerfstudio-data",
@@ -81,6 +85,8 @@ def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
 class ChecksData:
     """Mixin, named before nerfstudio's datamanager, that reports bad data in a sentence.
 
+    What reads an image of the data sets later, such as the viewer when training starts, reports it too.
+
     Example:
         >>> class MyDataManager(ChecksData, VanillaDataManager[InputDataset]):  # doctest: +SKIP
         ...     pass
@@ -96,10 +102,33 @@ class ChecksData:
         **kwargs: Any,
     ) -> None:
         path = Path(config.data or config.dataparser.data)
+        if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
+            # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.
+            config.dataparser.downscale_factor = 1
         if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them
             check_data_folder(path)
         with explained_data_errors(path, parser_name(config.dataparser, path)):
             super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
+
+    def create_train_dataset(self) -> InputDataset:
+        """The training images."""
+        return self._explaining(super().create_train_dataset())  # type: ignore[misc]
+
+    def create_eval_dataset(self) -> InputDataset:
+        """The images to evaluate on."""
+        return self._explaining(super().create_eval_dataset())  # type: ignore[misc]
+
+    def _explaining(self, dataset: InputDataset) -> InputDataset:
+        parser: DataParserConfig = self.config.dataparser  # type: ignore[attr-defined]
+        path, name, read = parser.data, parser_name(parser), dataset.get_data
+
+        @functools.wraps(read)
+        def get_data(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            with explained_data_errors(path, name):
+                return read(*args, **kwargs)
+
+        dataset.get_data = get_data
+        return dataset
 
 
 def parser_name(config: object, folder: Path | None = None) -> str:
@@ -133,6 +162,8 @@ def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no {error.filename}"
+    if isinstance(error, EOFError):
+        return "it asks a question here, and there is no terminal to answer it from"
     if isinstance(error, KeyError):
         return f"an entry {error} is missing"
     if isinstance(error, ZeroDivisionError):  # in scaling the cameras' distances to 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
@@ -83,7 +82,7 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
         machine=MachineConfig(device_type=default_device_type()),
         pipeline=RayGaussPipelineConfig(
             datamanager=FullImagesConfig(
-                dataparser=AutoDataParserConfig(nerfstudio=NerfstudioDataParserConfig(load_3D_points=True)),
+                dataparser=AutoDataParserConfig(),
                 cache_images_type="uint8",
             ),
             model=model,
@@ -99,6 +98,7 @@ def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
     return RayGaussModelConfig(
         step_size=PUBLISHED_STEP_SIZE,
         num_random=1_000_000,
+        gap_points=0,
         random_extent=2.6 / 3,  # +-1.3 in a scene box of +-1.5
         initial_density=1.0,
         initial_scale=1.0,
@@ -124,6 +124,7 @@ raygauss_2408_03356 = _method(
     RayGaussModelConfig(
         step_size=PUBLISHED_STEP_SIZE,
         num_random=1000,
+        gap_points=0,
         initial_density=10.0,
         initial_scale=1.0,
         sample_offset=0.0,

@@ -112,6 +112,15 @@ class TestDatamanagers:
         with pytest.raises(UserError, match=r"train_1\.png"):
             start(folder, BlenderDataParserConfig()).next_train(0)
 
+    def test_missing_image_that_the_viewer_wants(self, start, blender_scene):
+        folder = blender_scene(train=3, val=1)
+        datamanager = start(folder, BlenderDataParserConfig())
+        for path in folder.glob("*.png"):
+            path.unlink()
+        for dataset in (datamanager.train_dataset, datamanager.eval_dataset):
+            with pytest.raises(UserError, match=r"blender-data can't read the data in .*_0\.png"):
+                dataset[0]
+
     def test_one_image(self, start, nerfstudio_scene):
         with pytest.raises(UserError, match="all its cameras stand in one place; `--auto-scale-poses False`"):
             start(nerfstudio_scene(1), NerfstudioDataParserConfig())
@@ -127,6 +136,14 @@ class TestExplainedDataErrors:
     def test_leaves_other_errors_alone(self, tmp_path):
         with pytest.raises(KeyError, match="a bug"), explained_data_errors(tmp_path, "blender-data"):
             raise KeyError("a bug")
+
+    def test_a_question_that_nobody_answers(self, tmp_path):
+        def get_dataparser_outputs():
+            raise EOFError
+
+        words = r"colmap can't read .* there is no terminal"
+        with pytest.raises(UserError, match=words), explained_data_errors(tmp_path, "colmap"):
+            get_dataparser_outputs()
 
     def test_keeps_the_cause(self, tmp_path):
         def get_data():

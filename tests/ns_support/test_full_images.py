@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from ns_support import full_images
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.capture import Points
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages, FullImagesConfig
@@ -144,6 +147,12 @@ def test_images_and_cameras_stay_as_they_are(nerfstudio_scene, kind, model, dist
         torch.testing.assert_close(dataset.cameras.distortion_params[1], get_distortion_params(**distortion))
 
 
+def test_a_fisheyes_circle_shrinks_with_the_image(nerfstudio_scene):
+    folder = nerfstudio_scene(1, camera_model="OPENCV_FISHEYE", k1=0.05, fisheye_crop_radius=10.0)
+    mask = start(folder, camera_res_scale_factor=0.5).next_train(0)[1]["mask"][HEIGHT // 4, :, 0]
+    assert mask.sum() == 9
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_what_is_outside_a_fisheyes_circle_is_masked(nerfstudio_scene, masks):
     folder = nerfstudio_scene(2, masks=masks, camera_model="OPENCV_FISHEYE", k1=0.05, fisheye_crop_radius=10.0)
@@ -165,6 +174,47 @@ def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     assert datamanager.train_dataset.cameras.distortion_params.any()
 
 
+def test_photographs_are_looked_at_when_there_are_no_points(nerfstudio_scene, capsys):
+    start(nerfstudio_scene(3))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no SfM points: looking for points in its 3 photographs. Only 0 were found" in said
+
+
+def test_points_are_asked_for_where_the_scene_names_them_and_nobody_is_asked(nerfstudio_scene):
+    """nerfstudio asks on the terminal what to do with a COLMAP model whose points are in no file."""
+    folder = nerfstudio_scene(2)
+    (folder / "colmap/sparse/0").mkdir(parents=True)
+    for parser in (None, AutoDataParserConfig(nerfstudio=NerfstudioDataParserConfig(**AS_GIVEN))):
+        assert "points3D_xyz" not in start(folder, parser).train_dataparser_outputs.metadata
+    vertices = "".join(f"{i} {i} {i} 9 9 9\n" for i in range(3))
+    fields = "".join(
+        f"property {kind} {name}\n"
+        for kind, names in (("float", "xyz"), ("uchar", ("red", "green", "blue")))
+        for name in names
+    )
+    (folder / "points.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 3\n{fields}end_header\n{vertices}")
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps(meta | {"ply_file_path": "points.ply"}))
+    for parser in (None, AutoDataParserConfig(nerfstudio=NerfstudioDataParserConfig(**AS_GIVEN))):
+        assert start(folder, parser).train_dataparser_outputs.metadata["points3D_xyz"].shape == (3, 3)
+
+
+def test_images_may_be_a_pixel_larger_or_smaller_than_their_cameras(nerfstudio_scene):
+    sizes = [(HEIGHT, WIDTH + 1), (HEIGHT - 1, WIDTH)]
+    folder = nerfstudio_scene(2, images=[np.zeros((*size, 3), np.uint8) for size in sizes])
+    datamanager = start(folder, triangulated_points=0)
+    served = [datamanager.next_train(0), datamanager.next_train(1), *datamanager.fixed_indices_eval_dataloader]
+    for camera, batch in served:
+        assert batch["image"].shape[:2] == (camera.height.item(), camera.width.item()) == sizes[batch["image_idx"]]
+        assert camera.fx.item() == FOCAL
+
+
+def test_images_of_another_size_are_an_error(nerfstudio_scene):
+    folder = nerfstudio_scene(1, images=[np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8)])
+    with pytest.raises(UserError, match=r"size of image \(42, 30\) loaded does not match"):
+        start(folder, triangulated_points=0).next_train(0)
+
+
 def test_config_survives_yaml():
     config = FullImagesConfig()
     text = yaml.dump(config)
@@ -177,7 +227,7 @@ def test_config_survives_yaml():
 )
 def test_a_capture_without_points_gets_triangulated_ones(nerfstudio_scene, monkeypatch, found, most, expected):
     points = Points(torch.arange(3.0 * found).view(-1, 3), torch.full((found, 3), 7, dtype=torch.uint8))
-    monkeypatch.setattr(full_images, "triangulated_points", lambda *_: points)
+    monkeypatch.setattr(full_images, "triangulated_points", lambda *_, **__: points)
     metadata = start(nerfstudio_scene(4), triangulated_points=most).train_dataparser_outputs.metadata
     if expected is None:
         assert "points3D_xyz" not in metadata
@@ -189,8 +239,9 @@ def test_a_capture_without_points_gets_triangulated_ones(nerfstudio_scene, monke
 def test_nothing_is_triangulated_for_a_look_at_a_trained_scene_or_an_object(
     nerfstudio_scene, blender_scene, monkeypatch
 ):
-    monkeypatch.setattr(full_images, "triangulated_points", lambda *_: pytest.fail("not wanted"))
+    monkeypatch.setattr(full_images, "triangulated_points", lambda *_, **__: pytest.fail("not wanted"))
     parser = NerfstudioDataParserConfig(eval_mode="all", **AS_GIVEN)
+    start(nerfstudio_scene(4), parser, resumes=True)
     FullImagesConfig(data=nerfstudio_scene(4), dataparser=parser).setup(device="cpu", test_mode="inference")
     far = BlenderDataParserConfig(scale_factor=1.0)
     folder = blender_scene(train=2, val=1)
