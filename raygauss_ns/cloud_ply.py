@@ -62,6 +62,7 @@ from raygauss_ns.ply import Columns, Ply, read_ply
 
 THOMSEN = 1.6075
 """p in Thomsen's formula for the surface of an ellipsoid."""
+_ROWS_AT_ONCE = 1 << 18
 _AXES = ("x", "y", "z")
 _QUAT = tuple(f"quat_{letter}" for letter in "wxyz")
 _LOG_SCALES = tuple(f"log_scale_{i}" for i in range(3))
@@ -107,6 +108,12 @@ def lobes_as_harmonics(basis: ColorBasis) -> Tensor:
     Returns:
         [N, 9, 3] float64: degree 0 first; the colour's constant 0.5 stays outside.
     """
+    # The quadrature takes a kilobyte for each of the Gaussians at hand.
+    parts = zip(*(field.split(_ROWS_AT_ONCE) for field in basis), strict=True)
+    return torch.cat([_lobes_as_harmonics(ColorBasis(*part)) for part in parts])
+
+
+def _lobes_as_harmonics(basis: ColorBasis) -> Tensor:
     n, bands = basis.sh_rest.shape[:2]
     harmonics = torch.zeros(n, (SH_DEGREE + 1) ** 2, 3, dtype=torch.float64)
     harmonics[:, 0], harmonics[:, 1 : 1 + bands] = basis.sh_base, basis.sh_rest
@@ -114,7 +121,6 @@ def lobes_as_harmonics(basis: ColorBasis) -> Tensor:
     legendre = torch.stack([torch.ones_like(t), t, 1.5 * t * t - 0.5], -1)
     quadrature = 2 * math.pi * weights[:, None] * legendre
     degrees = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2])
-    # One lobe at a time: N times 64 doubles are enough.
     for amplitude, raw, axis in zip(
         basis.sg_amplitudes.unbind(1), basis.sg_sharpness.unbind(1), basis.sg_axes.unbind(1), strict=True
     ):
@@ -239,7 +245,8 @@ def read_cloud(
     cloud = GaussianCloud(
         StartPoints(torch.zeros(1, 3), None), unit, 1.0, sh_degree=sh_degree, num_lobes=params["sg_axes"].shape[1]
     )
-    cloud.load_state_dict({f"params.{name}": value for name, value in params.items()})
+    state = {f"params.{name}": value for name, value in params.items()}
+    cloud.load_state_dict(state | {"scene_unit": cloud.scene_unit})
     return cloud
 
 

@@ -90,7 +90,8 @@ class RayGaussModelConfig(ModelConfig):
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
     gap_points: int = 20_000
-    """Gaussians, >= 0, that start beside a capture's points at most: where an image shows none of these nearby."""
+    """Most Gaussians, >= 0, that a capture starts with beside those at its points: in the parts of its images where
+    there is no point. 0: none."""
     random_extent: float = 1.0
     """Side of the box that random positions fill, about the middle of the scene box and in its sides, > 0."""
     initial_density: float = 3.0

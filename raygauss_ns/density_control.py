@@ -158,7 +158,8 @@ class DensityControl(nn.Module):
             duplicate(params, optimizers, {}, cloned)
             divided = torch.cat([divided, divided.new_zeros(len(params["means"]) - before)])
         if bool(divided.any()):
-            with torch.random.fork_rng(devices=[]):
+            device = params["means"].device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 split(params, optimizers, {}, divided)
         self._restart(len(params["means"]))

@@ -108,8 +108,6 @@ def load_ply(path: Path) -> tuple[GaussianCloud, CastSettings]:
         UserError: the file is missing, is of neither kind, or its header lacks the settings.
     """
     values = header_values(read_ply(path).comments)
-    # Files written before the step could grow do not name these.
-    values = {"step_growth": 0.0, "transmittance_exponent": 0.0, "max_step": 0.0} | values
     missing = [name for name in CastSettings._fields if name not in values]
     if missing:
         raise UserError(f"The header of the PLY file {path} lacks the comments {', '.join(missing)}.")

@@ -33,7 +33,6 @@ from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
 from raygauss_ns.projection import View
 from raygauss_ns.scene import (
-    BLENDER_BOX,
     BLENDER_DISTANCE,
     camera_centers,
     content_distance,
@@ -84,6 +83,7 @@ class RayGaussModel(Model):
         self.cloud = self._initial_cloud(unit, box, poses, lenses, distance)
         total_steps = config.schedule_steps or PAPER_STEPS
         self.register_buffer("_total_steps", torch.tensor(total_steps))
+        self._step_count = total_steps
         schedule = density_schedule(config, total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
         self.step, self.rays_per_step = 0, 0
@@ -135,11 +135,8 @@ class RayGaussModel(Model):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # nerfstudio comes here twice, the second time with what is left of the state without the model's part.
         if f"{prefix}_total_steps" in state_dict:
-            box = self.scene_box.aabb.double()
-            older = {"_resolved_step": torch.tensor(PUBLISHED_STEP_SIZE, dtype=torch.float64)}
-            older["cloud.scene_unit"] = (box[1] - box[0]).max() / BLENDER_BOX
-            for name, value in older.items():  # checkpoints from before the two were found automatically
-                state_dict.setdefault(prefix + name, value)
+            # Kept as numbers too: to ask a GPU for them would make every step wait for it.
+            self._step_count = int(state_dict[f"{prefix}_total_steps"])
             self._step_size = float(state_dict[f"{prefix}_resolved_step"])
             self.pictures.follow_checkpoint(float(state_dict[f"{prefix}cloud.scene_unit"]), self.step_size)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -172,11 +169,17 @@ class RayGaussModel(Model):
         optimizers, pipeline = training_callback_attributes.optimizers, training_callback_attributes.pipeline
         if optimizers is None or pipeline is None:
             raise ValueError("get_training_callbacks needs the optimizers and the pipeline")
+        trainer = training_callback_attributes.trainer
+        if trainer is not None and (trainer.mixed_precision or trainer.use_grad_scaler):
+            raise UserError(
+                "--mixed-precision and --use-grad-scaler must be False for raygauss: rays in half precision miss their "
+                "pixels, and scaled gradients would make every Gaussian multiply."
+            )
         if self.config.initial_ply is not None and not (self.config.initial_ply.is_file() or self.cloud.loaded):
             raise UserError(f"The PLY file {self.config.initial_ply} (--pipeline.model.initial-ply) does not exist.")
         check_background(self.config, getattr(pipeline.datamanager.train_dataparser_outputs, "alpha_color", None))
         cameras = pipeline.datamanager.train_dataset.cameras
-        timer, loop = StepTimer(), TrainingLoop(self, optimizers, cameras, training_callback_attributes.trainer)
+        timer, loop = StepTimer(), TrainingLoop(self, optimizers, cameras, trainer)
         return [timer.before(), *loop.callbacks(), timer.after()]
 
     def update_to_step(self, step: int) -> None:
@@ -191,11 +194,12 @@ class RayGaussModel(Model):
     @property
     def total_steps(self) -> int:
         """Length of training that the schedules are stretched to; part of the checkpoint."""
-        return int(self._total_steps)
+        return self._step_count
 
     def stretch_schedules(self, total_steps: int) -> None:
         """Lay all schedules out over a training of so many steps."""
         self._total_steps.fill_(total_steps)
+        self._step_count = total_steps
         self.density_control.schedule = density_schedule(self.config, total_steps, self.device.type)
 
     @property
@@ -400,17 +404,20 @@ class RayGaussModel(Model):
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """(1 - lambda) L1 + lambda (1 - SSIM), over the pixels that the mask keeps, and L_iso.
+        """(1 - lambda) L1 + lambda (1 - SSIM), the mean over the pixels that the mask keeps, and L_iso.
 
         Where the gradients of several images make one optimiser step, this image's share of the loss.
         """
         image, mask = self._ground_truth(outputs, batch)
-        rgb = outputs["rgb"]
+        rgb, kept = outputs["rgb"], torch.ones((), device=image.device)
         if mask is not None:
             image, rgb = image * mask, rgb * mask
+            kept = mask.float().mean()
+            kept = torch.where(kept > 0, kept, 1.0)
         similarity = structural_similarity(rgb, image)
         weight = self.config.ssim_lambda
-        losses = {"main_loss": (1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)}
+        # Masked pixels are alike, and add nothing to the means over the image.
+        losses = {"main_loss": ((1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)) / kept}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
         return {name: loss / self.images_per_update for name, loss in losses.items()}

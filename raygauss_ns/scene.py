@@ -22,7 +22,7 @@ _SEEN_BY = 3
 _MIN_CONVERGENCE = 1e-3
 _ENOUGH_POINTS = 10_000
 _GAP_CELL, _GAP_RADIUS = 1 / 64, 1 / 20
-_ENOUGH_FOR_GAPS = 100_000
+_ENOUGH_FOR_GAPS, _CAMERAS_FOR_GAPS = 20_000, 100
 
 
 def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> float | None:
@@ -127,14 +127,15 @@ def gap_points(most: int, start: StartPoints, world_to_cameras: Tensor, lenses: 
 
     Args:
         most: how many, at most; of more, a random choice.
-        start: N positions, and colours if there are any.
+        start: N positions, and colours if there are any. Of more than 20,000 only some are looked at.
         world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
-        lenses: C lenses.
+        lenses: C >= 1 lenses. Of more than 100 only some are looked through.
     """
-    # More points show no more gaps, and a large scene's would take minutes.
+    # More of them show hardly more gaps, and a large scene's would take minutes.
     some = torch.arange(0, len(start.positions), max(len(start.positions) // _ENOUGH_FOR_GAPS, 1))
+    every = -(-len(lenses) // _CAMERAS_FOR_GAPS)
     found, sources = [start.positions[:0]], [some[:0]]
-    for pose, lens in zip(world_to_cameras, lenses, strict=True):
+    for pose, lens in zip(world_to_cameras[::every], lenses[::every], strict=True):
         positions, nearest = _in_gaps(start.positions[some], pose, lens)
         found.append(positions)
         sources.append(some[nearest])

@@ -67,8 +67,8 @@ class TrainingLoop:
         """Tell the model where training stands, and the trainer how many images make an optimiser step."""
         self.model.update_to_step(step)
         if self.trainer is not None:
-            for name in self.model.cloud.params:
-                self.trainer.gradient_accumulation_steps[name] = self.model.steps_per_update
+            group = self.model.steps_per_update
+            self.trainer.gradient_accumulation_steps.update(dict.fromkeys(self.model.cloud.params, group))
 
     def after(self, step: int) -> None:
         """Once the optimisers have stepped: valid densities, prune, clone and split, re-order, bound the scales."""

@@ -57,15 +57,6 @@ def test_the_file_alone_renders_the_same(trained, make_cameras):
     assert float((rgb - expected["rgb"].reshape(-1, 3)).abs().max()) <= 1e-6
 
 
-def test_a_file_from_before_the_step_could_grow(trained, tmp_path):
-    written = read_ply(ExportRayGauss(trained.config).main())
-    new = ("step_growth ", "transmittance_exponent ", "max_step ")
-    comments = [comment for comment in written.comments if not comment.startswith(new)]
-    assert len(comments) == len(written.comments) - 3
-    write_ply(tmp_path / "old.ply", written.columns, comments)
-    assert load_ply(tmp_path / "old.ply")[1] == trained.model.cast_settings
-
-
 def test_splats_and_points(trained, make_model, make_cameras, tmp_path):
     splats = read_ply(ExportSplat(trained.config, tmp_path / "deep" / "a.ply").main())
     points = read_ply(ExportPoints(trained.config).main())
@@ -99,6 +90,10 @@ def test_trains_from_the_file_and_is_viewed_without_it(trained, make_model, make
     again.load_state_dict(state)
     torch.testing.assert_close(again.cloud.params["means"], trained.model.cloud.params["means"])
     assert again.get_training_callbacks(attributes)
+    for precision, scaler in ((True, False), (False, True)):
+        attributes.trainer = SimpleNamespace(mixed_precision=precision, use_grad_scaler=scaler)
+        with pytest.raises(UserError, match="--mixed-precision and --use-grad-scaler must be False"):
+            again.get_training_callbacks(attributes)
 
 
 def test_a_file_of_nothing_is_refused(trained, make_model, tmp_path):

@@ -95,6 +95,15 @@ def test_masked_pixels_do_not_count(make_model, make_cameras):
     assert not model.cloud.params["means"].grad.any()
 
 
+def test_loss_is_the_mean_over_the_pixels_that_the_mask_keeps(make_model, make_cameras):
+    model = make_model(training_window=0, ssim_lambda=0.0).train()
+    outputs = model.get_outputs(make_cameras()[0:1])
+    image, mask = outputs["rgb"].detach() + 0.25, torch.ones(21, 30, 1, dtype=torch.bool)
+    assert model.get_loss_dict(outputs, {"image": image})["main_loss"].item() == pytest.approx(0.25)
+    image[5:], mask[5:] = 7.0, False
+    assert model.get_loss_dict(outputs, {"image": image, "mask": mask})["main_loss"].item() == pytest.approx(0.25)
+
+
 def test_every_parameter_gets_a_gradient(make_model, make_cameras):
     model = make_model(sh_degree_interval=0, training_window=0).train()
     model.cloud.params["scales"].data += torch.tensor([0.0, 0.3, -0.3])  # a ball's rotation has no effect
@@ -278,14 +287,6 @@ def test_unit_and_step_come_from_the_cameras_and_stay_with_the_checkpoint(make_m
     assert make_model(scene_unit=2.5, cameras=inside).unit == 2.5
     assert (captured.iso_weight, make_model(cameras=outside).iso_weight) == (2.5e-4, 2.5e-7)
     assert make_model(cameras=inside, iso_weight=0.0).iso_weight == 0.0
-
-
-def test_a_checkpoint_without_unit_and_step_has_those_of_its_time(make_model, make_cameras):
-    model = make_model(side=6.0, step_size=None, cameras=make_cameras(count=5, radius=1.2))
-    state = model.state_dict()
-    del state["_resolved_step"], state["cloud.scene_unit"]
-    model.load_state_dict(state)
-    assert (model.unit, model.step_size) == (2.0, 0.0025)
 
 
 def test_a_capture_without_points_starts_where_its_cameras_look(make_model, make_cameras):
