@@ -44,6 +44,11 @@ class SharedPipeline(VanillaPipeline):
         self.processes = processes
         processes.copy_from_first(self.model)
 
+    @property
+    def steps_averaged(self) -> int:
+        """How many steps' gradients make the optimiser step at hand; each step's losses are divided by it."""
+        return 1
+
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """The callbacks of datamanager and model.
 

@@ -95,8 +95,14 @@ class SharedTrainer(Trainer):
         self._stop_agreed |= value and self.processes.size == 1
 
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """One step; what comes back to be logged is the sum of the losses, and the mean of the metrics, of all."""
+        """One step; what comes back to be logged is the sum of the losses, and the mean of the metrics, of all.
+
+        The losses are those of the step, whether or not more steps follow before the optimisers' next one.
+        """
         loss, losses, metrics = super().train_iteration(step)
+        steps = getattr(self.pipeline, "steps_averaged", 1)
+        if steps > 1:
+            loss, losses = loss * steps, {name: value * steps for name, value in losses.items()}
         if self.processes.size > 1 and step % self.config.logging.steps_per_log == 0:
             device = self.pipeline.device
             losses = _combined(losses, self.processes, device, 1.0)

@@ -406,7 +406,7 @@ class RayGaussModel(Model):
     ) -> dict[str, Tensor]:
         """(1 - lambda) L1 + lambda (1 - SSIM), the mean over the pixels that the mask keeps, and L_iso.
 
-        Where the gradients of several images make one optimiser step, this image's share of the loss.
+        In training, where the gradients of several images make one optimiser step, this image's share of the loss.
         """
         image, mask = self._ground_truth(outputs, batch)
         rgb, kept = outputs["rgb"], torch.ones((), device=image.device)
@@ -420,7 +420,8 @@ class RayGaussModel(Model):
         losses = {"main_loss": ((1 - weight) * (rgb - image).abs().mean() + weight * (1 - similarity)) / kept}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
-        return {name: loss / self.images_per_update for name, loss in losses.items()}
+        images = self.images_per_update if self.training else 1
+        return {name: loss / images for name, loss in losses.items()}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]

@@ -59,6 +59,11 @@ class RayGaussPipeline(SharedPipeline):
         model.images_at_once = images
         model.seed = self.processes.first(model.seed % (1 << 63), model.device)
 
+    @property
+    def steps_averaged(self) -> int:
+        """How many steps' gradients make the optimiser step at hand; each step's losses are divided by it."""
+        return self.model.steps_per_update
+
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Render this process's images of a step.
 

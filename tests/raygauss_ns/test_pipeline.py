@@ -165,6 +165,23 @@ def test_processes_stop_together_and_log_for_all(scene, tmp_path, run_processes)
     assert here[1] != there[1]  # not a step that is logged
 
 
+def test_logged_losses_are_those_of_a_step_however_many_are_averaged(scene, tmp_path):
+    def first_losses(folder, **fields):
+        trainer = configure(scene, tmp_path / folder, steps=2, densify_until=0, **fields).setup(
+            local_rank=0, world_size=1
+        )
+        torch.manual_seed(0)
+        trainer.setup(test_mode="val")
+        for callback in trainer.callbacks[:2]:
+            callback.run_callback(0)
+        loss, losses, _ = trainer.train_iteration(0)
+        return trainer.gradient_accumulation_steps["means"], loss.item(), losses["main_loss"].item()
+
+    one, several = first_losses("one"), first_losses("several", accumulate_from=0, accumulate_images=60_000)
+    assert (one[0], several[0]) == (1, 4)
+    assert several[1:] == pytest.approx(one[1:], rel=1e-5)
+
+
 def test_a_stop_before_the_first_step_counts(scene, tmp_path):
     """The button is there before nerfstudio has shown the photographs to the viewer."""
 
