@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,4 +34,4 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what `make lint` complains a
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs demo_output
+	rm -rf $(VENV)

@@ -362,7 +362,7 @@ def markdown(rows: list[Row], facts: dict[str, Any]) -> str:
     """The page: a table for each scene."""
     good = sum(not row.status.startswith("failed") for row in rows)
     lines = [
-        "# Every command, both methods, three scenes",
+        "# The commands, both methods, three scenes",
         "",
         f"`python benchmarks/commands.py SCENES` on {facts['machine']}: {good} of {len(rows)} did what they should.",
         f"{facts['train_views']} views of each scene to train on, {facts['test_views']} to test,",

@@ -3,10 +3,10 @@
     python benchmarks/scenes.py blender NERF_SYNTHETIC/lego SCENES/lego_200 --side 200
     python benchmarks/scenes.py photographs FOX SCENES/fox_270 --factor 4 --test images/0005.jpg images/0016.jpg
 
-`blender` takes a folder in Blender's format (`ns-download-data blender` fetches NeRF-synthetic's) and averages blocks of
-its pixels, in premultiplied alpha, down to images of the given side. `photographs` takes a folder in nerfstudio's or
-instant-ngp's format, averages blocks of factor x factor pixels, divides the intrinsics by the factor, and writes down which
-images are the test split: those named, or every 8th of the sorted names with --every 8.
+`blender` takes a folder in Blender's format (`ns-download-data blender` fetches NeRF-synthetic's) and averages blocks
+of its pixels, in premultiplied alpha, down to images of the given side. `photographs` takes a folder in nerfstudio's or
+instant-ngp's format, averages blocks of factor x factor pixels, divides the intrinsics by the factor, and writes down
+which images are the test split: those named, or every 8th of the sorted names with --every 8.
 """
 
 from __future__ import annotations
