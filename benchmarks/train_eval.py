@@ -2,7 +2,7 @@
 
     python benchmarks/train_eval.py raygauss SCENE --parser blender-data --steps 2000
     python benchmarks/train_eval.py instant-ngp-hardmine-bounded SCENE --parser blender-data --minutes 10
-    python benchmarks/train_eval.py nerfacto SCENE --minutes 10 --option implementation=torch
+    python benchmarks/train_eval.py nerfacto SCENE --minutes 10 --option implementation=torch --views 5
 
 Prints a table and, with --output, writes JSON. The background is the method's own (white on Blender scenes), the
 split is the data parser's test split, LPIPS (AlexNet) appears where its weights can be had. Compiling the kernels falls
@@ -121,16 +121,29 @@ def build_nerfacto_offline() -> None:
         lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: NoLPIPS()
 
 
+def evaluate(trainer: Trainer, views: int) -> dict[str, float]:
+    """Mean metrics over so many test views, spread evenly over the split."""
+    pipeline = trainer.pipeline
+    pipeline.eval()
+    found = [
+        pipeline.model.get_image_metrics_and_images(pipeline.model.get_outputs_for_camera(camera), batch)[0]
+        for camera, batch in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, views).values()
+    ]
+    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+
+
+def chosen_views(views: Any, count: int) -> dict[int, Any]:
+    """So many of the views, spread evenly, by their place."""
+    chosen = set(np.linspace(0, len(views) - 1, count).round().astype(int).tolist())
+    return {i: view for i, view in enumerate(views) if i in chosen}
+
+
 def save_pictures(trainer: Trainer, folder: Path, count: int = 4) -> None:
     """Write `count` test views, spread evenly over the split, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = trainer.pipeline
     pipeline.eval()
-    views = pipeline.datamanager.fixed_indices_eval_dataloader
-    chosen = set(np.linspace(0, len(views) - 1, count).round().astype(int).tolist())
-    for i, (camera, batch) in enumerate(views):
-        if i not in chosen:
-            continue
+    for i, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, count).items():
         outputs = pipeline.model.get_outputs_for_camera(camera)
         _, images = pipeline.model.get_image_metrics_and_images(outputs, batch)
         picture = (images["img"].cpu().clamp(0, 1).numpy() * 255).astype(np.uint8)
@@ -146,6 +159,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=2000)
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="stop training after this long")
     arguments.add_argument("--seed", type=int, default=42)
+    arguments.add_argument("--views", type=int, help="test views to evaluate, spread evenly; all by default")
     arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
     arguments.add_argument("--output", type=Path, help="JSON file for the results")
     arguments.add_argument("--pictures", type=Path, help="folder for test views, ground truth beside prediction")
@@ -156,7 +170,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         trainer, timings = train(config, given.minutes, given.seed)
-        scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+        if given.views is None:
+            scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+        else:
+            scores = evaluate(trainer, given.views) | {"views": given.views}
         if given.pictures is not None:
             save_pictures(trainer, given.pictures)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
