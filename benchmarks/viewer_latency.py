@@ -34,8 +34,8 @@ class Answer(NamedTuple):
     whole: float | None
 
 
-def measure(page: Page, event: Callable[[], None], patience: float = 60.0) -> Answer:
-    """Do something and wait for the pictures that follow."""
+def measure(page: Page, event: Callable[[], None], patience: float) -> Answer:
+    """Do something and wait, so many seconds at most each, for the first and for a whole picture."""
     page.wait(0.5)
     page.frames.clear()
     begin = time.monotonic()
@@ -48,7 +48,9 @@ def measure(page: Page, event: Callable[[], None], patience: float = 60.0) -> An
     return Answer(first.time - begin, first.width, whole.time - begin if max(whole[1:]) >= 500 else None)
 
 
-def of_method(method: str, scene: Path, repeats: int, warm_up: int, log: Path | None) -> dict[str, list[Answer]]:
+def of_method(
+    method: str, scene: Path, repeats: int, warm_up: int, patience: float, log: Path | None
+) -> dict[str, list[Answer]]:
     """Answers to each kind of event during one training."""
     found: dict[str, list[Answer]] = {"camera moved": [], "output chosen": []}
     with training(method, scene, "--max-num-iterations", 100_000, log=log) as (process, port, _), chromium() as page:
@@ -59,12 +61,12 @@ def of_method(method: str, scene: Path, repeats: int, warm_up: int, log: Path | 
         wait_until(lambda: page.wait(1) or page.run(step) >= warm_up, process, 1800, f"step {warm_up}")
         begin = page.run(step), time.monotonic()
         for i in range(repeats):
-            found["camera moved"].append(measure(page, lambda i=i: page.drag((60 if i % 2 else -60, 0))))  # type: ignore[misc]
+            found["camera moved"].append(measure(page, lambda i=i: page.drag((60 if i % 2 else -60, 0)), patience))  # type: ignore[misc]
             name = "depth" if i % 2 == 0 else "rgb"
             page.click("input('Output type')")
             page.wait_for(f"return exact('[role=option]', '{name}').length > 0", 20)
             option = f"exact('[role=option]', '{name}')[0]"
-            found["output chosen"].append(measure(page, lambda option=option: page.click(option)))  # type: ignore[misc]
+            found["output chosen"].append(measure(page, lambda option=option: page.click(option), patience))  # type: ignore[misc]
         steps, seconds = page.run(step) - begin[0], time.monotonic() - begin[1]
         print(f"{method}: {steps} training steps in the {seconds:.0f} s of measuring")
     return found
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--repeats", type=int, default=10, help="events of each kind")
     parser.add_argument("--warm-up", type=int, default=50, help="training steps before the first event")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a whole picture")
     parser.add_argument("--log", type=Path, help="where ns-train's output goes")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
@@ -85,7 +88,9 @@ def main() -> None:
     results: dict[str, Any] = {"load_before": load, "cores": os.cpu_count()}
     rows = []
     for method in arguments.methods:
-        found = of_method(method, arguments.scene, arguments.repeats, arguments.warm_up, arguments.log)
+        found = of_method(
+            method, arguments.scene, arguments.repeats, arguments.warm_up, arguments.patience, arguments.log
+        )
         results[method] = {event: [answer._asdict() for answer in answers_] for event, answers_ in found.items()}
         for event, given in found.items():
             first = [answer.first for answer in given]
