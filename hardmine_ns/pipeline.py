@@ -26,7 +26,7 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     max_searched_ratio: float = 4.0
     """Most samples whose density is looked up, as a multiple of `target_num_samples`, > 0."""
     min_num_rays: int = 64
-    """Fewest rays in a batch, >= 2."""
+    """Fewest rays in a batch, >= 1."""
     max_num_rays: int = 1 << 15
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
 
@@ -49,9 +49,9 @@ class AdaptiveRaysPipeline(SharedPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
-        if not 2 <= config.min_num_rays <= config.max_num_rays or config.target_num_samples < 1:
+        if not 1 <= config.min_num_rays <= config.max_num_rays or config.target_num_samples < 1:
             raise UserError(
-                "A batch needs 2 <= min-num-rays <= max-num-rays and target-num-samples >= 1, got "
+                "A batch needs 1 <= min-num-rays <= max-num-rays and target-num-samples >= 1, got "
                 f"{config.min_num_rays}, {config.max_num_rays} and {config.target_num_samples}."
             )
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
@@ -92,9 +92,9 @@ def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPi
         config: target, floor and cap.
 
     Returns:
-        An even number (nerfstudio's sampler for images of several sizes wants one) within floor and cap.
+        A number within floor and cap.
     """
     fit_visible = config.target_num_samples / max(visible, 1)
     fit_searched = config.max_searched_ratio * config.target_num_samples / max(searched, 1)
     wanted = rays * min(fit_visible, fit_searched, _GREATEST_GROWTH)
-    return 2 * (int(min(max(wanted, config.min_num_rays), config.max_num_rays)) // 2)
+    return int(min(max(wanted, config.min_num_rays), config.max_num_rays))
