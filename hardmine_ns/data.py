@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,10 +38,8 @@ class MaskedPixelSampler(PixelSampler):
     first images never get one.
     """
 
-    _mask: Tensor | None = None
-    _inside: Tensor
     _pixels: VisiblePixels
-    _pixels_of: Any = None
+    _source: object = None
 
     def sample_method(
         self,
@@ -70,12 +68,7 @@ class MaskedPixelSampler(PixelSampler):
         """
         if mask is None or self.config.ignore_mask:
             return super().sample_method(batch_size, num_images, image_height, image_width, None, device)
-        if self._mask is not mask:
-            self._mask, self._inside = mask, torch.nonzero(mask[..., 0])
-        if len(self._inside) == 0:
-            raise UserError(_ALL_HIDDEN)
-        drawn = torch.randint(len(self._inside), (batch_size,), device=self._inside.device)
-        return self._inside[drawn].to(device)
+        return self._visible(mask, [(image_height, image_width)] * num_images, mask).draw(batch_size).to(device)
 
     def collate_image_dataset_batch_list(
         self, batch: dict[str, Any], num_rays_per_batch: int, keep_full_image: bool = False
@@ -110,17 +103,22 @@ class MaskedPixelSampler(PixelSampler):
         if self.config.ignore_mask:
             masks = None
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        source = images if masks is None else masks
-        if self._pixels_of is not source:
-            self._pixels, self._pixels_of = VisiblePixels(sizes, masks), source
-        if self._pixels.count == 0:
-            raise UserError(_ALL_HIDDEN)
-        pixels = self._pixels.draw(number)
+        pixels = self._visible(images if masks is None else masks, sizes, masks).draw(number)
         if masks is None and self.config.is_equirectangular:  # rows near the poles less often: they show less of space
             for i in pixels[:, 0].unique().tolist():
                 own = pixels[:, 0] == i
                 pixels[own, 1:] = self.sample_method_equirectangular(int(own.sum()), 1, *sizes[i])[:, 1:]
         return pixels
+
+    def _visible(
+        self, source: object, sizes: list[tuple[int, int]], masks: Sequence[Tensor] | Tensor | None
+    ) -> VisiblePixels:
+        """The pixels to draw from; found anew only when they come from another source than the time before."""
+        if self._source is not source:
+            self._pixels, self._source = VisiblePixels(sizes, masks), source
+        if self._pixels.count == 0:
+            raise UserError(_ALL_HIDDEN)
+        return self._pixels
 
 
 @dataclass

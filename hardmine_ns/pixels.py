@@ -19,8 +19,8 @@ class VisiblePixels:
 
     Args:
         sizes: rows and columns of each image.
-        masks: for each image [H, W] or [H, W, 1], non-zero where pixels are visible, all on one device; None for
-            everywhere.
+        masks: for each image [H, W] or [H, W, 1], non-zero where pixels are visible, all on one device, in a list or
+            stacked; None for everywhere.
 
     Example:
         >>> mask = torch.zeros(4, 5)
@@ -29,7 +29,7 @@ class VisiblePixels:
         [[1, 2, 3], [1, 2, 3]]
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | Tensor | None = None) -> None:
         device = masks[0].device if masks is not None and len(masks) else torch.device("cpu")
         self._widths = torch.tensor([width for _, width in sizes], dtype=torch.int64, device=device)
         areas = torch.tensor([height * width for height, width in sizes], dtype=torch.int64, device=device)

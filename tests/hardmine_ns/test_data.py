@@ -84,3 +84,17 @@ def test_masks_of_images_of_several_sizes():
     with pytest.raises(UserError, match="masks hide every pixel"):
         sampler.sample(hidden)
     assert len(MaskedPixelSamplerConfig(ignore_mask=True).setup(num_rays_per_batch=9).sample(hidden)["image"]) == 9
+
+
+def test_stacked_masks_are_kept_in_little_memory_and_looked_at_once():
+    mask = torch.zeros(2, 300, 400, 1, dtype=torch.bool)
+    mask[1, 100:200, 150:350] = True
+    sampler = MaskedPixelSamplerConfig().setup(num_rays_per_batch=500)
+    batch = {"image": torch.rand(2, 300, 400, 3), "mask": mask, "image_idx": torch.arange(2)}
+    for _ in range(2):
+        low, high = sampler.sample(batch)["indices"].aminmax(dim=0)
+        assert (low >= torch.tensor([1, 100, 150])).all()
+        assert (high < torch.tensor([2, 200, 350])).all()
+        mask.zero_()  # too late
+    held = [x for owner in (sampler, sampler._pixels) for x in vars(owner).values() if isinstance(x, torch.Tensor)]
+    assert sum(x.nbytes for x in held if x is not mask) < 5000  # a list of the pixels: 480,000
