@@ -39,6 +39,7 @@ arrives as the gradient of the outputs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,6 +217,7 @@ class HardSampleMining(nn.Module):
         self.rule: MiningRule = rule
         self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
         self.processes = processes
+        self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
         self.statistics = MiningStatistics()
         self.observer: Callable[[Tensor | None], None] | None = None
         """Told the rows of each backward pass, as `choose` returns them."""
@@ -261,6 +263,30 @@ class HardSampleMining(nn.Module):
         parameters = tuple(p for p in parameters if p.requires_grad)
         call = _Call(self, field, parameters, len(inputs), before_activation)
         return _MinedField.apply(call, search or field, *inputs, *parameters)
+
+    def request(self, rule: MiningRule, min_fraction: float, max_fraction: float) -> None:
+        """Ask for other settings, from any thread of process 0; `begin_step` brings them into force.
+
+        Args:
+            rule: as in this module's head.
+            min_fraction: least b / B, in (0, 1].
+            max_fraction: greatest b / B, in [min_fraction, 1].
+        """
+        self._requested.append((rule, min_fraction, max_fraction))
+
+    def begin_step(self) -> None:
+        """Take over the settings that process 0 has or was asked for, while no step is under way in any process.
+
+        Processes of different settings would wait for one another for ever: they add up different things.
+        """
+        if self._requested:
+            self.rule, self.min_fraction, self.max_fraction = self._requested.pop()
+        if self.processes.size > 1:
+            rules = get_args(MiningRule)
+            own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
+            firsts = self.processes.from_first(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
+            index, self.min_fraction, self.max_fraction = firsts.tolist()
+            self.rule = rules[int(index)]
 
     @torch.no_grad()
     def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:

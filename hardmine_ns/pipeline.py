@@ -66,6 +66,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
+        self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
         losses = {name: loss / size for name, loss in losses.items()}
