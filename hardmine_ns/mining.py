@@ -22,16 +22,16 @@ How S is drawn, and what the mean gradient then is:
 
 Any field can be mined, for example nerfstudio's nerfacto field (`examples/mine_nerfacto.py` is the runnable file):
 
-    mining = HardSampleMining(rule="poisson")
+    mining = HardSampleMining(rule="poisson")  # a submodule of the model, so that tau moves and is saved with it
     samples = ray_samples.flatten()
+    every = torch.arange(len(samples), device=samples.frustums.origins.device)
 
     def rows(index):
         outputs = field(samples[index])
         return outputs[FieldHeadNames.DENSITY], outputs[FieldHeadNames.RGB]
 
-    density, rgb = mining(
-        rows, field.parameters(), (torch.arange(len(samples)),), before_activation=undo_activations("exp", "sigmoid")
-    )
+    undo = undo_activations("exp", "sigmoid")
+    density, rgb = mining(rows, field.parameters(), (every,), before_activation=undo)
 
 The loss, a background, a gradient scaler or a further term in the loss need no change: whatever they are, their effect
 arrives as the gradient of the outputs.
@@ -247,7 +247,8 @@ class HardSampleMining(nn.Module):
             The field's outputs, each [B, ...].
 
         Raises:
-            ValueError: if there are no inputs, or if inputs or outputs differ in their number of rows.
+            ValueError: if there are no inputs, if inputs or outputs differ in their number of rows, or if the first
+                input is on another device than tau.
         """
         inputs = tuple(inputs)
         if not inputs or any(x.shape[:1] != inputs[0].shape[:1] for x in inputs):
@@ -260,6 +261,11 @@ class HardSampleMining(nn.Module):
             if self.observer is not None and torch.is_grad_enabled():
                 self.observer(None)
             return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+        if inputs[0].device != self.tau.device:
+            raise ValueError(
+                f"the inputs are on {inputs[0].device}, the mining's tau is on {self.tau.device}; move the "
+                "HardSampleMining with the model"
+            )
         parameters = tuple(p for p in parameters if p.requires_grad)
         call = _Call(self, field, parameters, len(inputs), before_activation)
         return _MinedField.apply(call, search or field, *inputs, *parameters)
