@@ -22,7 +22,7 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     _target: type = field(default_factory=lambda: AdaptiveRaysPipeline)
     """Class to instantiate."""
     target_num_samples: int = 1 << 18
-    """Visible samples wanted in a batch (B) of a process, > 0. Mined or not: rays follow B, not the samples drawn."""
+    """Visible samples wanted in a batch (B) of a process, >= 1. Mined or not: rays follow B, not the samples drawn."""
     max_searched_ratio: float = 4.0
     """Most samples whose density is looked up, as a multiple of `target_num_samples`, > 0."""
     min_num_rays: int = 64
@@ -49,11 +49,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
-        if not 1 <= config.min_num_rays <= config.max_num_rays or config.target_num_samples < 1:
-            raise UserError(
-                "A batch needs 1 <= min-num-rays <= max-num-rays and target-num-samples >= 1, got "
-                f"{config.min_num_rays}, {config.max_num_rays} and {config.target_num_samples}."
-            )
+        _check(config)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # What the model's search found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
@@ -81,6 +77,19 @@ class AdaptiveRaysPipeline(SharedPipeline):
         sampler = self.datamanager.train_pixel_sampler
         if sampler is not None:
             sampler.set_num_rays_per_batch(self.num_rays)
+
+
+def _check(config: AdaptiveRaysPipelineConfig) -> None:
+    c = config
+    for name, holds, wanted in (
+        ("target-num-samples", c.target_num_samples >= 1, "at least 1"),
+        ("max-searched-ratio", c.max_searched_ratio > 0, "more than 0"),
+        ("min-num-rays", c.min_num_rays >= 1, "at least 1"),
+        ("max-num-rays", c.max_num_rays >= c.min_num_rays, f"at least min-num-rays, {c.min_num_rays}"),
+    ):
+        if not holds:
+            value = getattr(c, name.replace("-", "_"))
+            raise UserError(f"This configuration can't be used: {name} must be {wanted}, got {value}.")
 
 
 def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPipelineConfig) -> int:
