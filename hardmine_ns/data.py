@@ -27,6 +27,16 @@ class MaskedPixelSamplerConfig(PixelSamplerConfig):
 
     _target: type = field(default_factory=lambda: MaskedPixelSampler)
     """Class to instantiate."""
+    num_rays_per_batch: int = 4096
+    """Not used: `target-num-samples` of the pipeline sets it."""
+    is_equirectangular: bool = False
+    """Not used: the cameras say so."""
+    fisheye_crop_radius: float | None = None
+    """Not used: the data parser says so."""
+    rejection_sample_mask: bool = True
+    """Not used: only pixels that the masks show are drawn."""
+    max_num_iterations: int = 100
+    """Not used: nothing is drawn twice."""
 
 
 class MaskedPixelSampler(PixelSampler):
@@ -127,6 +137,10 @@ class RayDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: RayDataManager)
     """Class to instantiate."""
+    train_num_rays_per_batch: int = 1024
+    """Not used: the pipeline chooses the rays of each batch by its `target-num-samples`."""
+    patch_size: int = 1
+    """Not used: single pixels are drawn; anything but 1 is refused."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=MaskedPixelSamplerConfig)
     """Draws the pixels of a batch."""
 
@@ -145,6 +159,8 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        if config.patch_size != 1:
+            raise UserError(f"patch-size must be 1, got {config.patch_size}: single pixels are drawn, not patches.")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         if len(self.eval_dataset) == 0:
             self.fixed_indices_eval_dataloader = _NoEvalImages(self)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from tyro._docstrings import get_field_docstring
 
 from hardmine_ns.data import MaskedPixelSamplerConfig, RayDataManagerConfig
 from ns_support.errors import UserError
@@ -30,6 +31,21 @@ def test_rays_of_distorted_cameras_are_exact(photos, expected_ray, model, distor
             camera, row, column = batch["indices"][i].tolist()
             _, direction = expected_ray(dataset.cameras[camera], row, column)
             np.testing.assert_allclose(rays.directions[i].numpy(), direction, atol=1.5e-7, rtol=0)
+
+
+def test_patches_are_refused(photos):
+    config = RayDataManagerConfig(dataparser=NerfstudioDataParserConfig(data=photos(2)), patch_size=8)
+    with pytest.raises(UserError, match="patch-size must be 1, got 8"):
+        config.setup(device="cpu")
+
+
+def test_settings_that_nothing_obeys_say_so():
+    for config, names in (
+        (RayDataManagerConfig, ("train_num_rays_per_batch", "patch_size")),
+        (MaskedPixelSamplerConfig, ("num_rays_per_batch", "rejection_sample_mask", "max_num_iterations")),
+    ):
+        for name in names:
+            assert get_field_docstring(config, name, ()).startswith("Not used: "), name
 
 
 def images_of_several_sizes(count):
