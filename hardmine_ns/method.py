@@ -10,11 +10,10 @@ import ns_support.quiet
 import ns_support.video  # noqa: F401 - these three act on import
 from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
-from hardmine_ns.optimizers import RowAdamOptimizerConfig
+from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
-from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"
@@ -42,7 +41,7 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
         optimizers={
             "fields": {
                 "optimizer": RowAdamOptimizerConfig(),
-                "scheduler": FloatExponentialDecayConfig(lr_final=1e-3, max_steps=steps),
+                "scheduler": FullLengthDecayConfig(lr_final=1e-3),
             }
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 12),

@@ -25,6 +25,7 @@ from hardmine_ns.field import HashField, truncated_exp
 from hardmine_ns.hash_encoding import Backend, HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
 from hardmine_ns.mining import HardSampleMining, MiningRule
+from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
@@ -184,7 +185,10 @@ class HardMineModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The occupancy grid's update, before each step."""
+        """The occupancy grid's update, before each step; fits the learning rates to the training's length."""
+        trainer, optimizers = training_callback_attributes.trainer, training_callback_attributes.optimizers
+        if trainer is not None and optimizers is not None:
+            fit_learning_rates(optimizers, trainer.config.max_num_iterations)
         timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
         grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
         return [timer.before(), grid, timer.after()]
