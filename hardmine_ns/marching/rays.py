@@ -177,13 +177,9 @@ def march_rays_torch(
 
     Args and result are those of `march_rays`, with the jitter already in `starts`.
     """
-    enter, leave = box_interval(origins, directions, grid)
     num_rays = origins.shape[0]
-    # One step of slack on both sides: the midpoint decides, and these bounds are rounded.
-    first = (lattice_index(enter, starts, step_size, cone_angle) - 1).clamp(min=0)
-    count = lattice_index(torch.minimum(leave, fars), starts, step_size, cone_angle) + 2 - first
-    hit = torch.minimum(leave, fars) > torch.maximum(enter, starts)
-    count = torch.where(hit, count, 0)
+    first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
+    hit = count > 0
     longest = int(count.max()) if num_rays else 0
     steps = torch.arange(longest, device=origins.device)
     pieces = []
