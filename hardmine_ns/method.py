@@ -55,7 +55,7 @@ instant_ngp_hardmine = MethodSpecification(
         RayDataManagerConfig(dataparser=AutoDataParserConfig()),
         HardMineModelConfig(steps_per_diagonal=_STEPS_PER_DIAGONAL),
     ),
-    description="Instant-NGP for unbounded scenes, on any device, backpropagating hard samples only.",
+    description="Instant-NGP for unbounded scenes, on a CPU or on CUDA, backpropagating hard samples only.",
 )
 """Four nested grids, contraction, growing steps."""
 
@@ -73,6 +73,6 @@ instant_ngp_hardmine_bounded = MethodSpecification(
             background_color="white",
         ),
     ),
-    description="Instant-NGP for bounded and synthetic scenes, on any device, backpropagating hard samples only.",
+    description="Instant-NGP for bounded and synthetic scenes, on a CPU or on CUDA, backpropagating hard samples only.",
 )
 """One grid over the scene box, steps of one length, white background."""

@@ -140,7 +140,7 @@ class SampleCounts:
 
 
 class HardMineModel(Model):
-    """Instant-NGP on any device, backpropagating hard samples only."""
+    """Instant-NGP on a CPU or on CUDA, backpropagating hard samples only."""
 
     config: HardMineModelConfig
     field: HashField

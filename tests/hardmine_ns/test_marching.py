@@ -13,6 +13,7 @@ from hardmine_ns.marching.cpu import composite as composite_numba
 from hardmine_ns.marching.cpu import composite_backward as composite_backward_numba
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.marching.rays import march_rays_torch, pack
+from ns_support.errors import UserError
 from ns_support.processes import Processes
 
 UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
@@ -108,6 +109,12 @@ def test_against_the_definition(levels, cone, occupied, step):
         differing += len(unmatched)
     assert differing <= 2
     assert sum(map(len, expected)) > 40
+
+
+def test_devices_without_kernels_are_refused():
+    rays = torch.zeros(2, 3, device="meta")
+    with pytest.raises(UserError, match=r"got the device meta: train and .* --machine\.device-type cpu"):
+        march_rays(rays, rays, rays[:, 0], rays[:, 0], random_grid(1.0).to("meta"), step_size=0.1)
 
 
 def test_samples_are_sorted_and_continuous_on_the_lattice():
