@@ -37,6 +37,7 @@ from hardmine_ns.marching import Composite, PackedSamples, composite
 from hardmine_ns.method import instant_ngp_hardmine_bounded
 from hardmine_ns.mining import MiningStatistics
 from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
 from hardmine_ns.rendering import Rays, search
 
@@ -161,6 +162,7 @@ class Trainer:
         np.random.seed(seed)
         self.pipeline: AdaptiveRaysPipeline = config.pipeline.setup(device=options.device, test_mode="test")
         self.optimizers = Optimizers(config.optimizers, self.pipeline.get_param_groups())
+        fit_learning_rates(self.optimizers, config.max_num_iterations)
         self.result = Result(variant, seed)
         self.seconds, self.steps = 0.0, 0
         self._counts: list[SampleCounts] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from torch import Tensor
 
+from hardmine_ns.pixels import VisiblePixels
 from ns_support.data import ChecksData
 from ns_support.errors import UserError
 from ns_support.rays import ExactRayGenerator
+
+_ALL_HIDDEN = "The masks hide every pixel (0 hides, 255 shows): nothing is left to train on."
 
 
 @dataclass
@@ -24,17 +27,29 @@ class MaskedPixelSamplerConfig(PixelSamplerConfig):
 
     _target: type = field(default_factory=lambda: MaskedPixelSampler)
     """Class to instantiate."""
+    num_rays_per_batch: int = 4096
+    """Not used: `target-num-samples` of the pipeline sets it."""
+    is_equirectangular: bool = False
+    """Not used: the cameras say so."""
+    fisheye_crop_radius: float | None = None
+    """Not used: the data parser says so."""
+    rejection_sample_mask: bool = True
+    """Not used: only pixels that the masks show are drawn."""
+    max_num_iterations: int = 100
+    """Not used: nothing is drawn twice."""
 
 
 class MaskedPixelSampler(PixelSampler):
-    """nerfstudio's sampler, except within masks.
+    """nerfstudio's sampler, except within masks and in images of several sizes.
 
-    There nerfstudio draws without replacement, which fails as soon as a batch has more rays than the masks have pixels;
-    its rejection sampling fails on a single image; and it looks for the masked pixels anew at each step.
+    Within masks nerfstudio draws without replacement, which fails as soon as a batch has more rays than the masks have
+    pixels; its rejection sampling fails on a single image; and it looks for the masked pixels anew at each step. Of
+    images of several sizes it draws an even number of rays each: where there are fewer rays than two an image, the
+    first images never get one.
     """
 
-    _mask: Tensor | None = None
-    _inside: Tensor
+    _pixels: VisiblePixels
+    _source: object = None
 
     def sample_method(
         self,
@@ -63,12 +78,57 @@ class MaskedPixelSampler(PixelSampler):
         """
         if mask is None or self.config.ignore_mask:
             return super().sample_method(batch_size, num_images, image_height, image_width, None, device)
-        if self._mask is not mask:
-            self._mask, self._inside = mask, torch.nonzero(mask[..., 0])
-        if len(self._inside) == 0:
-            raise UserError("The masks hide every pixel (0 hides, 255 shows): nothing is left to train on.")
-        drawn = torch.randint(len(self._inside), (batch_size,), device=self._inside.device)
-        return self._inside[drawn].to(device)
+        return self._visible(mask, [(image_height, image_width)] * num_images, mask).draw(batch_size).to(device)
+
+    def collate_image_dataset_batch_list(
+        self, batch: dict[str, Any], num_rays_per_batch: int, keep_full_image: bool = False
+    ) -> dict[str, Any]:
+        """Draw pixels of images of several sizes: an image in proportion to its visible pixels, then one of these.
+
+        Args:
+            batch: "image", a list of [H, W, C]; perhaps "mask" and others, lists of [H, W, *]; "image_idx" [images].
+            num_rays_per_batch: number of pixels n.
+            keep_full_image: whether the images go into the result.
+
+        Returns:
+            Of each list the drawn pixels' values [n, *]; "indices" [n, 3]: the image's index, row, column; perhaps
+            "full_image". Pixels of an image follow one another.
+
+        Raises:
+            UserError: if the masks hide every pixel.
+        """
+        images: list[Tensor] = batch["image"]
+        indices = self._pixels_in_list(images, batch.get("mask"), num_rays_per_batch)
+        # Sorted, so that each image is looked into once.
+        indices = indices[indices[:, 0].argsort()].to(images[0].device)
+        parts = indices.split(indices[:, 0].bincount(minlength=len(images)).tolist())
+        hit = [(i, part[:, 1], part[:, 2]) for i, part in enumerate(parts) if len(part)]
+        lists = {k: x for k, x in batch.items() if isinstance(x, list) and all(isinstance(y, Tensor) for y in x)}
+        collated = {k: torch.cat([x[i][rows, columns] for i, rows, columns in hit]) for k, x in lists.items()}
+        indices[:, 0] = batch["image_idx"].to(indices.device)[indices[:, 0]]
+        return collated | {"indices": indices} | ({"full_image": images} if keep_full_image else {})
+
+    def _pixels_in_list(self, images: list[Tensor], masks: list[Tensor] | None, number: int) -> Tensor:
+        """[n, 3] int64: place in the list, row, column."""
+        if self.config.ignore_mask:
+            masks = None
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        pixels = self._visible(images if masks is None else masks, sizes, masks).draw(number)
+        if masks is None and self.config.is_equirectangular:  # rows near the poles less often: they show less of space
+            for i in pixels[:, 0].unique().tolist():
+                own = pixels[:, 0] == i
+                pixels[own, 1:] = self.sample_method_equirectangular(int(own.sum()), 1, *sizes[i])[:, 1:]
+        return pixels
+
+    def _visible(
+        self, source: object, sizes: list[tuple[int, int]], masks: Sequence[Tensor] | Tensor | None
+    ) -> VisiblePixels:
+        """The pixels to draw from; found anew only when they come from another source than the time before."""
+        if self._source is not source:
+            self._pixels, self._source = VisiblePixels(sizes, masks), source
+        if self._pixels.count == 0:
+            raise UserError(_ALL_HIDDEN)
+        return self._pixels
 
 
 @dataclass
@@ -77,6 +137,10 @@ class RayDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: RayDataManager)
     """Class to instantiate."""
+    train_num_rays_per_batch: int = 1024
+    """Not used: the pipeline chooses the rays of each batch by its `target-num-samples`."""
+    patch_size: int = 1
+    """Not used: single pixels are drawn; anything but 1 is refused."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=MaskedPixelSamplerConfig)
     """Draws the pixels of a batch."""
 
@@ -95,6 +159,8 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        if config.patch_size != 1:
+            raise UserError(f"patch-size must be 1, got {config.patch_size}: single pixels are drawn, not patches.")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         if len(self.eval_dataset) == 0:
             self.fixed_indices_eval_dataloader = _NoEvalImages(self)

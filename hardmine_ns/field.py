@@ -100,19 +100,14 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor, summed: cpu.TableGradient) -> Tensor:
         ctx.save_for_backward(positions)
-        ctx.summed, ctx.shape = summed, table.shape
+        ctx.summed = summed
         return features.view_as(features)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None]:
         (positions,) = ctx.saved_tensors
-        rows, values = ctx.summed.compute(positions.contiguous().numpy(), gradient.contiguous().numpy())
-        indices = torch.from_numpy(rows)[None]
-        table = torch.sparse_coo_tensor(
-            indices, torch.from_numpy(values), ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return None, None, table, None
+        return None, None, ctx.summed.sparse(positions, gradient), None
 
 
 class _Network(nn.Module):

@@ -10,11 +10,10 @@ import ns_support.quiet
 import ns_support.video  # noqa: F401 - these three act on import
 from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
-from hardmine_ns.optimizers import RowAdamOptimizerConfig
+from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
-from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"
@@ -42,7 +41,7 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
         optimizers={
             "fields": {
                 "optimizer": RowAdamOptimizerConfig(),
-                "scheduler": FloatExponentialDecayConfig(lr_final=1e-3, max_steps=steps),
+                "scheduler": FullLengthDecayConfig(lr_final=1e-3),
             }
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
@@ -56,7 +55,7 @@ instant_ngp_hardmine = MethodSpecification(
         RayDataManagerConfig(dataparser=AutoDataParserConfig()),
         HardMineModelConfig(steps_per_diagonal=_STEPS_PER_DIAGONAL),
     ),
-    description="Instant-NGP for unbounded scenes, on any device, backpropagating hard samples only.",
+    description="Instant-NGP for unbounded scenes, on a CPU or on CUDA, backpropagating hard samples only.",
 )
 """Four nested grids, contraction, growing steps."""
 
@@ -74,6 +73,6 @@ instant_ngp_hardmine_bounded = MethodSpecification(
             background_color="white",
         ),
     ),
-    description="Instant-NGP for bounded and synthetic scenes, on any device, backpropagating hard samples only.",
+    description="Instant-NGP for bounded and synthetic scenes, on a CPU or on CUDA, backpropagating hard samples only.",
 )
 """One grid over the scene box, steps of one length, white background."""

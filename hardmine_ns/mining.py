@@ -22,16 +22,16 @@ How S is drawn, and what the mean gradient then is:
 
 Any field can be mined, for example nerfstudio's nerfacto field (`examples/mine_nerfacto.py` is the runnable file):
 
-    mining = HardSampleMining(rule="poisson")
+    mining = HardSampleMining(rule="poisson")  # a submodule of the model, so that tau moves and is saved with it
     samples = ray_samples.flatten()
+    every = torch.arange(len(samples), device=samples.frustums.origins.device)
 
     def rows(index):
         outputs = field(samples[index])
         return outputs[FieldHeadNames.DENSITY], outputs[FieldHeadNames.RGB]
 
-    density, rgb = mining(
-        rows, field.parameters(), (torch.arange(len(samples)),), before_activation=undo_activations("exp", "sigmoid")
-    )
+    undo = undo_activations("exp", "sigmoid")
+    density, rgb = mining(rows, field.parameters(), (every,), before_activation=undo)
 
 The loss, a background, a gradient scaler or a further term in the loss need no change: whatever they are, their effect
 arrives as the gradient of the outputs.
@@ -39,6 +39,7 @@ arrives as the gradient of the outputs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,6 +217,7 @@ class HardSampleMining(nn.Module):
         self.rule: MiningRule = rule
         self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
         self.processes = processes
+        self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
         self.statistics = MiningStatistics()
         self.observer: Callable[[Tensor | None], None] | None = None
         """Told the rows of each backward pass, as `choose` returns them."""
@@ -245,7 +247,8 @@ class HardSampleMining(nn.Module):
             The field's outputs, each [B, ...].
 
         Raises:
-            ValueError: if there are no inputs, or if inputs or outputs differ in their number of rows.
+            ValueError: if there are no inputs, if inputs or outputs differ in their number of rows, or if the first
+                input is on another device than tau.
         """
         inputs = tuple(inputs)
         if not inputs or any(x.shape[:1] != inputs[0].shape[:1] for x in inputs):
@@ -258,9 +261,38 @@ class HardSampleMining(nn.Module):
             if self.observer is not None and torch.is_grad_enabled():
                 self.observer(None)
             return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+        if inputs[0].device != self.tau.device:
+            raise ValueError(
+                f"the inputs are on {inputs[0].device}, the mining's tau is on {self.tau.device}; move the "
+                "HardSampleMining with the model"
+            )
         parameters = tuple(p for p in parameters if p.requires_grad)
         call = _Call(self, field, parameters, len(inputs), before_activation)
         return _MinedField.apply(call, search or field, *inputs, *parameters)
+
+    def request(self, rule: MiningRule, min_fraction: float, max_fraction: float) -> None:
+        """Ask for other settings, from any thread of process 0; `begin_step` brings them into force.
+
+        Args:
+            rule: as in this module's head.
+            min_fraction: least b / B, in (0, 1].
+            max_fraction: greatest b / B, in [min_fraction, 1].
+        """
+        self._requested.append((rule, min_fraction, max_fraction))
+
+    def begin_step(self) -> None:
+        """Take over the settings that process 0 has or was asked for, while no step is under way in any process.
+
+        Processes of different settings would wait for one another for ever: they add up different things.
+        """
+        if self._requested:
+            self.rule, self.min_fraction, self.max_fraction = self._requested.pop()
+        if self.processes.size > 1:
+            rules = get_args(MiningRule)
+            own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
+            firsts = self.processes.from_first(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
+            index, self.min_fraction, self.max_fraction = firsts.tolist()
+            self.rule = rules[int(index)]
 
     @torch.no_grad()
     def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:

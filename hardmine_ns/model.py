@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hardmine_ns.field import HashField, truncated_exp
-from hardmine_ns.hash_encoding import Backend, HashEncoding
+from hardmine_ns.hash_encoding import Backend, HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
 from hardmine_ns.mining import HardSampleMining, MiningRule
+from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
@@ -38,7 +39,21 @@ from ns_support.viewer import SlicePlane, viewer_asks
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
+_RAYS_AT_ONCE = 1 << 13
+"""Rays that evaluation marches at once: their samples come before the search, 16 bytes each, some hundreds on a ray."""
 _APPEARANCE_DIM = 32
+_COUNTS = (
+    "eval_num_rays_per_chunk",
+    "num_levels",
+    "features_per_level",
+    "base_res",
+    "hidden_dim",
+    "grid_resolution",
+    "grid_update_every",
+    "grid_cells_per_update",
+    "steps_per_diagonal",
+)
+"""Settings that must be at least 1."""
 
 
 @dataclass
@@ -52,7 +67,8 @@ class HardMineModelConfig(ModelConfig):
     collider_params: dict[str, float] | None = None
     """Not used."""
     eval_num_rays_per_chunk: int = 8192
-    """Rays rendered at a time in evaluation and in the viewer, > 0. Memory is bounded for any value."""
+    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only what the pictures themselves take
+    grows with it: samples are found and searched in groups of bounded size."""
 
     mining_rule: MiningRule = "poisson"
     """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
@@ -78,10 +94,11 @@ class HardMineModelConfig(ModelConfig):
     hidden_dim: int = 64
     """Units in each hidden layer of the networks, > 0."""
     hash_backend: Backend = "auto"
-    """What evaluates the hash encoding. auto: the fastest at hand; tcnn: tiny-cuda-nn, if installed."""
+    """What evaluates the hash encoding. auto: cpu or gpu, by the device; cpu: Numba, on a CPU; gpu: Triton, on CUDA;
+    reference: PyTorch, on either, slow; tcnn: tiny-cuda-nn, on CUDA, if installed."""
 
     grid_resolution: int = 128
-    """Voxels of the occupancy grid along an edge, >= 4 and a multiple of 4."""
+    """Voxels of the occupancy grid along an edge, >= 1; with grid_levels > 1 a multiple of 4."""
     grid_levels: int = 4
     """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
     grid_update_every: int = 16
@@ -123,7 +140,7 @@ class SampleCounts:
 
 
 class HardMineModel(Model):
-    """Instant-NGP on any device, backpropagating hard samples only."""
+    """Instant-NGP on a CPU or on CUDA, backpropagating hard samples only."""
 
     config: HardMineModelConfig
     field: HashField
@@ -140,17 +157,18 @@ class HardMineModel(Model):
         c = self.config
         aabb = self.scene_box.aabb
         diagonal = float((aabb[1] - aabb[0]).norm())
-        self.step_size = diagonal / max(c.steps_per_diagonal, 1) if c.render_step_size is None else c.render_step_size
         try:
+            _check(c)
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
             fractions = c.mining_min_fraction, c.mining_max_fraction
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
                 c.num_levels, c.features_per_level, c.log2_hashmap_size, c.base_res, c.max_res, c.hash_backend
             )
-            _check(c, self.step_size)
+            check_backend(c.hash_backend, self.kwargs.get("device", "cpu"))
         except (ValueError, ImportError) as error:
             raise UserError(f"This configuration can't be used: {error}.") from error
+        self.step_size = diagonal / c.steps_per_diagonal if c.render_step_size is None else c.render_step_size
         appearance = _APPEARANCE_DIM if c.use_appearance_embedding else 0
         self.field = HashField(encoding, c.hidden_dim, self.num_train_data, appearance)
         self.renderer_rgb = renderers.RGBRenderer(background_color=c.background_color)
@@ -167,7 +185,10 @@ class HardMineModel(Model):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The occupancy grid's update, before each step."""
+        """The occupancy grid's update, before each step; fits the learning rates to the training's length."""
+        trainer, optimizers = training_callback_attributes.trainer, training_callback_attributes.optimizers
+        if trainer is not None and optimizers is not None:
+            fit_learning_rates(optimizers, trainer.config.max_num_iterations)
         timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
         grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
         return [timer.before(), grid, timer.after()]
@@ -236,9 +257,10 @@ class HardMineModel(Model):
             (the rays of a group, what is visible on them).
         """
         limits = self._visibility_limits()
-        rays, samples = self._march(ray_bundle)
-        for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
-            yield rays[own], search(self.field, group, rays[own], self.to_unit, *limits)
+        for first in range(0, len(ray_bundle), _RAYS_AT_ONCE):
+            rays, samples = self._march(ray_bundle[first : first + _RAYS_AT_ONCE])
+            for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
+                yield rays[own], search(self.field, group, rays[own], self.to_unit, *limits)
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """[*, 4]: the colour without the background, and the accumulation as alpha.
@@ -365,15 +387,29 @@ class HardMineModel(Model):
         return self.config.early_stop_eps, min(alpha, self.grid.mean_thickness) if alpha > 0 else 0.0
 
 
-def _check(config: HardMineModelConfig, step_size: float) -> None:
-    if step_size <= 0 or config.cone_angle < 0:
-        raise ValueError(f"render-step-size must be > 0 and cone-angle >= 0, got {step_size} and {config.cone_angle}")
-    if not 0 <= config.near_plane < config.far_plane:
-        raise ValueError(f"planes must satisfy 0 <= near < far, got {config.near_plane} and {config.far_plane}")
-    if not (0 <= config.alpha_thre < 1 and 0 <= config.early_stop_eps < 1):
-        raise ValueError(
-            f"alpha-thre and early-stop-eps must be in [0, 1), got {config.alpha_thre} and {config.early_stop_eps}"
-        )
-    counts = ("grid_update_every", "grid_cells_per_update", "hidden_dim", "steps_per_diagonal")
-    if any(getattr(config, name) < 1 for name in counts):
-        raise ValueError(f"{', '.join(counts)} must be at least 1".replace("_", "-"))
+def _check(config: HardMineModelConfig) -> None:
+    """Refuse a setting out of its range, by its name on the command line.
+
+    Raises:
+        ValueError: names the setting, its range and its value.
+    """
+    c = config
+
+    def demand(name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"{name.replace('_', '-')} must be {wanted}, got {getattr(c, name)}")
+
+    for name in _COUNTS:
+        demand(name, getattr(c, name) >= 1, "at least 1")
+    demand("grid_warmup_steps", c.grid_warmup_steps >= 0, "at least 0")
+    demand("log2_hashmap_size", 3 <= c.log2_hashmap_size <= 30, "3 to 30")
+    demand("max_res", c.max_res >= c.base_res, f"at least base-res, {c.base_res}")
+    demand("grid_levels", 1 <= c.grid_levels <= 8, "1 to 8")
+    nests = c.grid_levels == 1 or c.grid_resolution % 4 == 0
+    demand("grid_resolution", nests, "a multiple of 4 with several grid-levels")
+    for name in ("alpha_thre", "early_stop_eps"):
+        demand(name, 0 <= getattr(c, name) < 1, "in [0, 1)")
+    demand("cone_angle", c.cone_angle >= 0, "at least 0")
+    demand("render_step_size", c.render_step_size is None or c.render_step_size > 0, "more than 0")
+    demand("near_plane", c.near_plane >= 0, "at least 0")
+    demand("far_plane", c.far_plane > c.near_plane, f"more than near-plane, {c.near_plane}")

@@ -1,12 +1,18 @@
-"""The optimiser's configuration, as nerfstudio wants it."""
+"""The optimiser's and the learning rate's configuration, as nerfstudio wants them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hardmine_ns.hash_encoding import RowAdam
+from ns_support.schedulers import FloatExponentialDecay, FloatExponentialDecayConfig
 
 
 @dataclass
@@ -21,3 +27,48 @@ class RowAdamOptimizerConfig(OptimizerConfig):
     """Added to the root of the second moment, >= 0."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the first and second moment, each in [0, 1)."""
+
+
+@dataclass
+class FullLengthDecayConfig(FloatExponentialDecayConfig):
+    """Exponential decay over the whole training, however long it is."""
+
+    _target: type = field(default_factory=lambda: FullLengthDecay)
+    """Class to instantiate."""
+    max_steps: int = 0
+    """Steps after which lr_final is reached, >= 0; 0: as many as the training has."""
+
+
+class FullLengthDecay(FloatExponentialDecay):
+    """Without a length of its own it stays constant until `fit_learning_rates` tells it the training's."""
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LambdaLR:
+        """Torch scheduler whose state holds only Python numbers."""
+        scheduler = super().get_scheduler(optimizer, lr_init)
+        if self.config.max_steps == 0:
+            _set_length(scheduler, math.inf)
+        return scheduler
+
+
+def fit_learning_rates(optimizers: Optimizers, total_steps: int) -> None:
+    """Tell each `FullLengthDecay` without a length of its own that of the training.
+
+    The length goes into the scheduler's state, and with it into checkpoints. One that was loaded from there stays: a
+    resumed run keeps the decay that it began with.
+
+    Args:
+        optimizers: those of the training, their states loaded.
+        total_steps: its length, > 0.
+    """
+    for name, scheduler in optimizers.schedulers.items():
+        config = optimizers.config[name]["scheduler"]
+        if isinstance(config, FullLengthDecayConfig) and config.max_steps == 0:
+            # What a scheduler has as an attribute, it saves and loads.
+            _set_length(scheduler, vars(scheduler).setdefault("training_steps", total_steps))
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+
+
+def _set_length(scheduler: LambdaLR, steps: float) -> None:
+    length: dict[str, Any] = {"max_steps": steps}
+    scheduler.lr_lambdas = [partial(function, **length) for function in scheduler.lr_lambdas]

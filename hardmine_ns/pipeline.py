@@ -22,11 +22,11 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     _target: type = field(default_factory=lambda: AdaptiveRaysPipeline)
     """Class to instantiate."""
     target_num_samples: int = 1 << 18
-    """Visible samples wanted in a batch (B) of a process, > 0. Mined or not: rays follow B, not the samples drawn."""
+    """Visible samples wanted in a batch (B) of a process, >= 1. Mined or not: rays follow B, not the samples drawn."""
     max_searched_ratio: float = 4.0
     """Most samples whose density is looked up, as a multiple of `target_num_samples`, > 0."""
     min_num_rays: int = 64
-    """Fewest rays in a batch, >= 2."""
+    """Fewest rays in a batch, >= 1."""
     max_num_rays: int = 1 << 15
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
 
@@ -49,11 +49,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
-        if not 2 <= config.min_num_rays <= config.max_num_rays or config.target_num_samples < 1:
-            raise UserError(
-                "A batch needs 2 <= min-num-rays <= max-num-rays and target-num-samples >= 1, got "
-                f"{config.min_num_rays}, {config.max_num_rays} and {config.target_num_samples}."
-            )
+        _check(config)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # What the model's search found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
@@ -66,6 +62,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
+        self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
         losses = {name: loss / size for name, loss in losses.items()}
@@ -82,6 +79,19 @@ class AdaptiveRaysPipeline(SharedPipeline):
             sampler.set_num_rays_per_batch(self.num_rays)
 
 
+def _check(config: AdaptiveRaysPipelineConfig) -> None:
+    c = config
+    for name, holds, wanted in (
+        ("target-num-samples", c.target_num_samples >= 1, "at least 1"),
+        ("max-searched-ratio", c.max_searched_ratio > 0, "more than 0"),
+        ("min-num-rays", c.min_num_rays >= 1, "at least 1"),
+        ("max-num-rays", c.max_num_rays >= c.min_num_rays, f"at least min-num-rays, {c.min_num_rays}"),
+    ):
+        if not holds:
+            value = getattr(c, name.replace("-", "_"))
+            raise UserError(f"This configuration can't be used: {name} must be {wanted}, got {value}.")
+
+
 def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPipelineConfig) -> int:
     """Rays for the next batch, from what this one came to.
 
@@ -92,9 +102,9 @@ def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPi
         config: target, floor and cap.
 
     Returns:
-        An even number (nerfstudio's sampler for images of several sizes wants one) within floor and cap.
+        A number within floor and cap.
     """
     fit_visible = config.target_num_samples / max(visible, 1)
     fit_searched = config.max_searched_ratio * config.target_num_samples / max(searched, 1)
     wanted = rays * min(fit_visible, fit_searched, _GREATEST_GROWTH)
-    return 2 * (int(min(max(wanted, config.min_num_rays), config.max_num_rays)) // 2)
+    return int(min(max(wanted, config.min_num_rays), config.max_num_rays))

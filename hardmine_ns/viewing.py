@@ -32,8 +32,8 @@ _NORMAL_SHIFT = 2.0
 class HardMineRun(ViewerRun):
     """The folder of the controls that act on the training: the stop button, the mining rule and its fractions.
 
-    They are training settings: the next step is trained with them, and `config.yml` keeps what the run began with. Two
-    fractions in the wrong order swap their parts.
+    They are training settings: the next step is trained with them, in every process, and `config.yml` keeps what the
+    run began with. Two fractions in the wrong order swap their parts.
 
     Args:
         mining: whose settings they are.
@@ -80,15 +80,14 @@ class HardMineRun(ViewerRun):
 
 
 def mining_setter(mining: HardSampleMining) -> Callable[[MiningRule, float, float], None]:
-    """A function of (rule, one fraction, another fraction) that sets them, the lesser fraction as the least.
+    """A function of (rule, one fraction, another fraction) that requests them, the lesser fraction as the least.
 
     As a closure and not an attribute: nerfstudio would look for controls in a module, and the checkpoint hold it twice.
     """
 
     def setter(rule: MiningRule, fraction: float, other: float) -> None:
-        mining.rule = rule
         # b / B of exactly 0 would train nothing.
-        mining.min_fraction, mining.max_fraction = sorted(max(f, 1e-3) for f in (fraction, other))
+        mining.request(rule, *sorted(max(f, 1e-3) for f in (fraction, other)))
 
     return setter
 

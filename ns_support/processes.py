@@ -89,9 +89,20 @@ class Processes:
         """
         if self.size == 1:
             return number
-        tensor = torch.tensor(number, dtype=torch.int64, device=device)
-        dist.broadcast(tensor, 0)
-        return int(tensor)
+        return int(self.from_first(torch.tensor(number, dtype=torch.int64, device=device)))
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Process 0's tensor, in every process, in place.
+
+        Args:
+            tensor: dense and contiguous, of the same shape and type in every process.
+
+        Returns:
+            The tensor itself.
+        """
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
 
     @torch.no_grad()
     def copy_from_first(self, module: nn.Module) -> None:

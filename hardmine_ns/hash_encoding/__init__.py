@@ -16,7 +16,7 @@ from hardmine_ns.hash_encoding import cpu, reference
 from hardmine_ns.hash_encoding.levels import GridLevels, grid_levels, growth_factor
 from hardmine_ns.hash_encoding.optimizer import RowAdam
 
-__all__ = ["Backend", "GridLevels", "HashEncoding", "RowAdam", "grid_levels"]
+__all__ = ["Backend", "GridLevels", "HashEncoding", "RowAdam", "check_backend", "grid_levels"]
 
 Backend = Literal["auto", "cpu", "gpu", "reference", "tcnn"]
 
@@ -134,8 +134,24 @@ class HashEncoding(nn.Module):
         return reference.encode(points, self.table, self.levels)
 
 
-def _triton_kernels(table: Tensor) -> Any:
-    """The module `gpu`, if it can serve this table."""
+def check_backend(backend: Backend, device: torch.device | str) -> None:
+    """Refuse a back end for the device that training is going to run on, before it starts.
+
+    Raises:
+        ValueError: the back end does not run on it.
+        ImportError: it would use Triton's kernels, and Triton is missing; the message says what to install.
+    """
+    device = torch.device(device)
+    if backend == "gpu" or (backend == "auto" and device.type == "cuda"):
+        fits = _triton().runs_on(device)
+    else:
+        fits = device.type == {"cpu": "cpu", "tcnn": "cuda"}.get(backend, device.type)
+    if not fits:
+        raise ValueError(f'hash-backend {backend} does not run on the device {device}; use hash-backend "auto"')
+
+
+def _triton() -> Any:
+    """The module `gpu`."""
     try:
         from hardmine_ns.hash_encoding import gpu
     except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
@@ -143,6 +159,12 @@ def _triton_kernels(table: Tensor) -> Any:
             f'the hash encoding needs Triton 3.2 or newer on a GPU ({error}): pip install "triton>=3.2" (on Windows: '
             '"triton-windows>=3.2"), or use backend "reference"'
         ) from error
+    return gpu
+
+
+def _triton_kernels(table: Tensor) -> Any:
+    """The module `gpu`, if it can serve this table."""
+    gpu = _triton()
     if table.dtype not in gpu.TABLE_TYPES or not gpu.runs_on(table.device):
         raise TypeError(
             f'backend "gpu" needs a float32 or float16 table on a GPU, got {table.dtype} on {table.device}; '

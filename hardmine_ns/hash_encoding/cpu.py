@@ -146,6 +146,13 @@ class TableGradient:
         with self._lock:
             return self._gather(self._sum_levels(positions, cotangent))
 
+    def sparse(self, positions: Tensor, cotangent: Tensor) -> Tensor:
+        """`compute` for tensors; a sparse tensor of the table's shape."""
+        found = self.compute(positions.contiguous().numpy(), cotangent.contiguous().numpy())
+        rows, values = map(torch.from_numpy, found)
+        shape = (self._levels.total_rows, self._features)
+        return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+
     def _sum_levels(self, positions: Array, cotangent: Array) -> list[tuple[Array, Array]]:
         """Each level's non-zero rows, counted from its first, and their gradients: views of the staging memory."""
         plan = list(enumerate(_levels(self._levels, self._features)))
@@ -218,15 +225,12 @@ class _Encode(torch.autograd.Function):
         cotangent: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         positions, table = ctx.saved_tensors
-        points, weights = positions.numpy(), cotangent.contiguous().numpy()
         positions_grad = table_grad = None
         if ctx.needs_input_grad[0]:
-            positions_grad = torch.from_numpy(position_gradient(points, table.detach().numpy(), ctx.levels, weights))
+            arrays = positions.numpy(), table.detach().numpy(), ctx.levels, cotangent.contiguous().numpy()
+            positions_grad = torch.from_numpy(position_gradient(*arrays))
         if ctx.needs_input_grad[1]:
-            rows, values = map(torch.from_numpy, ctx.table_gradient.compute(points, weights))
-            table_grad = torch.sparse_coo_tensor(
-                rows[None], values, table.shape, is_coalesced=True, check_invariants=False
-            )
+            table_grad = ctx.table_gradient.sparse(positions, cotangent)
         return positions_grad, table_grad, None, None
 
 

@@ -1,7 +1,7 @@
-"""Occupancy-grid ray marching and packed compositing, on any device that PyTorch knows.
+"""Occupancy-grid ray marching and packed compositing, on a CPU or on CUDA.
 
-On the CPU the loops that run along a ray are Numba kernels (`cpu.py`); elsewhere they are whole-tensor PyTorch. Each
-kernel has its PyTorch twin, and the two give the same samples.
+On a CPU the loops that run along a ray are Numba kernels (`cpu.py`). On CUDA marching is a Triton kernel (`gpu.py`) and
+compositing whole-tensor PyTorch. Each kernel has a PyTorch version, the reference that it is tested against.
 
 Example:
     >>> grid = OccupancyGrid(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]), resolution=32)

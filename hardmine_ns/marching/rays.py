@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hardmine_ns.marching import cpu
 from hardmine_ns.marching.occupancy import OccupancyGrid, locate
+from ns_support.errors import UserError
 
 _LATTICE_POINTS_AT_ONCE = 1 << 22
 """Lattice points that the PyTorch version looks at together: about 200 MB of temporaries."""
@@ -87,6 +88,8 @@ def march_rays(
 ) -> PackedSamples:
     """Sample the occupied part of every ray. No gradient flows through the sampling.
 
+    Numba's kernels do it on a CPU, Triton's on CUDA; `march_rays_torch` is what they are tested against.
+
     Args:
         origins: [R, 3] float32.
         directions: [R, 3] float32, of unit length.
@@ -102,6 +105,8 @@ def march_rays(
 
     Raises:
         ValueError: for rays that are not [R, 3] float32, a step that is not positive, or a negative cone angle.
+        UserError: for rays on another kind of device.
+        ImportError: for rays on CUDA without Triton; the message says what to install.
     """
     if origins.shape != directions.shape or origins.dim() != 2 or origins.shape[-1] != 3:
         raise ValueError(f"rays must be [R, 3], got {list(origins.shape)} and {list(directions.shape)}")
@@ -113,6 +118,11 @@ def march_rays(
     if origins.device.type == "cpu":
         arrays = cpu.march(origins, directions, starts, fars, grid, step_size, cone_angle)
         return PackedSamples(*arrays)
+    if origins.device.type != "cuda":
+        raise UserError(
+            f"Rays are marched on a CPU or on CUDA, got the device {origins.device}: "
+            "train and render with --machine.device-type cpu."
+        )
     return march_rays_triton(origins, directions, starts, fars, grid, step_size, cone_angle)
 
 
@@ -177,13 +187,9 @@ def march_rays_torch(
 
     Args and result are those of `march_rays`, with the jitter already in `starts`.
     """
-    enter, leave = box_interval(origins, directions, grid)
     num_rays = origins.shape[0]
-    # One step of slack on both sides: the midpoint decides, and these bounds are rounded.
-    first = (lattice_index(enter, starts, step_size, cone_angle) - 1).clamp(min=0)
-    count = lattice_index(torch.minimum(leave, fars), starts, step_size, cone_angle) + 2 - first
-    hit = torch.minimum(leave, fars) > torch.maximum(enter, starts)
-    count = torch.where(hit, count, 0)
+    first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
+    hit = count > 0
     longest = int(count.max()) if num_rays else 0
     steps = torch.arange(longest, device=origins.device)
     pieces = []

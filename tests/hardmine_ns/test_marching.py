@@ -1,6 +1,7 @@
 """Marching and compositing, each against a dense computation and against closed forms. Needs torch and numba only."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hardmine_ns.marching.cpu import composite as composite_numba
 from hardmine_ns.marching.cpu import composite_backward as composite_backward_numba
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.marching.rays import march_rays_torch, pack
+from ns_support.errors import UserError
 from ns_support.processes import Processes
 
 UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
@@ -107,6 +109,12 @@ def test_against_the_definition(levels, cone, occupied, step):
         differing += len(unmatched)
     assert differing <= 2
     assert sum(map(len, expected)) > 40
+
+
+def test_devices_without_kernels_are_refused():
+    rays = torch.zeros(2, 3, device="meta")
+    with pytest.raises(UserError, match=r"got the device meta: train and .* --machine\.device-type cpu"):
+        march_rays(rays, rays, rays[:, 0], rays[:, 0], random_grid(1.0).to("meta"), step_size=0.1)
 
 
 def test_samples_are_sorted_and_continuous_on_the_lattice():
@@ -238,6 +246,39 @@ def test_many_samples_lose_no_precision():
     assert composite(densities, colors, samples).accumulation.tolist() == pytest.approx([exact] * rays, abs=1e-5)
     sums = composite_torch(densities, colors, samples.midpoints, samples)[2]
     assert sums[:, 3].tolist() == pytest.approx([exact] * rays, abs=1e-5)
+
+
+@pytest.mark.parametrize("extreme", [1e17, math.inf, math.nan])
+def test_an_extreme_ray_leaves_the_others_alone(extreme):
+    """As in the Numba kernels, which go along one ray at a time; its own ray too comes out as it does there."""
+    samples = random_samples(30, 40, torch.float32)
+    thickness, colors = torch.rand(len(samples)), torch.rand(len(samples), 3)
+    ray = int(samples.ray_indices[200])
+    thickness[200] = extreme
+    middles = samples.midpoints
+    slow = composite_torch(thickness, colors, middles, samples)
+    fast = composite_numba(thickness, colors, middles, samples.offsets)
+    for a, b in zip(slow, fast, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+    gradients = torch.randn(30, 5), torch.randn(len(samples))
+    slow_gradients = composite_backward_torch(colors, middles, samples, *fast[:2], *gradients)
+    fast_gradients = composite_backward_numba(colors, middles, samples.offsets, *fast[:2], *gradients)
+    others = samples.ray_indices != ray
+    assert others[-1]
+    for a, b in zip(slow_gradients, fast_gradients, strict=True):
+        rows = others if math.isnan(extreme) else slice(None)
+        torch.testing.assert_close(a[rows], b[rows], rtol=1e-4, atol=1e-6 * float(b[rows].abs().max()))
+        assert torch.isfinite(a[rows]).all()
+
+
+def test_visibility_beyond_an_extreme_ray(monkeypatch):
+    samples = random_samples(30, 40, torch.float32)
+    densities = torch.rand(len(samples))
+    densities[200] = 1e17
+    expected = visible_samples(densities, samples, 0.05, 0.1)
+    device = SimpleNamespace(type="elsewhere")
+    monkeypatch.setattr(Tensor, "device", property(lambda _: device))
+    assert torch.equal(visible_samples(densities, samples, 0.05, 0.1), expected)
 
 
 def test_visibility_follows_the_rule():

@@ -379,6 +379,11 @@ def test_settings_are_checked(arguments, message):
         HardSampleMining(**arguments)
 
 
+def test_devices_are_checked(field, x):
+    with pytest.raises(ValueError, match="inputs are on meta, the mining's tau is on cpu; move"):
+        HardSampleMining()(field.to("meta"), field.parameters(), (x.to("meta"),))
+
+
 def test_shapes_are_checked(field, x):
     mining = HardSampleMining("topk")
     with pytest.raises(ValueError, match="share their first dimension"):

@@ -9,14 +9,16 @@ import torch
 import yaml
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.model_components.renderers import background_color_override_context
 
 from hardmine_ns.data import MaskedPixelSamplerConfig
+from hardmine_ns.marching import march_rays
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from hardmine_ns.mining import HardSampleMining
-from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.model import HardMineModel, HardMineModelConfig, SampleCounts
 from hardmine_ns.pipeline import AdaptiveRaysPipeline, AdaptiveRaysPipelineConfig, next_num_rays
 from ns_support.errors import UserError
 
@@ -98,6 +100,14 @@ def test_evaluation_outputs(ball):
     run.pipeline.get_eval_loss_dict(0)
 
 
+def test_hash_backend_that_the_device_does_not_run_is_refused_at_once():
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    for backend, device in (("cpu", "cuda:0"), ("cpu", "mps")):
+        config = HardMineModelConfig(hash_backend=backend, log2_hashmap_size=8, grid_levels=1, grid_resolution=8)
+        with pytest.raises(UserError, match=f"hash-backend {backend} does not run on the device {device}; use"):
+            config.setup(scene_box=box, num_train_data=1, metadata={}, device=device)
+
+
 def test_evaluation_does_not_depend_on_its_chunks(ball, monkeypatch):
     run = Run(small(instant_ngp_hardmine_bounded, ball))
     run.train(10)
@@ -105,10 +115,19 @@ def test_evaluation_does_not_depend_on_its_chunks(ball, monkeypatch):
     camera, _ = next(iter(run.pipeline.datamanager.fixed_indices_eval_dataloader))
     whole = run.model.get_outputs_for_camera(camera)
     monkeypatch.setattr("hardmine_ns.model._SAMPLES_AT_ONCE", 500)
+    monkeypatch.setattr("hardmine_ns.model._RAYS_AT_ONCE", 70)
+    marched = []
+
+    def noting(origins, *args, **kwargs):
+        marched.append(len(origins))
+        return march_rays(origins, *args, **kwargs)
+
+    monkeypatch.setattr("hardmine_ns.model.march_rays", noting)
     run.model.config.eval_num_rays_per_chunk = 100
     pieces = run.model.get_outputs_for_camera(camera)
     for name in whole:
         assert torch.allclose(whole[name], pieces[name], atol=1e-5)
+    assert max(marched) == 70  # although 100 rays are rendered at a time, and four times as many for the normals
 
 
 def test_checkpoint_restores_everything(ball, tmp_path):
@@ -297,12 +316,12 @@ def test_rays_per_batch_follow_the_samples_within_their_limits():
     config = AdaptiveRaysPipelineConfig(
         target_num_samples=1000, max_searched_ratio=4.0, min_num_rays=64, max_num_rays=512
     )
-    assert next_num_rays(100, 800, 800, config) == 124
+    assert next_num_rays(100, 800, 800, config) == 125
     assert next_num_rays(100, 100, 100, config) == 150  # grows by half at most
     assert next_num_rays(400, 0, 0, config) == 512
     assert next_num_rays(100, 10**7, 10**7, config) == 64
     assert next_num_rays(400, 1000, 8000, config) == 200  # the search is what costs
-    assert all(next_num_rays(n, 1001, 1001, config) % 2 == 0 for n in range(64, 512))
+    assert next_num_rays(101, 1000, 1000, config) == 101
 
 
 @pytest.mark.parametrize(
@@ -310,13 +329,23 @@ def test_rays_per_batch_follow_the_samples_within_their_limits():
     [
         ({"mining_min_fraction": 0.9}, "mining fractions"),
         ({"mining_rule": "best"}, "mining rule"),
-        ({"grid_resolution": 30, "grid_levels": 2}, "resolution"),
-        ({"num_levels": 0}, "num_levels"),
-        ({"near_plane": 5.0, "far_plane": 1.0}, "planes"),
-        ({"alpha_thre": 2.0}, "alpha-thre"),
-        ({"render_step_size": -1.0}, "render-step-size"),
-        ({"grid_update_every": 0}, "at least 1"),
-        ({"render_step_size": None, "steps_per_diagonal": 0}, "at least 1"),
+        ({"grid_resolution": 30, "grid_levels": 2}, "grid-resolution must be a multiple of 4 .*, got 30"),
+        ({"grid_resolution": 0}, "grid-resolution must be at least 1, got 0"),
+        ({"grid_levels": 9}, "grid-levels must be 1 to 8, got 9"),
+        ({"num_levels": 0}, "num-levels must be at least 1, got 0"),
+        ({"log2_hashmap_size": 31}, "log2-hashmap-size must be 3 to 30, got 31"),
+        ({"max_res": 8}, "max-res must be at least base-res, 16, got 8"),
+        ({"near_plane": -1.0}, "near-plane must be at least 0, got -1"),
+        ({"near_plane": 5.0, "far_plane": 1.0}, "far-plane must be more than near-plane, 5.0, got 1.0"),
+        ({"alpha_thre": 2.0}, r"alpha-thre must be in \[0, 1\), got 2.0"),
+        ({"early_stop_eps": 1.0}, r"early-stop-eps must be in \[0, 1\), got 1.0"),
+        ({"render_step_size": -1.0}, "render-step-size must be more than 0, got -1"),
+        ({"cone_angle": -1.0}, "cone-angle must be at least 0, got -1"),
+        ({"grid_update_every": 0}, "grid-update-every must be at least 1, got 0"),
+        ({"grid_cells_per_update": 0}, "grid-cells-per-update must be at least 1, got 0"),
+        ({"grid_warmup_steps": -1}, "grid-warmup-steps must be at least 0, got -1"),
+        ({"eval_num_rays_per_chunk": 0}, "eval-num-rays-per-chunk must be at least 1, got 0"),
+        ({"render_step_size": None, "steps_per_diagonal": 0}, "steps-per-diagonal must be at least 1, got 0"),
         ({"hash_backend": "tcnn"}, "tiny-cuda-nn"),
     ],
 )
@@ -325,10 +354,20 @@ def test_bad_settings_end_in_a_sentence(ball, setting, message):
         Run(small(instant_ngp_hardmine_bounded, ball, **setting))
 
 
-def test_bad_ray_limits_end_in_a_sentence(ball):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_num_rays": 0}, "min-num-rays must be at least 1, got 0"),
+        ({"max_num_rays": 63}, "max-num-rays must be at least min-num-rays, 64, got 63"),
+        ({"target_num_samples": 0}, "target-num-samples must be at least 1, got 0"),
+        ({"max_searched_ratio": 0.0}, "max-searched-ratio must be more than 0, got 0"),
+    ],
+)
+def test_bad_ray_limits_end_in_a_sentence(ball, settings, message):
     config = small(instant_ngp_hardmine_bounded, ball)
-    config.pipeline.min_num_rays = 0
-    with pytest.raises(UserError, match="min-num-rays"):
+    for name, value in settings.items():
+        setattr(config.pipeline, name, value)
+    with pytest.raises(UserError, match=message):
         Run(config)
 
 

@@ -11,7 +11,7 @@ from hardmine_ns.method import instant_ngp_hardmine_bounded
 STEPS = 20
 
 
-def train(folder, output, rank, size, **model):
+def small_config(folder, **model):
     config = copy.deepcopy(instant_ngp_hardmine_bounded.config)
     config.pipeline.datamanager.data = folder
     config.pipeline.target_num_samples = 2048
@@ -19,6 +19,11 @@ def train(folder, output, rank, size, **model):
     settings |= {"hidden_dim": 32, "render_step_size": 0.03} | model
     for name, value in settings.items():
         setattr(config.pipeline.model, name, value)
+    return config
+
+
+def train(folder, output, rank, size, **model):
+    config = small_config(folder, **model)
     config.output_dir, config.experiment_name, config.timestamp = output, "test", "run"
     config.vis, config.max_num_iterations = "tensorboard", STEPS
     config.steps_per_eval_batch = config.steps_per_eval_image = 0
@@ -59,3 +64,22 @@ def test_processes_hold_one_field_one_grid_and_one_tau(ball, tmp_path, rule, run
     total = [a + b for a, b in zip(losses, others, strict=True)]
     assert losses[0] == others[0]  # logged for all
     assert sum(total[-5:]) < 0.7 * sum(total[1:6])
+
+
+def test_mining_follows_the_viewer_of_process_0(ball, run_processes):
+    """The others have none; with another rule or other fractions they would add up other things, and all would wait."""
+
+    def work(rank):
+        pipeline = small_config(ball).pipeline.setup(device="cpu", world_size=2, local_rank=rank).train()
+        mining, run = pipeline.model.mining, pipeline.model.run
+        found = []
+        for step in range(2):
+            if rank == 0 and step == 1:
+                run.rule.default_value, run.least.default_value, run.greatest.default_value = "topk", 0.3, 0.7
+                run.rule.cb_hook(run.rule)
+            pipeline.get_train_loss_dict(step)
+            found.append((mining.rule, mining.min_fraction, mining.max_fraction))
+        return found
+
+    for found in run_processes(work):
+        assert found == [("poisson", 0.05, 0.5), ("topk", 0.3, 0.7)]

@@ -116,8 +116,11 @@ def test_controls_set_the_mining_of_the_training():
     assert (run.rule.value, run.least.value, run.greatest.value) == ("poisson", 0.05, 0.5)
     run.rule.default_value, run.least.default_value, run.greatest.default_value = "topk", 0.8, 0.2
     run.least.cb_hook(run.least)
+    assert (mining.rule, mining.min_fraction, mining.max_fraction) == ("poisson", 0.05, 0.5)  # a step may be under way
+    mining.begin_step()
     assert (mining.rule, mining.min_fraction, mining.max_fraction) == ("topk", 0.2, 0.8)
     run.greatest.default_value = 0.0
     run.greatest.cb_hook(run.greatest)
+    mining.begin_step()
     assert 0 < mining.min_fraction <= mining.max_fraction
     assert mining.state_dict() == state

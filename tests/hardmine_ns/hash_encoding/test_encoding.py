@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hardmine_ns.hash_encoding import HashEncoding
+from hardmine_ns.hash_encoding import HashEncoding, check_backend
 
 SIZES = {"num_levels": 4, "log2_hashmap_size": 8, "base_resolution": 4, "max_resolution": 32}
 
@@ -113,3 +113,32 @@ def test_tiny_cuda_nn_reads_and_trains_our_table(monkeypatch):
     output.sum().backward()
     assert encoding.table.grad[:4].eq(6).all()
     assert not encoding.table.grad[4:].any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "fits"),
+    [
+        ("auto", "cpu", True),
+        ("auto", "mps", True),
+        ("reference", "cuda", True),
+        ("cpu", "cpu", True),
+        ("cpu", "cuda:1", False),
+        ("tcnn", "cuda", True),
+        ("tcnn", "cpu", False),
+    ],
+)
+def test_back_ends_are_refused_on_devices_they_do_not_run_on(backend, device, fits):
+    if fits:
+        check_backend(backend, device)
+    else:
+        with pytest.raises(ValueError, match=f"hash-backend {backend} does not run on the device {device}"):
+            check_backend(backend, device)
+
+
+def test_triton_back_end_is_refused_on_a_cpu():
+    gpu = pytest.importorskip("hardmine_ns.hash_encoding.gpu")
+    check_backend("gpu", "cuda")
+    check_backend("auto", "cuda")
+    if not gpu.runs_on(torch.device("cpu")):  # not in the interpreter
+        with pytest.raises(ValueError, match="hash-backend gpu does not run on the device cpu"):
+            check_backend("gpu", "cpu")
