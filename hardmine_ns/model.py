@@ -248,7 +248,8 @@ class HardMineModel(Model):
         self, camera: Cameras, obb_box: OrientedBox | None = None
     ) -> MutableMapping[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given."""
-        return self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
+        with self.run.in_time(camera):
+            return self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
 
     def found(self, ray_bundle: RayBundle) -> Iterator[tuple[Rays, Visible]]:
         """March and search rays for a picture, in groups that bound memory.

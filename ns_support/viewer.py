@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown, ViewerSlider
 from torch import Tensor, nn
@@ -19,6 +23,8 @@ from ns_support.fair_lock import FairLock
 
 Axis = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
+_LONGEST = 3.0
+"""Seconds that a picture may take while the training waits for it."""
 
 
 def viewer_asks() -> bool:
@@ -50,6 +56,7 @@ class ViewerRun(nn.Module):
         """nerfstudio's viewer; None without one."""
         self.stop = ViewerButton("Stop training and save", cb_hook=lambda _: self.stop_training())
         self.link = ViewerLink(self)
+        self._rays_per_second = math.inf
 
     def attach(self, viewer: Any) -> None:
         """Take note of the viewer: without a training nothing to stop, with one take turns with it."""
@@ -74,6 +81,29 @@ class ViewerRun(nn.Module):
             return
         trainer.stop_training = True
         self.stop.set_disabled(True)
+
+    @contextmanager
+    def in_time(self, camera: Cameras) -> Iterator[None]:
+        """Render a picture in here; while a model trains, one for the viewer takes some seconds at most.
+
+        nerfstudio follows each coarse picture by one of full resolution, however long that takes, and trains no further
+        until it is there. At the pace of the picture before, that can be minutes on a CPU, early in a training. The
+        camera is then made smaller, and so is the picture.
+
+        Args:
+            camera: one camera; its resolution may change.
+        """
+        if not viewer_asks():
+            yield
+            return
+        trainer = None if self.viewer is None else self.viewer.trainer
+        waits = trainer is not None and trainer.training_state == "training"
+        share = self._rays_per_second * _LONGEST / float(camera.height * camera.width)
+        if waits and share < 1 and getattr(threading.current_thread(), "state", "") == "high":
+            camera.rescale_output_resolution(math.sqrt(share))
+        begin = time.perf_counter()
+        yield
+        self._rays_per_second = float(camera.height * camera.width) / (time.perf_counter() - begin)
 
     def shown(self) -> set[str]:
         """Names of the pictures that the viewer shows; empty without a viewer."""

@@ -263,9 +263,10 @@ class RayGaussModel(Model):
         self, camera: Cameras, obb_box: OrientedBox | None = None
     ) -> MutableMapping[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given; for the viewer as its controls stand."""
-        rays = camera_rays(camera.to(self.device), obb_box=obb_box)
-        outputs = self._render_all(rays, self.pictures.gaussians(self.cloud.gaussians()))
-        return outputs.only(self.run.shown()) if viewer_asks() else outputs
+        with self.run.in_time(camera):
+            rays = camera_rays(camera.to(self.device), obb_box=obb_box)
+            outputs = self._render_all(rays, self.pictures.gaussians(self.cloud.gaussians()))
+            return outputs.only(self.run.shown()) if viewer_asks() else outputs
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:

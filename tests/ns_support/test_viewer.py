@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
@@ -94,6 +95,50 @@ def test_only_the_viewers_threads_are_the_viewer():
         thread.start()
         thread.join()
     assert answers == [True, False]
+
+
+class TestPace:
+    """Pictures of 100 x 60 rays at 500 rays a second, of which there is time for 3 seconds' worth: half the side."""
+
+    @pytest.fixture
+    def rendered(self, monkeypatch):
+        """The size of a second picture, by the state of the viewer's thread."""
+        clock = iter([0.0, 12.0, 20.0, 25.0])
+        monkeypatch.setattr("ns_support.viewer.time.perf_counter", lambda: next(clock))
+
+        def render(run, state):
+            sizes = []
+
+            class Renderer(RenderStateMachine):
+                def run(self):
+                    for self.state in ("low_static", state):
+                        camera = Cameras(torch.eye(4)[None, :3], 50.0, 50.0, 50.0, 30.0, 100, 60)
+                        with run.in_time(camera):
+                            sizes.append((int(camera.width), int(camera.height), float(camera.fx)))
+
+            thread = Renderer(None, 1.0, None)
+            thread.start()
+            thread.join()
+            assert sizes[0] == (100, 60, 50.0)
+            return sizes[1]
+
+        return render
+
+    def test_a_training_waits_for_small_pictures_only(self, rendered):
+        assert rendered(attached(a_trainer()), "high") == (50, 30, 25.0)
+
+    def test_a_coarse_picture_is_as_small_as_nerfstudio_makes_it(self, rendered):
+        assert rendered(attached(a_trainer()), "low_move") == (100, 60, 50.0)
+
+    @pytest.mark.parametrize("trainer", [None, a_trainer("paused"), a_trainer("completed")])
+    def test_nothing_waits_without_a_training(self, rendered, trainer):
+        assert rendered(attached(trainer), "high") == (100, 60, 50.0)
+
+    def test_other_threads_take_their_time(self):
+        run, camera = attached(a_trainer()), Cameras(torch.eye(4)[None, :3], 50.0, 50.0, 50.0, 30.0, 100, 60)
+        run._rays_per_second = 1.0
+        with run.in_time(camera):
+            assert int(camera.width) == 100
 
 
 def test_a_slice_is_where_the_controls_put_it():
