@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown, ViewerSlider
 from torch import Tensor, nn
 
@@ -33,6 +33,12 @@ def viewer_asks() -> bool:
     The viewer's controls change its own pictures only: training, evaluation and `ns-render` run in other threads.
     """
     return isinstance(threading.current_thread(), RenderStateMachine)
+
+
+def _render_again(renderer: RenderStateMachine) -> None:
+    """Have a picture drawn anew, unless the browser has left or the camera has moved meanwhile."""
+    if renderer.running and renderer.state == "high":
+        renderer.action(RenderAction("step", renderer.viewer.get_camera_state(renderer.client)))
 
 
 class ViewerLink(ViewerControl):
@@ -88,7 +94,8 @@ class ViewerRun(nn.Module):
 
         nerfstudio follows each coarse picture by one of full resolution, however long that takes, and trains no further
         until it is there. At the pace of the picture before, that can be minutes on a CPU, early in a training. The
-        camera is then made smaller, and so is the picture.
+        camera is then made smaller, and so is the picture. Another one follows when training has had its share of the
+        time ("Train Util"): nerfstudio's own next one would be as late as if this one had been whole.
 
         Args:
             camera: one camera; its resolution may change.
@@ -99,11 +106,19 @@ class ViewerRun(nn.Module):
         trainer = None if self.viewer is None else self.viewer.trainer
         waits = trainer is not None and trainer.training_state == "training"
         share = self._rays_per_second * _LONGEST / float(camera.height * camera.width)
-        if waits and share < 1 and getattr(threading.current_thread(), "state", "") == "high":
+        renderer: Any = threading.current_thread()
+        shrinks = waits and share < 1 and getattr(renderer, "state", "") == "high"
+        if shrinks:
             camera.rescale_output_resolution(math.sqrt(share))
         begin = time.perf_counter()
         yield
-        self._rays_per_second = float(camera.height * camera.width) / (time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        self._rays_per_second = float(camera.height * camera.width) / seconds
+        if shrinks:
+            training = min(self.viewer.train_util, 0.95)
+            again = threading.Timer(seconds * training / (1 - training), _render_again, (renderer,))
+            again.daemon = True
+            again.start()
 
     def shown(self) -> set[str]:
         """Names of the pictures that the viewer shows; empty without a viewer."""

@@ -20,7 +20,8 @@ class Handle:
 
 def viewer(trainer, output="rgb", split=None):
     panel = SimpleNamespace(output_render=output, split=split is not None, split_output_render=split)
-    return SimpleNamespace(trainer=trainer, control_panel=panel, viser_server=None)
+    camera = SimpleNamespace(get_camera_state=lambda client: f"camera of {client}")
+    return SimpleNamespace(trainer=trainer, control_panel=panel, viser_server=None, train_util=0.5, **vars(camera))
 
 
 def attached(trainer, **panel):
@@ -106,7 +107,18 @@ class TestPace:
         clock = iter([0.0, 12.0, 20.0, 25.0])
         monkeypatch.setattr("ns_support.viewer.time.perf_counter", lambda: next(clock))
 
-        def render(run, state):
+        later = []
+
+        class Timer:
+            def __init__(self, seconds, function, arguments):
+                later.append((seconds, function, arguments))
+
+            def start(self):
+                assert self.daemon
+
+        monkeypatch.setattr("ns_support.viewer.threading.Timer", Timer)
+
+        def render(run, state, running=True):
             sizes = []
 
             class Renderer(RenderStateMachine):
@@ -116,19 +128,36 @@ class TestPace:
                         with run.in_time(camera):
                             sizes.append((int(camera.width), int(camera.height), float(camera.fx)))
 
-            thread = Renderer(None, 1.0, None)
+            thread = Renderer(run.viewer, 1.0, "a browser")
+            thread.running = running
             thread.start()
             thread.join()
+            later.append(thread)
             assert sizes[0] == (100, 60, 50.0)
             return sizes[1]
 
+        render.later = later
         return render
 
     def test_a_training_waits_for_small_pictures_only(self, rendered):
         assert rendered(attached(a_trainer()), "high") == (50, 30, 25.0)
 
+    def test_another_follows_when_training_has_had_its_share(self, rendered):
+        rendered(attached(a_trainer()), "high")
+        (seconds, again, arguments), thread = rendered.later
+        assert seconds == pytest.approx(5.0)  # as long as the picture took
+        again(*arguments)
+        assert (thread.next_action.action, thread.next_action.camera_state) == ("step", "camera of a browser")
+
+    def test_none_follows_when_the_browser_has_left(self, rendered):
+        rendered(attached(a_trainer()), "high", running=False)
+        (_, again, arguments), thread = rendered.later
+        again(*arguments)
+        assert thread.next_action is None
+
     def test_a_coarse_picture_is_as_small_as_nerfstudio_makes_it(self, rendered):
         assert rendered(attached(a_trainer()), "low_move") == (100, 60, 50.0)
+        assert len(rendered.later) == 1  # the thread itself
 
     @pytest.mark.parametrize("trainer", [None, a_trainer("paused"), a_trainer("completed")])
     def test_nothing_waits_without_a_training(self, rendered, trainer):
