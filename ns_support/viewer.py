@@ -38,6 +38,7 @@ def viewer_asks() -> bool:
 def _render_again(renderer: RenderStateMachine) -> None:
     """Have a picture drawn anew, unless the browser has left or the camera has moved meanwhile."""
     if renderer.running and renderer.state == "high":
+        renderer.viewer.update_step(renderer.viewer.step)
         renderer.action(RenderAction("step", renderer.viewer.get_camera_state(renderer.client)))
 
 

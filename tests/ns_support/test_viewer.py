@@ -21,7 +21,9 @@ class Handle:
 def viewer(trainer, output="rgb", split=None):
     panel = SimpleNamespace(output_render=output, split=split is not None, split_output_render=split)
     camera = SimpleNamespace(get_camera_state=lambda client: f"camera of {client}")
-    return SimpleNamespace(trainer=trainer, control_panel=panel, viser_server=None, train_util=0.5, **vars(camera))
+    shows = SimpleNamespace(trainer=trainer, control_panel=panel, viser_server=None, train_util=0.5, **vars(camera))
+    shows.step, shows.update_step = 7, lambda step: setattr(shows, "shown_step", step)
+    return shows
 
 
 def attached(trainer, **panel):
@@ -148,6 +150,7 @@ class TestPace:
         assert seconds == pytest.approx(5.0)  # as long as the picture took
         again(*arguments)
         assert (thread.next_action.action, thread.next_action.camera_state) == ("step", "camera of a browser")
+        assert thread.viewer.shown_step == 7
 
     def test_none_follows_when_the_browser_has_left(self, rendered):
         rendered(attached(a_trainer()), "high", running=False)
