@@ -23,8 +23,9 @@ from ns_support.fair_lock import FairLock
 
 Axis = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
-_LONGEST = 3.0
-"""Seconds that a picture may take while the training waits for it."""
+_LONGEST, _LONGEST_COARSE = 3.0, 1.0
+"""Seconds that a picture may take while the training waits for it; one of those that nerfstudio makes coarse, for a quick
+answer, but never coarser than 30 rows."""
 
 
 def viewer_asks() -> bool:
@@ -106,16 +107,18 @@ class ViewerRun(nn.Module):
             return
         trainer = None if self.viewer is None else self.viewer.trainer
         waits = trainer is not None and trainer.training_state == "training"
-        share = self._rays_per_second * _LONGEST / float(camera.height * camera.width)
         renderer: Any = threading.current_thread()
-        shrinks = waits and share < 1 and getattr(renderer, "state", "") == "high"
+        fine = getattr(renderer, "state", "high") == "high"
+        seconds = _LONGEST if fine else _LONGEST_COARSE
+        share = self._rays_per_second * seconds / float(camera.height * camera.width)
+        shrinks = waits and share < 1
         if shrinks:
             camera.rescale_output_resolution(math.sqrt(share))
         begin = time.perf_counter()
         yield
         seconds = time.perf_counter() - begin
         self._rays_per_second = float(camera.height * camera.width) / seconds
-        if shrinks:
+        if shrinks and fine:
             training = min(self.viewer.train_util, 0.95)
             again = threading.Timer(seconds * training / (1 - training), _render_again, (renderer,))
             again.daemon = True
