@@ -67,7 +67,7 @@ class Page:
     """A browser's page, over the DevTools protocol."""
 
     def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=None)
+        self._socket = connect(address, max_size=None, ping_interval=None)  # a starved browser may be late
         self._calls = 0
         self.frames: list[Frame] = []
 
