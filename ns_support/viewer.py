@@ -24,8 +24,8 @@ from ns_support.fair_lock import FairLock
 Axis = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
 _LONGEST, _LONGEST_COARSE = 3.0, 1.0
-"""Seconds that a picture may take while the training waits for it; the second is for those that nerfstudio makes coarse,
-though never coarser than 30 rows, for a quick answer."""
+"""Seconds that a picture may take while the training waits for it; the second is for those that nerfstudio makes
+coarse, though never coarser than 30 rows, for a quick answer."""
 
 
 def viewer_asks() -> bool:
