@@ -107,14 +107,13 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         cameras = dataset.cameras
         with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
             _fit_sizes(cameras, dataset)
-        # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
-        dataset.cameras = copy(cameras)
-        dataset.cameras.distortion_params = None
-        try:
-            with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
+            # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
+            dataset.cameras = copy(cameras)
+            dataset.cameras.distortion_params = None
+            try:
                 images: list[Batch] = super()._load_images(split, where)
-        finally:
-            dataset.cameras = cameras
+            finally:
+                dataset.cameras = cameras
         radius = (cameras.metadata or {}).get("fisheye_crop_radius")
         if radius is not None:
             for batch in images:

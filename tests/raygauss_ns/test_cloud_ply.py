@@ -86,6 +86,12 @@ class TestConversion:
             assert float(inner.abs().max()) < 5e-3
             assert float(residual.abs().max()) > 5e-3
 
+    def test_many_lobes_are_projected_some_at_a_time(self, monkeypatch):
+        basis = make_cloud(7).color_basis()
+        at_once = lobes_as_harmonics(basis)
+        monkeypatch.setattr("raygauss_ns.cloud_ply._ROWS_AT_ONCE", 3)
+        torch.testing.assert_close(lobes_as_harmonics(basis), at_once, rtol=1e-12, atol=1e-12)
+
     def test_a_constant_lobe_is_a_constant(self):
         cloud = make_cloud(5, num_lobes=1)
         cloud.params["sg_sharpness"].data.fill_(-60.0)  # lambda = 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
 
 from ns_support.errors import UserError
@@ -193,6 +194,15 @@ def test_a_stop_before_the_first_step_counts(scene, tmp_path):
     trainer._init_viewer_state = lambda: None
     trainer.train()
     assert trainer.step == 2
+
+
+def test_nothing_is_drawn_while_a_checkpoint_is_loaded(scene, tmp_path, monkeypatch):
+    locked = []
+    monkeypatch.setattr(Trainer, "_load_checkpoint", lambda trainer: locked.append(trainer.train_lock.locked()))
+    trainer = configure(scene, tmp_path).setup(local_rank=0, world_size=1)
+    trainer.setup(test_mode="val")
+    assert locked == [True]
+    assert not trainer.train_lock.locked()
 
 
 def test_a_resumed_run_looks_for_no_start_points(scene, alone, tmp_path):
