@@ -55,7 +55,8 @@ def replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
 def unwritable(path: Path, error: OSError) -> str:
     """The sentence for a file or folder that can't be written."""
     free = f"; {_free(path)} free there" if error.errno in _FULL else ""
-    return f"{path} can't be written: {error.strerror or error}{free}. What was there before is unchanged."
+    cause = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+    return f"{path} can't be written: {cause}{free}. What was there before is unchanged."
 
 
 def remove_drafts(folder: Path) -> None:
