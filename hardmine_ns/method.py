@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
@@ -11,9 +11,10 @@ import ns_support.video  # noqa: F401 - these three act on import
 from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
 from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
-from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig
+from hardmine_ns.pipeline import CPU_STEPS, GPU_STEPS, AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
+from ns_support.loading import LOCAL_HOST
 from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"
@@ -21,13 +22,12 @@ _STEPS_PER_DIAGONAL = 500 if _ON_CPU else 1000
 
 
 def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelConfig) -> SharedTrainerConfig:
-    steps = 6_000 if _ON_CPU else 30_000
     return SharedTrainerConfig(
         method_name=name,
         steps_per_eval_batch=500,
         steps_per_eval_image=500,
         steps_per_save=2000,
-        max_num_iterations=steps,
+        max_num_iterations=CPU_STEPS if _ON_CPU else GPU_STEPS,
         mixed_precision=False,
         machine=MachineConfig(device_type=default_device_type()),
         pipeline=AdaptiveRaysPipelineConfig(
@@ -44,7 +44,8 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
                 "scheduler": FullLengthDecayConfig(lr_final=1e-3),
             }
         },
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
+        logging=LoggingConfig(profiler="none"),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 12, websocket_host=LOCAL_HOST),
         vis="viewer",
     )
 

@@ -129,6 +129,17 @@ class HardMineModelConfig(ModelConfig):
     disable_scene_contraction: bool = False
     """Whether space outside the scene box is left out instead of contracted into the field's cube."""
 
+    def check(self) -> None:
+        """Refuse settings that can't be trained or rendered with.
+
+        Raises:
+            UserError: names the setting, its value and what it must be.
+        """
+        try:
+            _check(self)
+        except ValueError as error:
+            raise UserError(f"This configuration can't be used: {error}.") from error
+
 
 @dataclass(frozen=True)
 class SampleCounts:
@@ -157,8 +168,8 @@ class HardMineModel(Model):
         c = self.config
         aabb = self.scene_box.aabb
         diagonal = float((aabb[1] - aabb[0]).norm())
+        c.check()
         try:
-            _check(c)
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
             fractions = c.mining_min_fraction, c.mining_max_fraction
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())

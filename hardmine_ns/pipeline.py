@@ -13,6 +13,8 @@ from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
+CPU_STEPS, GPU_STEPS = 6_000, 30_000
+"""Length of training unless told otherwise."""
 
 
 @dataclass
@@ -29,6 +31,15 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Fewest rays in a batch, >= 1."""
     max_num_rays: int = 1 << 15
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
+
+    def check(self) -> None:
+        """Refuse settings that can't be trained with.
+
+        Raises:
+            UserError: names the setting, its value and what it must be.
+        """
+        super().check()
+        _check(self)
 
 
 class AdaptiveRaysPipeline(SharedPipeline):
@@ -49,11 +60,26 @@ class AdaptiveRaysPipeline(SharedPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
-        _check(config)
+        config.check()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # What the model's search found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
         self._set_num_rays()
+
+    def describe(self) -> str:
+        """The size of the hash table and of a step, and which samples are backpropagated."""
+        c = self.model.config
+        rule = "all of them" if c.mining_rule == "off" else f"the hard ones ({c.mining_rule})"
+        return (
+            f"{c.num_levels} levels of up to 2^{c.log2_hashmap_size} rows; {self.config.target_num_samples:,} visible "
+            f"samples a step, of which {rule} are backpropagated."
+        )
+
+    def describe_length(self, steps: int) -> str:
+        """How long it takes without a GPU."""
+        if self.model.device.type != "cpu" or steps != CPU_STEPS:
+            return ""
+        return f"Some 15 minutes on two cores; nerfstudio's own instant-ngp has {GPU_STEPS:,} (--max-num-iterations)."
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """One training step's outputs, losses and metrics; then chooses the next batch's rays.

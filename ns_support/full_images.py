@@ -14,7 +14,6 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 from rich.progress import track
 
@@ -25,6 +24,7 @@ from ns_support.errors import UserError
 from ns_support.export_rays import RaysWanted, image_rays
 from ns_support.processes import Processes
 from ns_support.rays import camera_lenses
+from ns_support.terminal import say
 
 _FEWEST_POINTS = 100
 """Fewer triangulated points than this say nothing about a scene."""
@@ -88,17 +88,17 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         poses = dataset.cameras.camera_to_worlds
         if metadata.get("points3D_xyz") is not None or not cameras_inside(poses[:, :, 3], dataset.scene_box.aabb):
             return
-        CONSOLE.print(f"The scene has no SfM points: looking for points in its {len(dataset)} photographs.")
+        say(f"The scene has no SfM points: looking for points in its {len(dataset)} photographs.")
         data = (dataset.get_data(i, image_type="uint8") for i in range(len(dataset)))
         photographs = ((item["image"], item.get("mask")) for item in data)
         found = triangulated_points(photographs, poses, camera_lenses(dataset.cameras), follow=_followed)
         if len(found.positions) < _FEWEST_POINTS:
-            CONSOLE.print(f"Only {len(found.positions)} were found, too few: the start is at random positions.")
+            say(f"Only {len(found.positions)} were found, too few: the start is at random positions.")
             return
         chosen = torch.randperm(len(found.positions), generator=torch.Generator().manual_seed(0))[:most]
         # Where nerfstudio's pipeline looks for SfM points to hand to the model.
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
-        CONSOLE.print(f"{len(chosen)} points were triangulated.")
+        say(f"{len(chosen)} points were triangulated.")
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.

@@ -7,6 +7,7 @@ someone pausing the training in the viewer is enough.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from nerfstudio.utils import comms
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from ns_support.errors import UserError
+from ns_support.stopping import pass_signals_on
+from ns_support.terminal import say
 from ns_support.threads import share_threads
 
 _COMMAND = "nerfstudio.scripts.train"
@@ -97,17 +100,42 @@ def _commands() -> Iterator[Any]:
             yield module
 
 
+_INTERRUPTED = 130
+"""Exit code of a command that was interrupted, as shells have it."""
+
+
 def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
-    """The launcher, for which a user's error in a process ends in its sentence, as it does without processes."""
+    """The launcher, with errors and signals ended in a sentence.
+
+    A user's error in one of several processes ends as it does without processes. A signal that comes before training
+    has begun, or a second one, ends the command at once.
+    """
     name = f"{UserError.__module__}.{UserError.__qualname__}: "
 
-    def explained(*args: Any, **kwargs: Any) -> None:
-        try:
-            launch(*args, **kwargs)
-        except ProcessRaisedException as error:
-            _, found, sentence = error.msg.rpartition(name)
-            if not found:
-                raise
-            raise UserError(sentence.strip()) from None
+    def explained(main_func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("num_devices_per_machine", 1) * kwargs.get("num_machines", 1) == 1:
+            launch(functools.partial(_without_traceback, main_func), *args, **kwargs)
+            return
+        with pass_signals_on() as was_stopped:
+            try:
+                launch(main_func, *args, **kwargs)
+            except ProcessRaisedException as error:
+                _, found, sentence = error.msg.rpartition(name)
+                if not found:
+                    raise
+                raise UserError(sentence.strip()) from None
+            except ProcessExitedException:
+                if not was_stopped():
+                    raise
+                raise SystemExit(_INTERRUPTED) from None
 
     return explained
+
+
+def _without_traceback(main_func: Callable[..., Any], **kwargs: Any) -> Any:
+    """Train in this process; an interruption says what it means, where nerfstudio prints where it happened."""
+    try:
+        return main_func(**kwargs)
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        raise SystemExit(_INTERRUPTED) from None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pickle
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from nerfstudio.utils import colormaps
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
+
+from ns_support.terminal import warn
 
 _SSIM_WINDOW = 11
 """Width in pixels of SSIM's window."""
@@ -70,7 +72,7 @@ class LazyLPIPS:
             return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
         except _NO_WEIGHTS as error:
             self._unavailable = True
-            CONSOLE.print(f"LPIPS is left out: its AlexNet weights can't be had ({error}).", style="yellow")
+            warn(f"LPIPS is left out: its AlexNet weights can't be had ({error}).")
             return None
 
 
@@ -111,6 +113,12 @@ def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None =
     if perceptual is not None:
         metrics["lpips"] = perceptual
     return metrics
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """The scores that a metrics dictionary holds, as people write them: "31.20 dB PSNR, 0.964 SSIM, 0.031 LPIPS"."""
+    known = {"psnr": "{:.2f} dB PSNR", "ssim": "{:.3f} SSIM", "lpips": "{:.3f} LPIPS"}
+    return ", ".join(text.format(metrics[name]) for name, text in known.items() if name in metrics)
 
 
 @torch.no_grad()

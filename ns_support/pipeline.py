@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 from ns_support.errors import UserError
+from ns_support.loading import prepare_loading
+from ns_support.metrics import in_words
 from ns_support.processes import Processes
+from ns_support.terminal import say
 
 
 @dataclass
@@ -19,6 +24,16 @@ class SharedPipelineConfig(VanillaPipelineConfig):
     _target: type = field(default_factory=lambda: SharedPipeline)
     """Class to instantiate."""
 
+    def check(self) -> None:
+        """Refuse settings that can't be trained with, before any data are loaded.
+
+        Raises:
+            UserError: names the setting, its value and what it must be.
+        """
+        check = getattr(self.model, "check", None)
+        if check is not None:
+            check()
+
 
 class SharedPipeline(VanillaPipeline):
     """`VanillaPipeline` without `DistributedDataParallel`, whose place `SharedTrainer` and `Processes` take.
@@ -26,6 +41,9 @@ class SharedPipeline(VanillaPipeline):
     The model starts as process 0 has it. Losses of all processes add up: a subclass divides by `processes.size` what is
     a mean over the batch.
     """
+
+    export_command = "ns-export pointcloud --output-dir pointcloud"
+    """What `ns-train` suggests at its end, to be followed by `--load-config`."""
 
     def __init__(
         self,
@@ -36,6 +54,7 @@ class SharedPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
+        prepare_loading()
         processes = Processes.current()
         if world_size != processes.size:
             raise UserError(f"{world_size} processes were asked for, but torch.distributed has {processes.size}.")
@@ -43,6 +62,42 @@ class SharedPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size=1, local_rank=0, grad_scaler=grad_scaler)
         self.processes = processes
         processes.copy_from_first(self.model)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = None) -> None:
+        """Load a checkpoint's state, all of it: nerfstudio's own goes on with whatever fits, in silence.
+
+        Args:
+            state_dict: of the pipeline.
+            strict: not used.
+
+        Raises:
+            UserError: something is missing, left over or of another size. Names some of it.
+        """
+        try:
+            super().load_state_dict(state_dict, strict=True)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+            raise UserError(
+                "The checkpoint does not fit this configuration. Was it written by another method, or with other "
+                f"settings? {' '.join(lines)[:500]}"
+            ) from error
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, Any]:
+        """The scores over all evaluation images; said on the terminal where it is `ns-eval` that asks."""
+        metrics: dict[str, Any] = super().get_average_eval_image_metrics(step, output_path, get_std)
+        if get_std:
+            say(f"{in_words(metrics)}, the mean over {len(self.datamanager.eval_dataset)} images.")
+        return metrics
+
+    def describe(self) -> str:
+        """What is about to be trained, in a sentence."""
+        return ""
+
+    def describe_length(self, steps: int) -> str:
+        """What a user should know about a training of so many steps on this machine, in a sentence; "" for nothing."""
+        return ""
 
     @property
     def steps_averaged(self) -> int:

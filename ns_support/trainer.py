@@ -1,4 +1,8 @@
-"""nerfstudio's trainer for any number of processes: what they have to do together, and what only one of them should."""
+"""nerfstudio's trainer for any number of processes: what they have to do together, and what only one of them should.
+
+It also sees to it that nothing is lost: checkpoints are whole or not there, signals end a training with one, and a run
+goes on where its checkpoint stands or says why it can't.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,31 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import sleep
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Literal
 
 import torch
+import yaml
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from ns_support.errors import UserError
 from ns_support.launching import prepare_launch
 from ns_support.processes import Processes
+from ns_support.progress import TrainingProgress, install
+from ns_support.safe_files import replaced
+from ns_support.saved_runs import read_checkpoint, write_checkpoint
+from ns_support.start import check_resumable, check_run, free_timestamp, resume_path
+from ns_support.stopping import stop_signals, stop_signals_of_worker
+from ns_support.summary import data_facts, device_facts, say_farewell
+from ns_support.terminal import TERMINAL, say, warn
+from ns_support.trained_on import KEY, moved, normalization_beside, trained_on
 
 
 @dataclass
@@ -25,10 +43,37 @@ class SharedTrainerConfig(TrainerConfig):
 
     _target: type = field(default_factory=lambda: SharedTrainer)
     """Class to instantiate."""
+    minutes_per_save: float = 10.0
+    """Save a checkpoint when so many minutes have passed since the last one, > 0, however few steps that is."""
+    resume_on_other_data: bool = False
+    """Resume even if the photographs or their cameras are not those that the checkpoint was trained on."""
+    print_config: bool = False
+    """Print all settings at the start. They are in the run's config.yml in any case."""
+
+    def set_timestamp(self) -> None:
+        """Name the run's folder, the first thing that `ns-train` does with a configuration."""
+        chosen: bool = self.timestamp != "{timestamp}"  # type: ignore[has-type]
+        super().set_timestamp()
+        wanted = self.get_base_dir()
+        self.timestamp = free_timestamp(self, chosen)
+        if chosen and self.get_base_dir() != wanted:
+            say(f"{wanted} holds a trained model, which stays. This run goes to {self.get_base_dir()}.")
+
+    def print_to_terminal(self) -> None:
+        """Check everything that can be checked before the data are loaded, then say what is about to happen.
+
+        Raises:
+            UserError: the training can't begin (`check_run`).
+        """
+        check_run(self)
+        if self.print_config:
+            TERMINAL.print(self, markup=False)
+        say(f"{self.method_name} on {self.pipeline.datamanager.data or 'its data'}, into {self.get_base_dir()}")
 
     def save_config(self) -> None:
         """Write config.yml, the last thing that `ns-train` does before it starts processes."""
-        super().save_config()
+        with replaced(self.get_base_dir() / "config.yml") as draft:
+            draft.write_text(yaml.dump(self), "utf8")
         prepare_launch()
 
 
@@ -47,28 +92,87 @@ class SharedTrainer(Trainer):
     - Gradients are summed before each optimiser step (`SummedOptimizers`).
     - What is logged belongs to the batch of all processes.
     - Process 0 alone talks, evaluates and writes; when it pauses or stops, all do.
+    - Ctrl+C and SIGTERM end training after the step at hand, with a checkpoint (`ns_support.stopping`).
+    - A checkpoint's name is the last step that it holds. One is written by the clock too.
     """
 
-    def __init__(self, config: TrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+    config: SharedTrainerConfig
+    progress: TrainingProgress
+
+    def __init__(self, config: SharedTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self.processes = Processes.current()
         self._stop_wanted = self._stop_agreed = False
-        with _quiet(self.processes.rank > 0):
+        self._leaving = False
+        self.last_step = -1
+        """The last step that is done."""
+        self.saved: Path | None = None
+        """The newest checkpoint that this run has written."""
+        with _quiet():
             super().__init__(config, local_rank, world_size)
         if self.processes.rank > 0:  # which nobody could resume: they wait for process 0
             self.training_state = "training"
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Set up pipeline, optimisers, callbacks and, in process 0, viewer and writers."""
+        """Set up pipeline, optimisers, callbacks and, in process 0, viewer and writers; say what was found."""
         data = self.config.pipeline.datamanager
         if hasattr(data, "resumes"):
             data.resumes = self.config.load_dir is not None or self.config.load_checkpoint is not None
-        with _quiet(self.processes.rank > 0):
+        with _quiet():
             super().setup(test_mode)
+        self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step))
+        self.last_step = self._start_step - 1
+        self.progress = TrainingProgress(self._start_step, self.config.max_num_iterations)
+        if self.config.logging.local_writer.enable:
+            install(self.progress)
+        self._say_what_begins()
+
+    def _say_what_begins(self) -> None:
+        config, first = self.config, self._start_step
+        say(data_facts(self.pipeline.datamanager))
+        say(f"{device_facts(self.device)} {self.pipeline.describe()}")
+        if first > 0:
+            say(f"Resuming at step {first:,}, {config.max_num_iterations:,} more.")
+        else:
+            length = self.pipeline.describe_length(config.max_num_iterations)
+            say(f"{config.max_num_iterations:,} steps. {length}".rstrip())
+        say(
+            f"Saved every {config.steps_per_save:,} steps and every {config.minutes_per_save:g} minutes. "
+            "Ctrl+C stops after the step at hand, and saves."
+        )
+        if self.viewer_state is not None and hasattr(self.viewer_state, "viewer_info"):
+            say("\n".join(self.viewer_state.viewer_info))
 
     def _load_checkpoint(self) -> None:
+        """Go on from the checkpoint that the configuration names, if it names one.
+
+        Raises:
+            UserError: it is damaged, of another method, or was trained on other data.
+        """
+        path = resume_path(self.config)
+        if path is None:
+            return
+        state = read_checkpoint(path)
+        check_resumable(state, path, self.config)
+        self._check_data(state, path)
         # The viewer is already there, and must not draw a model that is half loaded.
         with self.train_lock:
-            super()._load_checkpoint()
+            self._start_step = state["step"] + 1
+            self.pipeline.load_pipeline(state["pipeline"], state["step"])
+            self.optimizers.load_optimizers(state["optimizers"])
+            if self.config.load_scheduler:
+                self.optimizers.load_schedulers(state.get("schedulers", {}))
+            if state.get("scalers"):
+                self.grad_scaler.load_state_dict(state["scalers"])
+
+    def _check_data(self, state: dict[str, Any], path: Path) -> None:
+        before = state.get(KEY) or normalization_beside(path)
+        difference = None if before is None else moved(before, trained_on(self.pipeline.datamanager))
+        if difference is None:
+            return
+        sentence = f"The data are not those that {path} was trained on: {difference}."
+        if not self.config.resume_on_other_data:
+            raise UserError(f"{sentence} Give the same data, or --resume-on-other-data True to go on all the same.")
+        warn(sentence)
 
     def setup_optimizers(self) -> Optimizers:
         """The configured optimisers, stepping on the gradients of all processes."""
@@ -76,9 +180,92 @@ class SharedTrainer(Trainer):
 
     def train(self) -> None:
         """Train to the end."""
-        with _quiet(self.processes.rank > 0):
-            super().train()
+        self._begun = self._last_save = monotonic()
+        signals = stop_signals if self.processes.size == 1 else stop_signals_of_worker
+        try:
+            with _quiet(), signals(self._stop_by_signal):
+                super().train()
+        except KeyboardInterrupt:
+            self.progress.stop()
+            where = "Nothing had been saved" if self.saved is None else f"The newest checkpoint is {self.saved}"
+            say(f"Stopped at once. {where}.")
+            raise
+        finally:
+            self.progress.stop()
         self._stop_wanted = self._stop_agreed = False
+
+    def _stop_by_signal(self) -> bool:
+        waits = self.training_state != "completed"
+        self._leaving = self.stop_training = True
+        return waits
+
+    def _after_step(self, step: int) -> None:
+        """The last of the callbacks after a step, under the lock."""
+        self.last_step = step
+        group = getattr(self.pipeline, "steps_averaged", 1)
+        late = monotonic() - self._last_save > 60 * self.config.minutes_per_save
+        # Not in the middle of an average: its gradients are not in a checkpoint.
+        if late and (step + 1) % group == 0:
+            self.save_checkpoint(step)
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Args:
+            step: the last one that is done.
+
+        Raises:
+            UserError: it can't be written, at the end of training. Before, that is a warning.
+        """
+        self._last_save = monotonic()
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        if path == self.saved:
+            return
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "method_name": self.config.method_name,
+            KEY: trained_on(self.pipeline.datamanager),
+        }
+        try:
+            write_checkpoint(state, path, self.config.save_only_latest_checkpoint)
+        except UserError as error:
+            if self.training_state == "completed":
+                raise
+            warn(f"{error} Training goes on.")
+        else:
+            self.saved = path
+
+    def _after_train(self) -> None:
+        """Save, say how it went, and keep the viewer open if there is one."""
+        self.training_state = "completed"
+        self.progress.stop()
+        seconds = monotonic() - self._begun
+        if self.last_step >= self._start_step:
+            self.save_checkpoint(self.last_step)
+        writer.write_out_storage()
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step=self.last_step, location=TrainingCallbackLocation.AFTER_TRAIN)
+        if self.processes.rank > 0:
+            return
+        if self.last_step >= self._start_step:
+            say_farewell(self, self.last_step + 1 - self._start_step, seconds)
+        else:
+            say("Stopped before the first step: there is nothing to save.")
+        if self.viewer_state is not None and not self.config.viewer.quit_on_train_completion and not self._leaving:
+            self._train_complete_viewer()
+
+    def _train_complete_viewer(self) -> None:
+        """Keep the viewer open until a signal comes."""
+        if hasattr(self.viewer_state, "training_complete"):
+            self.viewer_state.training_complete()
+        say("The viewer stays open; Ctrl+C leaves.")
+        while not self._leaving:
+            sleep(0.05)
 
     @property
     def stop_training(self) -> bool:
@@ -137,10 +324,10 @@ def _combined(
 
 
 @contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """Keep nerfstudio's console silent: what it says, process 0 has said."""
+def _quiet() -> Iterator[None]:
+    """Keep nerfstudio's console silent: what of it matters to a user, `SharedTrainer` says in its own words."""
     before = CONSOLE.quiet
-    CONSOLE.quiet = before or quiet
+    CONSOLE.quiet = True
     try:
         yield
     finally:

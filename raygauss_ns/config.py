@@ -17,6 +17,8 @@ from raygauss_ns.color import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""
+CPU_GAUSSIANS, GPU_GAUSSIANS = 100_000, 6_000_000
+"""Number of Gaussians that a training never exceeds unless told otherwise; the second is RayGaussX's."""
 
 
 def _model_class() -> type:
@@ -148,6 +150,10 @@ class RayGaussModelConfig(ModelConfig):
     never. Neighbours in space become neighbours in memory; the image stays the same."""
     limit_scales: bool = True
     """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
+
+    def check(self) -> None:
+        """Refuse settings that can't be trained or rendered with; raises a `UserError` (`check_config`)."""
+        check_config(self)
 
 
 def check_background(config: RayGaussModelConfig, alpha_color: torch.Tensor | None) -> None:

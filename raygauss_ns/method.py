@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.checkpoints
@@ -18,11 +18,12 @@ import ns_support.video  # noqa: F401 - these three act on import
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.device import default_device_type
 from ns_support.full_images import FullImagesConfig
+from ns_support.loading import LOCAL_HOST
 from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.trainer import SharedTrainerConfig
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
 from raygauss_ns.pipeline import RayGaussPipelineConfig
-from raygauss_ns.schedules import PAPER_STEPS
+from raygauss_ns.schedules import CPU_STEPS, PAPER_STEPS
 
 Rates = dict[str, tuple[float, ...]]
 """Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of
@@ -70,10 +71,12 @@ def _optimizer(rate: float, final: float | None = None) -> dict[str, object]:
     return {"optimizer": FusedAdamConfig(lr=rate), "scheduler": schedule}
 
 
-def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: str) -> MethodSpecification:
+def _method(
+    name: str, model: RayGaussModelConfig, rates: Rates, description: str, steps: int = PAPER_STEPS
+) -> MethodSpecification:
     config = SharedTrainerConfig(
         method_name=name,
-        max_num_iterations=PAPER_STEPS,
+        max_num_iterations=steps,
         steps_per_eval_batch=0,
         steps_per_eval_image=500,
         steps_per_eval_all_images=0,
@@ -88,7 +91,8 @@ def _method(name: str, model: RayGaussModelConfig, rates: Rates, description: st
             model=model,
         ),
         optimizers={kind: _optimizer(*rate) for kind, rate in rates.items()},
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        logging=LoggingConfig(profiler="none"),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host=LOCAL_HOST),
         vis="viewer",
     )
     return MethodSpecification(config=config, description=description)
@@ -117,6 +121,7 @@ raygauss = _method(
     RayGaussModelConfig(),
     DEFAULT_RATES,
     "RayGauss: volumetric ray casting of Gaussians, on any device.",
+    PAPER_STEPS if default_device_type() == "cuda" else CPU_STEPS,
 )
 
 raygauss_2408_03356 = _method(

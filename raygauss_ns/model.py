@@ -27,7 +27,14 @@ from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
-from raygauss_ns.config import PUBLISHED_STEP_SIZE, RayGaussModelConfig, check_background, check_config
+from raygauss_ns.config import (
+    CPU_GAUSSIANS,
+    GPU_GAUSSIANS,
+    PUBLISHED_STEP_SIZE,
+    RayGaussModelConfig,
+    check_background,
+    check_config,
+)
 from raygauss_ns.density_control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
@@ -441,6 +448,6 @@ def density_schedule(config: RayGaussModelConfig, total_steps: int, device_type:
         last=stretched(config.densify_until, total_steps),
         every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
         threshold=config.densify_threshold,
-        max_gaussians=config.max_gaussians or (6_000_000 if device_type == "cuda" else 100_000),
+        max_gaussians=config.max_gaussians or (GPU_GAUSSIANS if device_type == "cuda" else CPU_GAUSSIANS),
         distance_weighted=config.densify_by_distance,
     )

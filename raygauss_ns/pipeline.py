@@ -11,6 +11,8 @@ from torch import Tensor
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
+from raygauss_ns.config import CPU_GAUSSIANS
+from raygauss_ns.schedules import CPU_STEPS, PAPER_STEPS
 
 if TYPE_CHECKING:  # the methods' registration imports this module, and must not pay for the model
     from raygauss_ns.model import RayGaussModel
@@ -26,6 +28,16 @@ class RayGaussPipelineConfig(SharedPipelineConfig):
     """Images whose losses are averaged in a training step, in each process, >= 1. Learning rates and schedules count
     steps, whatever the number. N processes (--machine.num-devices N) with 1 image each are one process with N."""
 
+    def check(self) -> None:
+        """Refuse settings that can't be trained with.
+
+        Raises:
+            UserError: names the setting, its value and what it must be.
+        """
+        super().check()
+        if self.images_per_batch < 1:
+            raise UserError(f"--pipeline.images-per-batch must be at least 1, got {self.images_per_batch}.")
+
 
 class RayGaussPipeline(SharedPipeline):
     """One sequence of images, K = processes * images_per_batch of which make a step.
@@ -40,6 +52,7 @@ class RayGaussPipeline(SharedPipeline):
 
     config: RayGaussPipelineConfig
     datamanager: FullImages
+    export_command = "raygauss-export splat"
 
     def __init__(
         self,
@@ -50,14 +63,36 @@ class RayGaussPipeline(SharedPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
-        if config.images_per_batch < 1:
-            raise UserError(f"--pipeline.images-per-batch must be at least 1, got {config.images_per_batch}.")
+        config.check()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         images = config.images_per_batch * self.processes.size
         self.datamanager.divide(images, self.processes.rank, self.processes.size)
         model: RayGaussModel = self.model
         model.images_at_once = images
         model.seed = self.processes.first(model.seed % (1 << 63), model.device)
+
+    def describe(self) -> str:
+        """How many Gaussians there are and may be, and the lengths that everything else is given in."""
+        model: RayGaussModel = self.model
+        most = model.density_control.schedule.max_gaussians
+        return (
+            f"{len(model.cloud):,} Gaussians to start with, at most {most:,}; "
+            f"unit {model.unit:.3g} (scene units), step {model.step_size:.3g} units."
+        )
+
+    def describe_length(self, steps: int) -> str:
+        """How long it takes without a GPU."""
+        model: RayGaussModel = self.model
+        if model.device.type != "cpu":
+            return ""
+        if model.config.training_window == 0 and (model.config.max_gaussians or 0) > CPU_GAUSSIANS:
+            return (
+                "These settings are meant for a GPU: on a CPU a step can take seconds, and the training days. "
+                "`raygauss` has settings for a CPU."
+            )
+        if steps == CPU_STEPS:
+            return f"About 20 minutes on two cores; the papers' length is --max-num-iterations {PAPER_STEPS}."
+        return ""
 
     @property
     def steps_averaged(self) -> int:

@@ -1,0 +1,139 @@
+"""How training goes on, in the terminal: one line that is kept up to date, or a plain one now and then in a file."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import Any
+
+from nerfstudio.configs.base_config import LocalWriterConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.writer import LocalWriter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from ns_support.terminal import TERMINAL
+
+_PLAIN_EVERY = 30.0
+"""Seconds between two lines where there is no terminal."""
+_UNTIMED = 2
+"""Steps that compile kernels and fill caches: no time is foretold from them."""
+_WINDOW = 60.0
+"""Seconds whose steps foretell the time of those to come."""
+_SMOOTHED = 20
+"""Logged values of PSNR, each of a small part of the photographs, that are averaged."""
+_NARROW = 76
+"""Columns below which there is no room for a bar."""
+
+
+class TrainingProgress(LocalWriter):
+    """Takes the place of nerfstudio's table of the latest values, which reprints itself with control codes.
+
+    Args:
+        first: the training step that comes next.
+        steps: how many are to come.
+        console: where to; the terminal.
+    """
+
+    def __init__(self, first: int, steps: int, console: Console = TERMINAL) -> None:
+        super().__init__(LocalWriterConfig(enable=True))
+        self.first, self.end = first, first + steps
+        self.gaussians: int | None = None
+        self._psnr: deque[float] = deque(maxlen=_SMOOTHED)
+        self._times: deque[tuple[float, int]] = deque()
+        self._console, self._said = console, monotonic()
+        self._progress: Progress | None = None
+
+    @property
+    def psnr(self) -> float | None:
+        """PSNR in training (dB), the mean of the latest logged values; None before the first."""
+        return sum(self._psnr) / len(self._psnr) if self._psnr else None
+
+    def write_stats_log(self, step: int) -> None:
+        """Called by nerfstudio after each step, with that step's events in its storage."""
+        for event in writer.EVENT_STORAGE:
+            if event["name"] == "Train Metrics Dict":
+                self._take(event["event"])
+        self.follow(step)
+
+    def _take(self, metrics: dict[str, Any]) -> None:
+        psnr = float(metrics.get("psnr", float("nan")))
+        if psnr == psnr:
+            self._psnr.append(psnr)
+        if "gaussian_count" in metrics:
+            self.gaussians = int(metrics["gaussian_count"])
+
+    def follow(self, step: int) -> None:
+        """Note that a step is done, and show it."""
+        now = monotonic()
+        if step >= self.first + _UNTIMED - 1:
+            self._times.append((now, step))
+        while len(self._times) > 2 and self._times[1][0] < now - _WINDOW:
+            self._times.popleft()
+        if self._console.is_terminal:
+            self._show(step)
+        elif now - self._said >= _PLAIN_EVERY:
+            self._said = now
+            self._console.print(self.line(step), markup=False, soft_wrap=True)
+
+    def line(self, step: int) -> str:
+        """Where training stands after a step, in one line of fewer than 60 characters."""
+        return f"step {step + 1:,} of {self.end:,}: {', '.join(self.facts(step))}"
+
+    def facts(self, step: int) -> list[str]:
+        """PSNR, Gaussians and the time left, as far as they are known."""
+        left = self.seconds_left(step)
+        return [
+            *([] if self.psnr is None else [f"{self.psnr:.1f} dB"]),
+            *([] if self.gaussians is None else [f"{self.gaussians:,} Gaussians"]),
+            *([] if left is None else [f"{duration(left)} left"]),
+        ]
+
+    def seconds_left(self, step: int) -> float | None:
+        """Time to the end at the pace of the latest minute; None while nothing but compilation has been seen."""
+        if len(self._times) < 2:
+            return None
+        (begin, first), (end, last) = self._times[0], self._times[-1]
+        return (self.end - 1 - step) * (end - begin) / max(last - first, 1)
+
+    def _show(self, step: int) -> None:
+        if self._progress is None:
+            bar: list[ProgressColumn] = [BarColumn(16)] if self._console.width >= _NARROW else []
+            columns = [TextColumn("{task.completed:,.0f}/{task.total:,.0f}"), *bar, _Facts()]
+            self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+            self._progress.add_task("", total=self.end, completed=self.first, facts="")
+            self._progress.start()
+        # Called after each step: the display itself is redrawn four times a second.
+        self._progress.update(self._progress.task_ids[0], completed=step + 1, facts=" · ".join(self.facts(step)))
+
+    def stop(self) -> None:
+        """Take the line away; what is printed after it stands where it was."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class _Facts(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["facts"], no_wrap=True, overflow="ellipsis")
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units at most, e.g. "1 h 20 min", "12 min", "45 s"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{hours} h {minutes} min" if days == 0 else f"{days} d {hours} h"
+
+
+def install(progress: TrainingProgress) -> None:
+    """Have nerfstudio write to this in place of its own table; TensorBoard and the like stay as they are."""
+    others = [w for w in writer.EVENT_WRITERS if not isinstance(w, LocalWriter)]
+    writer.EVENT_WRITERS[:] = [*others, progress]
+    writer.GLOBAL_BUFFER["max_iter"] = progress.end
