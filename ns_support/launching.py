@@ -112,13 +112,13 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
     """
     name = f"{UserError.__module__}.{UserError.__qualname__}: "
 
-    def explained(main_func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("num_devices_per_machine", 1) * kwargs.get("num_machines", 1) == 1:
-            launch(functools.partial(_without_traceback, main_func), *args, **kwargs)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        if kwargs.get("num_devices_per_machine", 0) * kwargs.get("num_machines", 1) == 1:
+            launch(*args, **kwargs | {"main_func": functools.partial(_without_traceback, kwargs["main_func"])})
             return
         with pass_signals_on() as was_stopped:
             try:
-                launch(main_func, *args, **kwargs)
+                launch(*args, **kwargs)
             except ProcessRaisedException as error:
                 _, found, sentence = error.msg.rpartition(name)
                 if not found:

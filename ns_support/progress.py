@@ -105,7 +105,7 @@ class TrainingProgress(LocalWriter):
             self._progress.add_task("", total=self.end, completed=self.first, facts="")
             self._progress.start()
         # Called after each step: the display itself is redrawn four times a second.
-        self._progress.update(self._progress.task_ids[0], completed=step + 1, facts=" · ".join(self.facts(step)))
+        self._progress.update(self._progress.task_ids[0], completed=step + 1, facts="  ".join(self.facts(step)))
 
     def stop(self) -> None:
         """Take the line away; what is printed after it stands where it was."""

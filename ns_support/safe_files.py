@@ -13,7 +13,7 @@ from ns_support.errors import UserError
 
 _SUFFIX = ".part"
 """How the names of files end that are not whole yet."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, a used-up quota and a file of the greatest size allowed raise."""
 
 
@@ -54,7 +54,7 @@ def replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 def unwritable(path: Path, error: OSError) -> str:
     """The sentence for a file or folder that can't be written."""
-    free = f"; {_free(path)} free there" if error.errno in _FULL else ""
+    free = f"; {_free(path)} free there" if error.errno in FULL else ""
     cause = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
     return f"{path} can't be written: {cause}{free}. What was there before is unchanged."
 

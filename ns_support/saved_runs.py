@@ -20,7 +20,7 @@ from ns_support.terminal import warn
 MODEL_FOLDER = "nerfstudio_models"
 """What nerfstudio calls the folder of a run's checkpoints. It reads a step out of every name in there."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
-_PARTS = ("step", "pipeline", "optimizers")
+_PARTS = ("step", "pipeline")
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, TypeError)
 """What `torch.load` raises over a file that is no checkpoint, or one that it does not trust."""
 

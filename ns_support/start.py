@@ -75,6 +75,8 @@ def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConf
     Raises:
         UserError: names the checkpoint, and the method where the checkpoint knows it.
     """
+    if "optimizers" not in state:
+        raise UserError(f"{path} holds no optimisers: it can be looked at, and not trained further.")
     there, wanted = set(state["optimizers"]), set(config.optimizers)
     if there != wanted:
         method = state.get("method_name")
@@ -116,7 +118,7 @@ def free_timestamp(config: SharedTrainerConfig, chosen: bool) -> str:
     before = config.timestamp
     folder = config.get_checkpoint_dir()
     resumed = config.load_dir or (config.load_checkpoint and config.load_checkpoint.parent)
-    own = resumed is not None and folder.resolve() in (resumed.resolve(), (resumed / folder.name).resolve())
+    own = chosen and resumed is not None and folder.resolve() in (resumed.resolve(), (resumed / folder.name).resolve())
     if own or not (checkpoints_in(folder) if chosen else config.get_base_dir().exists()):
         return before
     now = datetime.now().strftime("%Y-%m-%d_%H%M%S")

@@ -28,7 +28,7 @@ from ns_support.errors import UserError
 from ns_support.launching import prepare_launch
 from ns_support.processes import Processes
 from ns_support.progress import TrainingProgress, install
-from ns_support.safe_files import replaced
+from ns_support.safe_files import FULL, replaced, unwritable
 from ns_support.saved_runs import read_checkpoint, write_checkpoint
 from ns_support.start import check_resumable, check_run, free_timestamp, resume_path
 from ns_support.stopping import stop_signals, stop_signals_of_worker
@@ -190,6 +190,10 @@ class SharedTrainer(Trainer):
             where = "Nothing had been saved" if self.saved is None else f"The newest checkpoint is {self.saved}"
             say(f"Stopped at once. {where}.")
             raise
+        except OSError as error:  # of a log; a checkpoint's has become a sentence already
+            if error.errno not in FULL:
+                raise
+            raise UserError(f"Training stopped: {unwritable(self.base_dir, error)}") from error
         finally:
             self.progress.stop()
         self._stop_wanted = self._stop_agreed = False

@@ -6,13 +6,13 @@ import pytest
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
-from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
 
 from ns_support.errors import UserError
 from ns_support.processes import Processes
 from raygauss_ns.gaussians import GaussianCloud, random_points
 from raygauss_ns.method import raygauss
+from raygauss_ns.pipeline import RayGaussPipeline
 
 STEPS = 24
 FIELDS = {
@@ -196,10 +196,17 @@ def test_a_stop_before_the_first_step_counts(scene, tmp_path):
     assert trainer.step == 2
 
 
-def test_nothing_is_drawn_while_a_checkpoint_is_loaded(scene, tmp_path, monkeypatch):
-    locked = []
-    monkeypatch.setattr(Trainer, "_load_checkpoint", lambda trainer: locked.append(trainer.train_lock.locked()))
-    trainer = configure(scene, tmp_path).setup(local_rank=0, world_size=1)
+def test_nothing_is_drawn_while_a_checkpoint_is_loaded(scene, alone, tmp_path, monkeypatch):
+    config = configure(scene, tmp_path, images=2)
+    config.load_dir, config.load_step = alone[1], 20
+    trainer = config.setup(local_rank=0, world_size=1)
+    locked, load = [], RayGaussPipeline.load_pipeline
+
+    def noting(pipeline, *args):
+        locked.append(trainer.train_lock.locked())
+        load(pipeline, *args)
+
+    monkeypatch.setattr(RayGaussPipeline, "load_pipeline", noting)
     trainer.setup(test_mode="val")
     assert locked == [True]
     assert not trainer.train_lock.locked()

@@ -1,0 +1,87 @@
+"""A scene of a few pixels, and trainings of a few steps on it, begun as `ns-train` begins them."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import writer
+from PIL import Image
+
+from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
+from ns_support.saved_runs import checkpoints_in
+from raygauss_ns.method import raygauss
+
+SIDE = 24
+FIELDS = {
+    "raygauss": {"num_random": 300, "step_size": 0.02, "training_window": 12},
+    "instant-ngp-hardmine": {
+        "log2_hashmap_size": 10,
+        "grid_resolution": 16,
+        "hidden_dim": 16,
+        "grid_cells_per_update": 512,
+        "render_step_size": 0.05,
+    },
+}
+FIELDS["instant-ngp-hardmine-bounded"] = FIELDS["instant-ngp-hardmine"]
+METHODS = {s.config.method_name: s.config for s in (raygauss, instant_ngp_hardmine, instant_ngp_hardmine_bounded)}
+both = pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
+
+
+def write_scene(folder, views=4, away=4.0, fov=0.6):
+    """A disc seen from all sides, in Blender's format."""
+    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
+    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
+    rgba = np.stack([u, v, 1 - u, inside], -1) * inside[..., None]
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", views), ("val", 1), ("test", 1)):
+        frames = []
+        for i in range(count):
+            c, s = math.cos(math.pi * i / 2), math.sin(math.pi * i / 2)
+            pose = [[c, 0, s, away * s], [0, 1, 0, 0], [-s, 0, c, away * c], [0, 0, 0, 1]]
+            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
+            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": fov, "frames": frames}))
+    return folder
+
+
+def configure(method, scene, output, steps=8, **options):
+    config = copy.deepcopy(METHODS[method])
+    config.pipeline.datamanager.data = config.data = scene
+    config.output_dir, config.experiment_name = output, "test"
+    config.vis, config.max_num_iterations = "tensorboard", steps
+    config.steps_per_eval_batch = config.steps_per_eval_image = 0
+    for name, value in options.items():
+        setattr(config, name, value)
+    if method != "raygauss":
+        config.pipeline.target_num_samples = 1024
+    for name, value in FIELDS[method].items():
+        setattr(config.pipeline.model, name, value)
+    return config
+
+
+def begin(config, at=None, act=None):
+    """Train as `ns-train` does; call `act` once the step `at` is done."""
+    writer.EVENT_WRITERS.clear()
+    config.set_timestamp()
+    config.print_to_terminal()
+    config.save_config()
+    torch.manual_seed(0)
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    if act is not None:
+        here = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
+        trainer.callbacks.append(TrainingCallback(here, lambda step: act(trainer) if step == at else None))
+    trainer.train()
+    return trainer
+
+
+def steps_in(trainer):
+    return [checkpoint.step for checkpoint in checkpoints_in(trainer.checkpoint_dir)]
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
