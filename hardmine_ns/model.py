@@ -31,11 +31,11 @@ from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
 from ns_support.export_rays import is_of_texels, texel_rays
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.outputs import Outputs
+from ns_support.outputs import Outputs, filled_depth
 from ns_support.processes import Processes
 from ns_support.rays import camera_rays
 from ns_support.speed import StepTimer
-from ns_support.viewer import SlicePlane, viewer_asks
+from ns_support.viewer import SlicePlane, stop_if_unwanted, viewer_asks
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
@@ -186,8 +186,8 @@ class HardMineModel(Model):
         self.lpips = LazyLPIPS()
         self.sample_counts = SampleCounts()
         self._observed: tuple[Tensor, Tensor] | None = None
-        self.run = HardMineRun(self.mining)
         self.plane = SlicePlane(aabb)
+        self.run = HardMineRun(self.mining, self.plane)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """All parameters: the hash table's and the networks'."""
@@ -242,8 +242,7 @@ class HardMineModel(Model):
         if is_of_texels(rays):
             rays = texel_rays(rays, self.config.near_plane)
         outputs = self._with_extras(lambda function: in_pieces(rays, function, most, device))
-        depth, seen = outputs["depth"], outputs["accumulation"] > 1e-3
-        outputs["depth"] = torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
+        outputs["depth"] = filled_depth(outputs["depth"], outputs["accumulation"])
         return outputs.only(self.run.shown()) if viewer_asks() else outputs
 
     def _with_extras(self, everywhere: Callable[[OfRays], dict[str, Tensor]]) -> Outputs:
@@ -259,8 +258,9 @@ class HardMineModel(Model):
         self, camera: Cameras, obb_box: OrientedBox | None = None
     ) -> MutableMapping[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given."""
-        with self.run.in_time(camera):
-            return self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
+        return self.run.picture(
+            camera, lambda: self.get_outputs_for_camera_ray_bundle(camera_rays(camera, obb_box=obb_box))
+        )
 
     def found(self, ray_bundle: RayBundle) -> Iterator[tuple[Rays, Visible]]:
         """March and search rays for a picture, in groups that bound memory.
@@ -272,6 +272,7 @@ class HardMineModel(Model):
         for first in range(0, len(ray_bundle), _RAYS_AT_ONCE):
             rays, samples = self._march(ray_bundle[first : first + _RAYS_AT_ONCE])
             for own, group in groups_of_rays(samples, _SAMPLES_AT_ONCE):
+                stop_if_unwanted()
                 yield rays[own], search(self.field, group, rays[own], self.to_unit, *limits)
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:

@@ -17,7 +17,7 @@ from hardmine_ns.rendering import Visible
 from hardmine_ns.share_map import ShareMap
 from ns_support.normals import normal_picture, surface_normals
 from ns_support.outputs import Extra
-from ns_support.viewer import ViewerRun
+from ns_support.viewer import SlicePlane, ViewerRun, stop_if_unwanted
 
 if TYPE_CHECKING:
     from hardmine_ns.model import HardMineModel
@@ -37,29 +37,40 @@ class HardMineRun(ViewerRun):
 
     Args:
         mining: whose settings they are.
+        plane: of `density_slice`, whose controls stand beside them, if it has any.
     """
 
-    def __init__(self, mining: HardSampleMining) -> None:
+    trained_only = ("stop", "rule", "least", "greatest")
+
+    def __init__(self, mining: HardSampleMining, plane: SlicePlane | None = None) -> None:
         super().__init__()
+        if plane is not None:
+            self.picture_controls = plane.controls
         self._set = mining_setter(mining)
         rules = list(get_args(MiningRule))
         self.rule = ViewerDropdown(
-            "Mining rule", mining.rule, rules, cb_hook=self._take_over, hint="which samples are backpropagated"
+            "Mining rule", mining.rule, rules, cb_hook=self._take_over, hint="Which samples training learns from"
         )
         self.least = ViewerSlider(
-            "Least fraction", mining.min_fraction, 0.0, 1.0, 0.01, cb_hook=self._take_over, hint="least b / B"
+            "Least fraction",
+            mining.min_fraction,
+            0.0,
+            1.0,
+            0.01,
+            cb_hook=self._take_over,
+            hint="Least part of the samples that training learns from (b / B)",
         )
         self.greatest = ViewerSlider(
-            "Greatest fraction", mining.max_fraction, 0.0, 1.0, 0.01, cb_hook=self._take_over, hint="greatest b / B"
+            "Greatest fraction",
+            mining.max_fraction,
+            0.0,
+            1.0,
+            0.01,
+            cb_hook=self._take_over,
+            hint="Greatest part of the samples that training learns from (b / B)",
         )
         self.shares: ShareMap | None = None
         """Where the hard samples are; None until the viewer has shown them."""
-
-    def hide(self) -> None:
-        """Take the controls out of a viewer that has no training to act on."""
-        super().hide()
-        for control in (self.rule, self.least, self.greatest):
-            control.set_hidden(True)
 
     def _take_over(self, _: Any) -> None:
         self._set(self.rule.value, float(self.least.value), float(self.greatest.value))
@@ -124,6 +135,7 @@ def in_pieces(rays: RayBundle, function: OfRays, most: int, device: torch.device
     height, width = rays.origins.shape[:2]
     pieces = []
     for first in range(0, len(rays), most):
+        stop_if_unwanted()
         found = function(rays.get_row_major_sliced_ray_bundle(first, first + most).to(device))
         pieces.append({name: tensor.to(rays.origins.device) for name, tensor in found.items()})
     return {name: torch.cat([piece[name] for piece in pieces]).view(height, width, -1) for name in pieces[0]}

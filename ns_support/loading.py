@@ -80,6 +80,7 @@ def load_finished(config: Any, pipeline: Any) -> tuple[Path, int]:
     if difference is not None:
         warn(f"The data are not those that the run was trained on: {difference}.")
     pipeline.load_pipeline(state["pipeline"], state["step"])
+    pipeline.loaded_step = state["step"]
     say(f"Loaded {path}.")
     return path, state["step"]
 

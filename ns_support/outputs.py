@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def filled_depth(depth: Tensor, accumulation: Tensor) -> Tensor:
+    """The depth, and where rays meet nothing the largest one of all: a ray of no length would not be seen to be empty.
+
+    Args:
+        depth: distance along each ray, of any shape.
+        accumulation: opacity, of the same shape.
+    """
+    seen = accumulation.detach() > 1e-3
+    return torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class SharedPipeline(VanillaPipeline):
         # Told that it is alone, the pipeline wraps nothing, and the checkpoint looks the same whoever wrote it.
         super().__init__(config, device, test_mode, world_size=1, local_rank=0, grad_scaler=grad_scaler)
         self.processes = processes
+        self.loaded_step = 0
+        """Of the checkpoint that was loaded to be looked at."""
         processes.copy_from_first(self.model)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = None) -> None:

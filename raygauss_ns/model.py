@@ -19,10 +19,10 @@ from ns_support.errors import UserError
 from ns_support.export_rays import groups_of_directions, is_of_texels, texel_rays
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.outputs import Outputs
+from ns_support.outputs import Outputs, filled_depth
 from ns_support.rays import camera_rays
 from ns_support.speed import StepTimer
-from ns_support.viewer import ViewerRun, viewer_asks
+from ns_support.viewer import viewer_asks
 from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
@@ -51,7 +51,7 @@ from raygauss_ns.scene import (
 from raygauss_ns.schedules import PAPER_STEPS, Draw, step_generator, steps_per_update, stretched, unlocked_colors
 from raygauss_ns.similarity import structural_similarity
 from raygauss_ns.training import TrainingLoop
-from raygauss_ns.viewing import FlatRays, RayGaussPictures, extra_pictures
+from raygauss_ns.viewing import FlatRays, RayGaussPictures, RayGaussRun, extra_pictures
 
 
 class RayGaussModel(Model):
@@ -97,8 +97,8 @@ class RayGaussModel(Model):
         self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
-        self.run = ViewerRun()
         self.pictures = RayGaussPictures(box, self.unit, config.density_threshold, self.step_size)
+        self.run = RayGaussRun(self.pictures)
 
     def _initial_cloud(
         self, unit: float, box: Tensor, poses: Tensor, lenses: list[Lens], distance: float | None
@@ -270,10 +270,18 @@ class RayGaussModel(Model):
         self, camera: Cameras, obb_box: OrientedBox | None = None
     ) -> MutableMapping[str, Tensor]:
         """Render a camera's whole image, cropped to a box if one is given; for the viewer as its controls stand."""
-        with self.run.in_time(camera):
+
+        def render() -> MutableMapping[str, Tensor]:
             rays = camera_rays(camera.to(self.device), obb_box=obb_box)
-            outputs = self._render_all(rays, self.pictures.gaussians(self.cloud.gaussians()))
-            return outputs.only(self.run.shown()) if viewer_asks() else outputs
+            gaussians = self.pictures.gaussians(self.cloud.gaussians())
+            if not viewer_asks():
+                return self._render_all(rays, gaussians)
+            shown = self.run.shown()
+            outputs = self.run.in_pieces(rays, lambda rows: self._render_all(rows, gaussians).only(shown))
+            outputs["depth"] = filled_depth(outputs["depth"], outputs["accumulation"])
+            return outputs
+
+        return self.run.picture(camera, render)
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
@@ -314,9 +322,7 @@ class RayGaussModel(Model):
         rgb, transmittance, depth = self._cast(gaussians, origins, directions, nears, fars, flat.image_width)
         accumulation = 1.0 - transmittance
         background = self._background().to(rgb).expand_as(rgb)
-        depth = depth / accumulation.clamp_min(1e-6)
-        seen = accumulation.detach() > 1e-3
-        depth = torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
+        depth = filled_depth(depth / accumulation.clamp_min(1e-6), accumulation)
         return {
             "rgb": (rgb + transmittance[:, None] * background).view(*shape, 3),
             "depth": depth.view(*shape, 1),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from nerfstudio.viewer.viewer_elements import ViewerSlider
+from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerElement, ViewerSlider
 from torch import Tensor
 
+from ns_support.errors import UserError
 from ns_support.normals import normal_picture, surface_normals
 from ns_support.outputs import Extra
-from ns_support.viewer import SlicePlane, viewer_asks
+from ns_support.terminal import say
+from ns_support.viewer import SlicePlane, ViewerRun, viewer_asks
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 
 _THIN = 1e-3
@@ -59,10 +61,18 @@ class RayGaussPictures(SlicePlane):
         super().__init__(box)
         self._unit = unit
         self.cutoff = _slider(
-            "Support cut-off", density_threshold, 0.01, 5.0, 0.01, "density below which a Gaussian counts as absent"
+            *("Density cut-off", density_threshold, 0.01, 5.0, 0.01),
+            "Gaussians thinner than this are left out. Higher: faster and coarser",
         )
-        self.step = _slider("Step size", step_size, 0.0005, 0.05, 0.0005, "distance between samples along a ray")
-        self.scale = _slider("Gaussian scale", 1.0, 0.05, 2.0, 0.05, "factor on the scales of all Gaussians")
+        self.step = _slider(
+            *("Step size", step_size, 0.0005, 0.05, 0.0005),
+            "Distance between samples along a ray. Larger: faster and coarser",
+        )
+        self.scale = _slider("Gaussian scale", 1.0, 0.05, 2.0, 0.05, "Size of all Gaussians, by what it really is")
+
+    def controls(self) -> list[ViewerElement[Any]]:
+        """The controls that act on pictures only, in the order in which they are shown."""
+        return [self.cutoff, self.step, self.scale, *super().controls()]
 
     def follow_checkpoint(self, unit: float, step_size: float) -> None:
         """Start from what was trained with, where a checkpoint says otherwise than the scene.
@@ -89,6 +99,34 @@ class RayGaussPictures(SlicePlane):
         if not viewer_asks():
             return gaussians
         return gaussians._replace(scales=gaussians.scales * float(self.scale.value))
+
+
+class RayGaussRun(ViewerRun):
+    """The controls that act on the run: the stop button, and one that saves what there is as a splat file.
+
+    Args:
+        pictures: whose controls stand beside them.
+    """
+
+    always = ("save_splat",)
+
+    def __init__(self, pictures: RayGaussPictures) -> None:
+        super().__init__()
+        self.picture_controls = pictures.controls
+        self.save_splat = ViewerButton("Save splat.ply", cb_hook=lambda _: self._save_splat())
+
+    def _save_splat(self) -> None:
+        """Write the scene as it is now, for viewers of Gaussian splatting, into the run's folder; say so."""
+        from raygauss_ns.export import save_splat  # needs the model's module, which needs this one
+
+        path = self.viewer.log_filename.parent / "splat.ply"
+        try:
+            said = save_splat(self.viewer.pipeline.model, path)
+        except UserError as error:
+            said = error.message
+        say(said)
+        if self.words is not None:
+            self.words.content = said
 
 
 def _slider(name: str, value: float, least: float, most: float, step: float, hint: str) -> ViewerSlider[float]:

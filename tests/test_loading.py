@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_method_is_refused(method, run, finished):
     other = next(name for name in ("raygauss", "instant-ngp-hardmine") if name != method)
     config = run(method)
     shutil.copy(checkpoint(finished[other] / "config.yml"), checkpoint(config))
-    with pytest.raises(UserError, match=f"is a checkpoint of {other}; the run's configuration is of {method}"):
+    with pytest.raises(UserError, match=f"is a checkpoint of {other}, and the run's configuration is one of {method}"):
         eval_setup(config)
 
 
