@@ -30,10 +30,10 @@ from torch import Tensor
 from train_eval import configure, train
 
 from ns_support.metrics import image_metrics
+from ns_support.ply import Columns, read_ply, write_ply
 from raygauss_ns.cloud_ply import read_cloud, splat_columns
 from raygauss_ns.export import header_comments
 from raygauss_ns.model import RayGaussModel
-from raygauss_ns.ply import Columns, read_ply, write_ply
 
 LOW_PASS = 0.3
 """Variance (pixels squared) that 3DGS adds to each splat."""

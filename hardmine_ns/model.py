@@ -33,7 +33,7 @@ from ns_support.export_rays import is_of_texels, texel_rays
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs, filled_depth
 from ns_support.processes import Processes
-from ns_support.rays import camera_rays
+from ns_support.rays import as_castable, camera_rays
 from ns_support.speed import StepTimer
 from ns_support.viewer import SlicePlane, stop_if_unwanted, viewer_asks
 
@@ -221,7 +221,7 @@ class HardMineModel(Model):
         """Render rays; in training with a graph that holds the mined samples only.
 
         Args:
-            ray_bundle: R rays.
+            ray_bundle: R rays; in evaluation of any shape, length of direction and type.
 
         Returns:
             "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray; in
@@ -229,7 +229,8 @@ class HardMineModel(Model):
         """
         if self.training:
             return self._outputs(self.render_training(*self._march(ray_bundle)))
-        return self._with_extras(lambda function: function(ray_bundle))
+        shape, rays = ray_bundle.origins.shape[:-1], as_castable(ray_bundle).flatten()
+        return self._with_extras(lambda of: {name: x.view(*shape, -1) for name, x in of(rays).items()})
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:

@@ -20,6 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from ns_support.errors import UserError
+from ns_support.sfm_points import reading_points_ourselves
 
 COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse", "colmap", ".")
 """Where a COLMAP model may lie in a data folder."""
@@ -64,7 +65,7 @@ class AutoDataParserConfig(DataParserConfig):
         Raises:
             UserError: as `setup`.
         """
-        config = self._recognise(folder)
+        config = reading_points_ourselves(self._recognise(folder))
         config.data = folder
         if self.downscale_factor is not None and hasattr(config, "downscale_factor"):
             config.downscale_factor = self.downscale_factor

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.errors import UserError
+from ns_support.sfm_points import reading_points_ourselves
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
@@ -101,7 +103,10 @@ class ChecksData:
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        path = Path(config.data or config.dataparser.data)
+        path = config.data = config.dataparser.data = Path(config.data or config.dataparser.data)
+        # A copy: nerfstudio's commands set a run's datamanager up more than once, each time for another purpose.
+        config = deepcopy(config)
+        reading_points_ourselves(config.dataparser)
         if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
             # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.
             config.dataparser.downscale_factor = 1

@@ -77,6 +77,8 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         self.train_pixel_sampler = RaysWanted()
         # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
+        # A trained scene does not need the file that it once began with, and nobody waits for it to be read.
+        self.train_dataset.metadata["checkpoint_follows"] = self.test_mode != "val" or config.resumes
         # As `ns-train` has it. Every process gets the model that the first one makes of the points.
         starts = self.test_mode == "val" and not config.resumes and Processes.current().rank == 0
         if starts and config.triangulated_points > 0:
@@ -176,6 +178,11 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         return camera, self._on_device(batch)
 
     @property
+    def eval_dataloader(self) -> EvalCameras:
+        """What `ns-render spiral` takes the camera from that it starts at."""
+        return EvalCameras(self)
+
+    @property
     def fixed_indices_eval_dataloader(self) -> EvalImages:
         """All eval cameras and images in order; loads nothing until it is iterated."""
         return EvalImages(self)
@@ -185,6 +192,23 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     def _no_eval_images(self) -> str:
         return f"There is no image to evaluate on in the {self.test_split} split of {self.config.dataparser.data}."
+
+
+class EvalCameras:
+    """The cameras of the eval split of a `FullImages`; loads no image."""
+
+    def __init__(self, source: FullImages) -> None:
+        self._source = source
+
+    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, None]:
+        """A camera of shape [1], and nothing in its image's place.
+
+        Raises:
+            UserError: when the split is empty.
+        """
+        if len(self._source.eval_dataset) == 0:
+            raise UserError(self._source._no_eval_images())
+        return self._source.eval_dataset.cameras[image_idx : image_idx + 1], None
 
 
 class EvalImages:

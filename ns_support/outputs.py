@@ -66,6 +66,13 @@ class Outputs(MutableMapping[str, Tensor]):
         yield from [name for name in self._ready if name not in self._extras]
         yield from self._extras
 
+    def keys(self) -> list[str]:  # type: ignore[override]
+        """The names, as a list: nerfstudio prints them where one is asked for that is not there."""
+        return list(self)
+
+    def __repr__(self) -> str:
+        return f"Outputs({', '.join(self)})"
+
     def __len__(self) -> int:
         return len(self._ready.keys() | self._extras.keys())
 

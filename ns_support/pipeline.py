@@ -14,6 +14,7 @@ from ns_support.errors import UserError
 from ns_support.loading import prepare_loading
 from ns_support.metrics import in_words
 from ns_support.processes import Processes
+from ns_support.rendering import prepare_rendering
 from ns_support.terminal import say
 
 
@@ -55,6 +56,7 @@ class SharedPipeline(VanillaPipeline):
         grad_scaler: Any = None,
     ) -> None:
         prepare_loading()
+        prepare_rendering()
         processes = Processes.current()
         if world_size != processes.size:
             raise UserError(f"{world_size} processes were asked for, but torch.distributed has {processes.size}.")

@@ -81,6 +81,43 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     return bundle
 
 
+_UNIT = 1e-4
+"""Difference from 1 below which a direction's length is left alone, so that a camera's rays stay what they are."""
+
+
+def as_castable(rays: RayBundle) -> RayBundle:
+    """Rays of whoever made them as a method takes them: floats of one type, directions of unit length.
+
+    nerfstudio's commands make some by hand: a probe of direction (1, 1, 1), bounds that are integers, a direction from
+    a camera to itself. A ray without a direction sees nothing: it ends where it begins.
+
+    Args:
+        rays: of any shape [*]; distances along them are lengths, however long their directions are.
+
+    Returns:
+        A bundle of float32 origins, directions, nears and fars, the latter if there are any.
+    """
+    origins, directions = rays.origins.float(), rays.directions.float()
+    lengths = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+    exists = torch.isfinite(lengths) & (lengths > 0)
+    directions = torch.where((lengths - 1).abs() < _UNIT, directions, directions / lengths)
+    directions = torch.where(exists, directions, torch.tensor([0.0, 0.0, 1.0], device=directions.device))
+    nears, fars = (None if bound is None else bound.float() for bound in (rays.nears, rays.fars))
+    if nears is None or fars is None:
+        # Infinity, where the method has bounds of its own.
+        nears, fars = torch.zeros_like(lengths), torch.full_like(lengths, torch.inf)
+    return RayBundle(
+        origins,
+        directions,
+        rays.pixel_area.float(),
+        rays.camera_indices,
+        nears=nears,
+        fars=torch.where(exists, fars, nears),
+        metadata=rays.metadata,
+        times=rays.times,
+    )
+
+
 class ExactRayGenerator(RayGenerator):
     """nerfstudio's ray generator with exact rays, and without pixel areas.
 

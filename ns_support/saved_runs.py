@@ -21,6 +21,8 @@ MODEL_FOLDER = "nerfstudio_models"
 """What nerfstudio calls the folder of a run's checkpoints. It reads a step out of every name in there."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _PARTS = ("step", "pipeline")
+_NAMED = 5
+"""So many runs are named where one is to be chosen."""
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, TypeError)
 """What `torch.load` raises over a file that is no checkpoint, or one that it does not trust."""
 
@@ -84,6 +86,31 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
     others = [] if step is None else [c for c in checkpoints_in(found[0].path.parent) if is_whole(c.path)]
     remedy = f" That of step {others[0].step} is whole." if others else " No other one is whole."
     raise UserError(f"The checkpoint {found[0].path} is damaged: it is cut off or was altered.{remedy}")
+
+
+def find_config(path: Path) -> Path:
+    """The config.yml of a run.
+
+    Args:
+        path: the file itself, the run's folder or that of its checkpoints, or a folder above a single run.
+
+    Raises:
+        UserError: there is none, or there are several, which are named.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a trained run's folder or its config.yml.")
+    for folder in (path, path.parent) if path.name == MODEL_FOLDER else (path,):
+        if (folder / "config.yml").is_file():
+            return folder / "config.yml"
+    found = sorted(path.rglob("config.yml"), key=lambda config: config.stat().st_mtime, reverse=True)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"There is no config.yml in {path}, nor in any folder below: give a trained run's folder.")
+    names = ", ".join(str(config.parent) for config in found[:_NAMED])
+    raise UserError(f"There are {len(found)} runs below {path}; give one of them, such as {names} (the newest first).")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

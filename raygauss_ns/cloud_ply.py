@@ -56,9 +56,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from ns_support.errors import UserError
+from ns_support.ply import Columns, Ply, read_ply
 from raygauss_ns.color import SH_DEGREE, Y0, ColorBasis, sh_basis
 from raygauss_ns.gaussians import GaussianCloud, StartPoints
-from raygauss_ns.ply import Columns, Ply, read_ply
 
 THOMSEN = 1.6075
 """p in Thomsen's formula for the surface of an ellipsoid."""

@@ -18,11 +18,15 @@ from typing import Annotated, TypeAlias
 import tyro
 
 from ns_support.errors import UserError
+from ns_support.ply import Columns, read_ply, write_ply
+from ns_support.saved_runs import find_config
+from ns_support.terminal import say
 from raygauss_ns.casting import CastSettings
 from raygauss_ns.cloud_ply import cloud_columns, header_values, point_columns, read_cloud, splat_columns
 from raygauss_ns.gaussians import GaussianCloud
 from raygauss_ns.model import RayGaussModel
-from raygauss_ns.ply import Columns, read_ply, write_ply
+
+_OPENED_BY = "Drop it on any viewer of 3D Gaussian splatting to look at it."
 
 
 @dataclass
@@ -30,16 +34,15 @@ class Export:
     """What all kinds of export are told."""
 
     load_config: Path
-    """The config.yml of a trained run; its latest checkpoint is exported."""
+    """The config.yml of a trained run, or the run's folder; its newest whole checkpoint is exported."""
     output_path: Path | None = None
-    """The file to write; None: `raygauss.ply`, `splat.ply` or `points.ply` beside the config."""
+    """The PLY file to write, or a folder for it; None: raygauss.ply, splat.ply or points.ply beside the config."""
 
     def _write(self, name: str, columns_of: Callable[[RayGaussModel], Columns]) -> Path:
-        model = load_model(self.load_config)
-        columns = columns_of(model)
-        path = self.output_path or self.load_config.parent / f"{name}.ply"
-        write_ply(path, columns, header_comments(model))
-        print(f"{len(columns['x'])} of {len(model.cloud)} Gaussians written to {path}")
+        config = find_config(self.load_config)
+        path = output_file(self.output_path, config.parent / f"{name}.ply")
+        model = load_model(config)
+        say(_written(model, columns_of(model), path))
         return path
 
 
@@ -58,7 +61,9 @@ class ExportSplat(Export):
 
     def main(self) -> Path:
         """Write the file."""
-        return self._write("splat", lambda m: splat_columns(m.cloud, m.cast_settings.density_threshold))
+        path = self._write("splat", _splats)
+        say(_OPENED_BY)
+        return path
 
 
 @dataclass
@@ -70,6 +75,53 @@ class ExportPoints(Export):
         return self._write("points", lambda m: point_columns(m.cloud, m.cast_settings.density_threshold))
 
 
+def save_splat(model: RayGaussModel, path: Path) -> str:
+    """Write a model as it is now in 3D Gaussian splatting's format.
+
+    Args:
+        model: trained or in training.
+        path: the file; one that is there is replaced once the new one is whole.
+
+    Returns:
+        What was written, in a sentence.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    return _written(model, _splats(model), path)
+
+
+def _splats(model: RayGaussModel) -> Columns:
+    return splat_columns(model.cloud, model.cast_settings.density_threshold)
+
+
+def _written(model: RayGaussModel, columns: Columns, path: Path) -> str:
+    write_ply(path, columns, header_comments(model))
+    count = len(columns["x"])
+    thin = len(model.cloud) - count
+    left_out = f" {thin:,} that are too thin to show were left out." if thin else ""
+    return f"{count:,} Gaussians written to {path}.{left_out}"
+
+
+def output_file(wanted: Path | None, default: Path) -> Path:
+    """The file to write.
+
+    Args:
+        wanted: what the user asked for: a file, a folder, or a name without an ending, which is a folder's.
+        default: the file if nothing was asked for; its name is the file's in a folder.
+
+    Raises:
+        UserError: a file of another format was asked for.
+    """
+    if wanted is None:
+        return default
+    if wanted.is_dir() or not wanted.suffix:
+        return wanted / default.name
+    if wanted.suffix.lower() != ".ply":
+        raise UserError(f"--output-path {wanted} must end in .ply or be a folder: PLY is the only format written.")
+    return wanted
+
+
 def load_model(config: Path) -> RayGaussModel:
     """The model of a trained run, from its latest checkpoint.
 
@@ -78,10 +130,8 @@ def load_model(config: Path) -> RayGaussModel:
             scene its size.
 
     Raises:
-        UserError: there is no such file, or another method wrote it.
+        UserError: another method wrote it, or it has no checkpoint that is whole.
     """
-    if not config.is_file():
-        raise UserError(f"The config {config} does not exist; give a trained run's config.yml.")
     # Late: slow, and not needed to find out that there is nothing to load.
     from nerfstudio.utils.eval_utils import eval_setup
 

@@ -20,7 +20,7 @@ from ns_support.export_rays import groups_of_directions, is_of_texels, texel_ray
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs, filled_depth
-from ns_support.rays import camera_rays
+from ns_support.rays import as_castable, camera_rays
 from ns_support.speed import StepTimer
 from ns_support.viewer import viewer_asks
 from raygauss_ns.cameras import camera_view, posed_lenses
@@ -107,7 +107,8 @@ class RayGaussModel(Model):
         config = self.config
         # A trained scene is viewed from its checkpoint: what it once started from need not be there any more, and
         # `get_training_callbacks` says so if it is needed after all.
-        if config.initial_ply is not None and config.initial_ply.is_file():
+        follows = (self.kwargs.get("metadata") or {}).get("checkpoint_follows", False)
+        if config.initial_ply is not None and config.initial_ply.is_file() and not follows:
             half_step = 0.5 * self.step_size * unit
             cloud = read_cloud(config.initial_ply, unit, config.sh_degree, config.num_lobes, half_step)
             if not bool((cloud.params["densities"] > config.density_threshold).any()):
@@ -252,6 +253,7 @@ class RayGaussModel(Model):
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
+            ray_bundle = as_castable(ray_bundle)
             if not self.training:
                 return self._render_all(ray_bundle, gaussians)
             return self._render(ray_bundle, self._watched(gaussians, None))

@@ -18,8 +18,8 @@ from ns_support.auto_data import COLMAP_FOLDERS, AutoDataParserConfig, auto_data
 from ns_support.data import ChecksData, parser_name
 from ns_support.errors import UserError
 from ns_support.full_images import FullImagesConfig
+from ns_support.ply import write_ply
 from raygauss_ns.method import raygauss
-from raygauss_ns.ply import write_ply
 
 
 class CheckedRays(ChecksData, VanillaDataManager[InputDataset]):

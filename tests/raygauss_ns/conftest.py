@@ -18,13 +18,13 @@ SIDE = 20
 """Pixels on a side of the scene's images."""
 
 
-def _make_model(side=3.0, seed_points=None, cameras=None, **fields):
+def _make_model(side=3.0, seed_points=None, cameras=None, checkpoint_follows=False, **fields):
     torch.manual_seed(0)
     half = side / 2
     defaults = {"num_random": 300, "step_size": 0.02, "initial_scale": 1.0}
     config = RayGaussModelConfig(**(defaults | fields))
     box = SceneBox(torch.tensor([[-half] * 3, [half] * 3]))
-    metadata = {} if cameras is None else {"train_cameras": cameras}
+    metadata = {"checkpoint_follows": checkpoint_follows} | ({} if cameras is None else {"train_cameras": cameras})
     return config.setup(scene_box=box, num_train_data=2, metadata=metadata, device="cpu", seed_points=seed_points)
 
 

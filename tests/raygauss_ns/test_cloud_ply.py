@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ns_support.errors import UserError
+from ns_support.ply import write_ply
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import (
     cloud_columns,
@@ -19,7 +20,6 @@ from raygauss_ns.cloud_ply import (
 )
 from raygauss_ns.color import Y0, colors_reference, sh_basis, view_colors
 from raygauss_ns.gaussians import GaussianCloud, random_points
-from raygauss_ns.ply import write_ply
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
 EPS = 0.1

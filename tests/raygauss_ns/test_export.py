@@ -6,11 +6,11 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.utils import eval_utils
 
 from ns_support.errors import UserError
+from ns_support.ply import read_ply, write_ply
 from raygauss_ns.casting import cast
 from raygauss_ns.cloud_ply import splat_columns
 from raygauss_ns.color import view_colors
 from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply
-from raygauss_ns.ply import read_ply, write_ply
 
 
 @pytest.fixture
@@ -105,6 +105,61 @@ def test_a_file_of_nothing_is_refused(trained, make_model, tmp_path):
 def test_missing_config(tmp_path):
     with pytest.raises(UserError, match=r"no\.yml does not exist"):
         ExportRayGauss(tmp_path / "no.yml").main()
+
+
+@pytest.mark.parametrize("folder", [".", "run", "run/nerfstudio_models"])
+def test_folders_stand_for_the_run_in_them(trained, tmp_path, folder):
+    (tmp_path / "run" / "nerfstudio_models").mkdir(parents=True)
+    trained.config.rename(tmp_path / "run" / "config.yml")
+    assert ExportSplat(tmp_path / folder).main() == tmp_path / "run" / "splat.ply"
+
+
+def test_of_several_runs_one_is_to_be_chosen(trained, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yml").touch()
+    trained.config.unlink()
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "config.yml").touch()
+    with pytest.raises(UserError, match=r"There are 2 runs below .*/(other|third), .*/(other|third) "):
+        ExportSplat(tmp_path).main()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"There is no config\.yml in"):
+        ExportSplat(tmp_path / "empty").main()
+
+
+@pytest.mark.parametrize(("wanted", "written"), [("", "points.ply"), ("new", "new/points.ply"), ("a.PLY", "a.PLY")])
+def test_the_output_may_be_a_folder(trained, tmp_path, wanted, written):
+    assert ExportPoints(trained.config, tmp_path / wanted).main() == tmp_path / written
+
+
+def test_other_formats_are_refused(trained, tmp_path):
+    with pytest.raises(UserError, match=r"scene\.splat must end in \.ply or be a folder"):
+        ExportSplat(trained.config, tmp_path / "scene.splat").main()
+
+
+def test_what_is_left_out_is_said(trained, capsys):
+    trained.model.cloud.params["densities"].data[:7] = 0.0
+    ExportSplat(trained.config).main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "93 Gaussians written to" in said
+    assert "7 that are too thin to show were left out" in said
+    assert "Drop it on any viewer of 3D Gaussian splatting" in said
+
+
+def test_a_file_that_can_not_be_written_leaves_the_one_before(trained, tmp_path):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(UserError, match="can't be written"):
+        ExportPoints(trained.config, tmp_path / "file" / "a.ply").main()
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_the_file_it_began_with_is_not_read_again(trained, make_model, tmp_path):
+    """A trained scene has all of it in its checkpoint, whatever has become of the file."""
+    (tmp_path / "edited.ply").write_text("no longer a PLY file")
+    with pytest.raises(UserError, match="is not a PLY file"):
+        make_model(initial_ply=tmp_path / "edited.ply")
+    model = make_model(initial_ply=tmp_path / "edited.ply", checkpoint_follows=True)
+    model.load_state_dict(trained.model.state_dict())
 
 
 def test_another_methods_config(trained):

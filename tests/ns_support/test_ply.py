@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ns_support.errors import UserError
-from raygauss_ns.ply import read_ply, write_ply
+from ns_support.ply import read_ply, write_ply
 
 TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64]
 

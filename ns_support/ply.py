@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ns_support.errors import UserError
+from ns_support.safe_files import replaced
 
 Columns = dict[str, NDArray[np.generic]]
 """Property name to one value a point, [N]; in the order of the file."""
@@ -63,6 +64,7 @@ def write_ply(path: Path, columns: Mapping[str, NDArray[np.generic]], comments: 
 
     Raises:
         ValueError: columns of different lengths or of another type, or a comment or a name that breaks the header.
+        UserError: the file can't be written; one that was there before is unchanged.
     """
     lengths = {name: column.shape for name, column in columns.items()}
     if len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
@@ -81,8 +83,7 @@ def write_ply(path: Path, columns: Mapping[str, NDArray[np.generic]], comments: 
         rows[name] = column
     lines = ["ply", "format binary_little_endian 1.0", *(f"comment {comment}" for comment in comments)]
     lines += [f"element vertex {len(rows)}", *(f"property {_CODES[code][0]} {name}" for name, code in codes.items())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with replaced(path) as draft, draft.open("wb") as file:
         file.write("\n".join([*lines, "end_header\n"]).encode("ascii"))
         file.write(rows.tobytes())
 
