@@ -6,9 +6,10 @@ BIN    := $(VENV)/bin
 .PHONY: demo test test-slow lint format clean
 
 $(VENV)/.installed: pyproject.toml
+	@echo "Setting up $(VENV): nerfstudio and PyTorch are up to 8 GB, which takes some minutes. README.md has a leaner way."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -16,26 +17,28 @@ from torch import Tensor
 from hardmine_ns.pixels import VisiblePixels
 from ns_support.data import ChecksData
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.rays import ExactRayGenerator
 
 _ALL_HIDDEN = "The masks hide every pixel (0 hides, 255 shows): nothing is left to train on."
 
 
+@documented
 @dataclass
 class MaskedPixelSamplerConfig(PixelSamplerConfig):
     """Draws pixels uniformly, within the masks where there are masks."""
 
     _target: type = field(default_factory=lambda: MaskedPixelSampler)
     """Class to instantiate."""
-    num_rays_per_batch: int = 4096
+    num_rays_per_batch: tyro.conf.Suppress[int] = 4096
     """Not used: `target-num-samples` of the pipeline sets it."""
-    is_equirectangular: bool = False
+    is_equirectangular: tyro.conf.Suppress[bool] = False
     """Not used: the cameras say so."""
-    fisheye_crop_radius: float | None = None
+    fisheye_crop_radius: tyro.conf.Suppress[float | None] = None
     """Not used: the data parser says so."""
-    rejection_sample_mask: bool = True
+    rejection_sample_mask: tyro.conf.Suppress[bool] = True
     """Not used: only pixels that the masks show are drawn."""
-    max_num_iterations: int = 100
+    max_num_iterations: tyro.conf.Suppress[int] = 100
     """Not used: nothing is drawn twice."""
 
 
@@ -131,15 +134,16 @@ class MaskedPixelSampler(PixelSampler):
         return self._pixels
 
 
+@documented
 @dataclass
 class RayDataManagerConfig(VanillaDataManagerConfig):
     """Serves batches of random rays."""
 
     _target: type = field(default_factory=lambda: RayDataManager)
     """Class to instantiate."""
-    train_num_rays_per_batch: int = 1024
+    train_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
     """Not used: the pipeline chooses the rays of each batch by its `target-num-samples`."""
-    patch_size: int = 1
+    patch_size: tyro.conf.Suppress[int] = 1
     """Not used: single pixels are drawn; anything but 1 is refused."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=MaskedPixelSamplerConfig)
     """Draws the pixels of a batch."""

@@ -56,7 +56,7 @@ instant_ngp_hardmine = MethodSpecification(
         RayDataManagerConfig(dataparser=AutoDataParserConfig()),
         HardMineModelConfig(steps_per_diagonal=_STEPS_PER_DIAGONAL),
     ),
-    description="Instant-NGP for unbounded scenes, on a CPU or on CUDA, backpropagating hard samples only.",
+    description="Instant-NGP that learns from hard samples only: photographs, unbounded scenes; on a CPU or a GPU.",
 )
 """Four nested grids, contraction, growing steps."""
 
@@ -74,6 +74,6 @@ instant_ngp_hardmine_bounded = MethodSpecification(
             background_color="white",
         ),
     ),
-    description="Instant-NGP for bounded and synthetic scenes, on a CPU or on CUDA, backpropagating hard samples only.",
+    description="Instant-NGP that learns from hard samples only: objects and synthetic scenes; on a CPU or a GPU.",
 )
 """One grid over the scene box, steps of one length, white background."""

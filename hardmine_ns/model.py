@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -30,6 +31,7 @@ from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible,
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
 from ns_support.export_rays import is_of_texels, texel_rays
+from ns_support.help import documented
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs, filled_depth
 from ns_support.processes import Processes
@@ -56,15 +58,20 @@ _COUNTS = (
 """Settings that must be at least 1."""
 
 
+@documented
 @dataclass
 class HardMineModelConfig(ModelConfig):
     """Settings of instant-ngp-hardmine."""
 
     _target: type = field(default_factory=lambda: HardMineModel)
     """Class to instantiate."""
-    enable_collider: bool = False
+    enable_collider: tyro.conf.Suppress[bool] = False
     """Not used: the occupancy grid's box bounds the rays."""
-    collider_params: dict[str, float] | None = None
+    collider_params: tyro.conf.Suppress[dict[str, float] | None] = None
+    """Not used."""
+    loss_coefficients: tyro.conf.Suppress[dict[str, float]] = field(default_factory=dict)
+    """Not used: there is one loss."""
+    prompt: tyro.conf.Suppress[str | None] = None
     """Not used."""
     eval_num_rays_per_chunk: int = 8192
     """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only what the pictures themselves take

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hardmine_ns.hash_encoding import RowAdam
+from ns_support.help import documented
 from ns_support.schedulers import FloatExponentialDecay, FloatExponentialDecayConfig
 
 
+@documented
 @dataclass
 class RowAdamOptimizerConfig(OptimizerConfig):
     """Adam that leaves the hash table's untouched rows alone; instant-ngp's settings."""
@@ -29,6 +31,7 @@ class RowAdamOptimizerConfig(OptimizerConfig):
     """Decay of the first and second moment, each in [0, 1)."""
 
 
+@documented
 @dataclass
 class FullLengthDecayConfig(FloatExponentialDecayConfig):
     """Exponential decay over the whole training, however long it is."""

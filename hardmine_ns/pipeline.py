@@ -9,6 +9,7 @@ import torch
 
 from hardmine_ns.data import RayDataManager
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 
 _GREATEST_GROWTH = 1.5
@@ -17,6 +18,7 @@ CPU_STEPS, GPU_STEPS = 6_000, 30_000
 """Length of training unless told otherwise."""
 
 
+@documented
 @dataclass
 class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Chooses the number of rays such that a batch has the wanted number of samples."""

@@ -20,6 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.sfm_points import reading_points_ourselves
 
 COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse", "colmap", ".")
@@ -31,6 +32,7 @@ _LOOKED_FOR = (
 )
 
 
+@documented
 @dataclass
 class AutoDataParserConfig(DataParserConfig):
     """Recognises Blender, nerfstudio, instant-ngp and COLMAP folders; each is read by nerfstudio's own parser."""

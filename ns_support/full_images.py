@@ -22,6 +22,7 @@ from ns_support.capture import cameras_inside, triangulated_points
 from ns_support.data import ChecksData, explained_data_errors, parser_name
 from ns_support.errors import UserError
 from ns_support.export_rays import RaysWanted, image_rays
+from ns_support.help import documented
 from ns_support.processes import Processes
 from ns_support.rays import camera_lenses
 from ns_support.terminal import say
@@ -33,6 +34,7 @@ Batch = dict[str, Any]
 """An image's data: "image" [H, W, 3 or 4] float in [0, 1] (or uint8), "image_idx", "mask" [H, W, 1] bool if any."""
 
 
+@documented
 @dataclass
 class FullImagesConfig(FullImageDatamanagerConfig):
     """Serves one whole image and its camera at a time."""

@@ -11,6 +11,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.loading import prepare_loading
 from ns_support.metrics import in_words
 from ns_support.processes import Processes
@@ -18,6 +19,7 @@ from ns_support.rendering import prepare_rendering
 from ns_support.terminal import say
 
 
+@documented
 @dataclass
 class SharedPipelineConfig(VanillaPipelineConfig):
     """Configuration of a pipeline that several processes may share."""

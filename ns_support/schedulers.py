@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 
 
 def exponential_decay(
@@ -55,6 +56,7 @@ def _factor(step: int, lr_init: float, **schedule: Any) -> float:
     return exponential_decay(step, lr_init, **schedule) / lr_init
 
 
+@documented
 @dataclass
 class FloatExponentialDecayConfig(ExponentialDecaySchedulerConfig):
     """nerfstudio's exponential decay with the same fields, computed in Python floats."""

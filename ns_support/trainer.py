@@ -15,6 +15,7 @@ from time import monotonic, sleep
 from typing import Any, Literal
 
 import torch
+import tyro
 import yaml
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
@@ -25,6 +26,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.launching import prepare_launch
 from ns_support.processes import Processes
 from ns_support.progress import TrainingProgress, install
@@ -37,12 +39,15 @@ from ns_support.terminal import TERMINAL, say, warn
 from ns_support.trained_on import KEY, moved, normalization_beside, trained_on
 
 
+@documented
 @dataclass
 class SharedTrainerConfig(TrainerConfig):
     """Configuration of a training by one or more processes (`--machine.num-devices`)."""
 
     _target: type = field(default_factory=lambda: SharedTrainer)
     """Class to instantiate."""
+    prompt: tyro.conf.Suppress[str | None] = None
+    """Not used."""
     minutes_per_save: float = 10.0
     """Save a checkpoint when so many minutes have passed since the last one, > 0, however few steps that is."""
     resume_on_other_data: bool = False

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 from raygauss_ns.color import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
@@ -28,6 +30,7 @@ def _model_class() -> type:
     return RayGaussModel
 
 
+@documented
 @dataclass
 class FusedAdamConfig(AdamOptimizerConfig):
     """Adam in one pass over memory instead of ten."""
@@ -41,6 +44,7 @@ class FusedAdamConfig(AdamOptimizerConfig):
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
 
+@documented
 @dataclass
 class RayGaussModelConfig(ModelConfig):
     """RayGauss: volumetric ray casting of Gaussians.
@@ -52,8 +56,16 @@ class RayGaussModelConfig(ModelConfig):
 
     _target: type = field(default_factory=_model_class)
     """Class to instantiate."""
-    enable_collider: bool = False
+    enable_collider: tyro.conf.Suppress[bool] = False
     """Not used: rays begin at near_plane and end where the Gaussians do."""
+    collider_params: tyro.conf.Suppress[dict[str, float] | None] = None
+    """Not used."""
+    loss_coefficients: tyro.conf.Suppress[dict[str, float]] = field(default_factory=dict)
+    """Not used: `ssim_lambda` and `iso_weight` weight the losses."""
+    eval_num_rays_per_chunk: tyro.conf.Suppress[int] = 4096
+    """Not used: the caster bounds its memory itself."""
+    prompt: tyro.conf.Suppress[str | None] = None
+    """Not used."""
     scene_unit: float | None = None
     """u > 0: length that counts as 1 (scene units). None: a third of the scene box's longest side where the cameras
     are outside of it, else a quarter of the distance from the cameras to what they look at. Part of the checkpoint."""

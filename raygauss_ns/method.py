@@ -120,7 +120,7 @@ raygauss = _method(
     "raygauss",
     RayGaussModelConfig(),
     DEFAULT_RATES,
-    "RayGauss: volumetric ray casting of Gaussians, on any device.",
+    "RayGauss: Gaussians, ray-marched and not splatted. The better quality of the two; on a CPU or a GPU.",
     PAPER_STEPS if default_device_type() == "cuda" else CPU_STEPS,
 )
 
@@ -143,14 +143,14 @@ raygauss_2408_03356 = _method(
         training_window=0,
     ),
     SYNTHETIC_RATES,
-    "RayGauss trained as published (arXiv 2408.03356).",
+    "RayGauss trained as published (arXiv 2408.03356); for a GPU.",
 )
 
 raygaussx_2509_07782 = _method(
     "raygaussx-2509-07782",
     _raygaussx(iso_weight=2.5e-7),
     SYNTHETIC_RATES,
-    "RayGaussX trained as published on synthetic scenes (arXiv 2509.07782).",
+    "RayGaussX trained as published on synthetic scenes (arXiv 2509.07782); for a GPU.",
 )
 
 raygaussx_2509_07782_real = _method(
@@ -163,5 +163,5 @@ raygaussx_2509_07782_real = _method(
         max_step=4 * 0.005,
     ),
     REAL_RATES,
-    "RayGaussX trained as published on real scenes (arXiv 2509.07782).",
+    "RayGaussX trained as published on real scenes (arXiv 2509.07782); for a GPU.",
 )

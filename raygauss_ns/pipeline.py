@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages
+from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 from raygauss_ns.config import CPU_GAUSSIANS
 from raygauss_ns.schedules import CPU_STEPS, PAPER_STEPS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the methods' registration imports this module, and must not
     from raygauss_ns.model import RayGaussModel
 
 
+@documented
 @dataclass
 class RayGaussPipelineConfig(SharedPipelineConfig):
     """Configuration of how images become training steps."""

@@ -6,9 +6,11 @@ import typing
 from importlib.metadata import entry_points
 
 import pytest
+import tyro
 from tyro import _docstrings as tyro_docstrings
 
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
+from ns_support.help import documented
 from raygauss_ns import method as raygauss_methods
 
 PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
@@ -137,3 +139,38 @@ def test_every_method_is_described_in_the_list():
     descriptions = [spec.description for spec in SPECS]
     assert len(set(descriptions)) == len(descriptions)
     assert all(len(text.split()) > 4 and text.endswith(".") for text in descriptions)
+
+
+def markers(cls, name):
+    return getattr(typing.get_type_hints(cls, include_extras=True)[name], "__metadata__", ())
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name, _ in FIELDS])
+def test_help_is_a_paragraph_and_dead_settings_are_hidden(cls, name, kind):
+    """Each text reaches tyro without the source's line breaks, and what nothing obeys is not shown."""
+    (text,) = [marker.help for marker in markers(cls, name) if hasattr(marker, "help")]
+    assert "\n" not in text
+    assert "  " not in text
+    assert text.split() == tyro_docstrings.get_field_docstring(cls, name, ()).split()
+    hidden = any(marker is tyro.conf.Suppress[int].__metadata__[0] for marker in markers(cls, name))
+    assert hidden or not text.startswith("Not used")
+
+
+@dataclasses.dataclass
+class _Plain:
+    number: int = 3
+    """One line that is long enough to be broken by whoever prints it on a terminal of sixty columns or so,
+    and another."""
+    unsaid: int = 4
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_lines_are_as_long_as_the_terminal_is_wide(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        tyro.cli(documented(_Plain), args=["--help"])
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    first = next(i for i, line in enumerate(lines) if "One line that is long" in line)
+    text = " ".join(lines[first : first + 5])
+    assert "or so, and another." in text
+    assert all(len(line) > columns - 30 for line in lines[first : first + 108 // columns])
