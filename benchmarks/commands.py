@@ -154,7 +154,7 @@ def _own_export(kind: str) -> Command:
 
 
 _TEXTURE = ("--num-pixels-per-side", "128", "--target-num-faces", "1000")
-_CLOUD = ("--num-points", "10000", "--num-rays-per-batch", "8192", "--normal-method", "open3d")
+_CLOUD = ("--num-points", "10000", "--num-rays-per-batch", "8192")
 COMMANDS: dict[str, Command] = {
     "train": Command(lambda case: _train(case, "first"), lambda case: [case.config, *_checkpoints(case, "first")[:1]]),
     "resume": Command(
@@ -169,6 +169,17 @@ COMMANDS: dict[str, Command] = {
     "render interpolate": Command(
         _render("interpolate", "--interpolation-steps", "2", "--downscale-factor", "4", "--output-format", "images"),
         _rendered("interpolate"),
+    ),
+    "render spiral": Command(
+        _render("spiral", "--seconds", "0.2", "--downscale-factor", "4", "--output-format", "images"),
+        _rendered("spiral"),
+    ),
+    "render nearest": Command(
+        lambda case: [
+            *("ns-render", "interpolate", *case.load, "--output-path", "nearest", "--interpolation-steps", "1"),
+            *("--render-nearest-camera", "True", "--downscale-factor", "4", "--output-format", "images"),
+        ],
+        _rendered("nearest"),
     ),
     "render dataset": Command(
         _render("dataset", "--split", "test", "--rendered-output-names", "rgb", "depth"),

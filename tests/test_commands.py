@@ -4,9 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,7 @@ def scene(tmp_path_factory):
     return folder
 
 
+_NEAREST = ("--interpolation-steps", 1, "--pose-source", "train", "--render-nearest-camera", True)
 METHODS = {
     "raygauss": ("--pipeline.model.num-random", 300, "--pipeline.model.step-size", 0.02),
     "instant-ngp-hardmine": ("--pipeline.target-num-samples", 1024, "--pipeline.model.log2-hashmap-size", 12),
@@ -75,8 +79,10 @@ def test_eval_writes_metrics_and_pictures(trained):
         ("dataset", "--split", "test", "--output-path", "views", "--rendered-output-names", "rgb", "depth"),
         ("interpolate", "--interpolation-steps", 2, "--output-format", "images", "--output-path", "path"),
         ("interpolate", "--interpolation-steps", 2, "--output-path", "path.mp4"),
+        ("spiral", "--seconds", 0.2, "--output-path", "spiral.mp4"),
+        ("interpolate", *_NEAREST, "--output-format", "images", "--output-path", "nearest"),
     ],
-    ids=["dataset", "interpolate", "video"],
+    ids=["dataset", "interpolate", "video", "spiral", "nearest"],
 )
 def test_render(trained, words):
     _, config, folder = trained
@@ -114,13 +120,13 @@ def test_nerfstudios_exporters(trained, kind):
     pytest.importorskip("pymeshlab")
     try:
         import open3d
-    except OSError as error:  # libusb is not a package of Python's
+    except (ImportError, OSError) as error:  # libusb is not a package of Python's
         pytest.skip(str(error))
     method, config, folder = trained
     if kind == "tsdf" and method != "raygauss":
         pytest.skip("four steps make no surface; benchmarks/commands.py exports one after 200")
     texture = ("--num-pixels-per-side", 64, "--target-num-faces", 200)
-    cloud = ("--num-points", 3000, "--num-rays-per-batch", 1024, "--normal-method", "open3d")
+    cloud = ("--num-points", 3000, "--num-rays-per-batch", 1024)
     words = {"pointcloud": cloud, "tsdf": ("--resolution", 24, "--downscale-factor", 1, *texture)}
     words["poisson"] = (*cloud, *texture)
     output = folder / kind
@@ -135,12 +141,44 @@ def test_nerfstudios_exporters(trained, kind):
         assert np.asarray(Image.open(output / "material_0.png").convert("RGB")).std() > 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("steps", [100_000, 3], ids=["while training", "after the end"])
+@pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
+def test_a_signal_ends_the_command_well(method, steps, number, scene, tmp_path):
+    """With its viewer open, as by default: training is saved, and once it is over the command just ends."""
+    words = ("ns-train", method, "--data", scene, "--max-num-iterations", steps, "--timestamp", "run", *METHODS[method])
+    program = shutil.which(words[0], path=sysconfig.get_path("scripts"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = (program, *words[1:], "--viewer.websocket-port", free.getsockname()[1])
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        running = subprocess.Popen([*map(str, words)], cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            wanted = "Ctrl+C leaves" if steps == 3 else "Ctrl+C stops"
+            end = time.monotonic() + 300
+            while wanted not in " ".join(log.read_text().split()) and time.monotonic() < end:
+                time.sleep(0.2)
+            time.sleep(1.0)
+            running.send_signal(number)
+            assert running.wait(120) == 0, log.read_text()
+        finally:
+            running.kill()
+    output = " ".join(log.read_text().split())
+    assert "Traceback" not in output
+    assert ("Stopped after step" if steps > 3 else "Training finished") in output
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    words = ("--max-num-iterations", 1, "--vis", "tensorboard", "--timestamp", "on", *METHODS[method])
+    said = run("ns-train", method, *words, "--load-dir", checkpoint.parents[1], "--data", scene, cwd=tmp_path)
+    assert f"Resuming at step {int(checkpoint.stem[5:]) + 1:,}, 1 more." in said
+
+
 def test_resume_goes_on_where_it_stopped(trained, scene):
     method, config, folder = trained
     words = ("--max-num-iterations", 3, "--vis", "tensorboard", "--timestamp", "resumed", *METHODS[method])
     checkpoints = config.parent / "nerfstudio_models"
     output = run("ns-train", method, *words, "--load-dir", checkpoints, "--data", scene, "blender-data", cwd=folder)
-    assert "Done loading" in output
+    assert "Resuming at step 4, 3 more." in output
     names = [path.name for path in next(folder.rglob("resumed")).rglob("*.ckpt")]
     assert names == ["step-000000006.ckpt"]  # steps 0..3, then 4..6
 
