@@ -9,7 +9,7 @@ $(VENV)/.installed: pyproject.toml
 	@echo "Setting up $(VENV): nerfstudio and PyTorch are up to 8 GB, which takes some minutes. README.md has a leaner way."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet .
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

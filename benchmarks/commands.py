@@ -153,6 +153,7 @@ def _own_export(kind: str) -> Command:
     )
 
 
+_NEAREST = ("--camera-path-filename", "path.json", "--output-format", "images", "--render-nearest-camera", "True")
 _TEXTURE = ("--num-pixels-per-side", "128", "--target-num-faces", "1000")
 _CLOUD = ("--num-points", "10000", "--num-rays-per-batch", "8192")
 COMMANDS: dict[str, Command] = {
@@ -175,10 +176,7 @@ COMMANDS: dict[str, Command] = {
         _rendered("spiral"),
     ),
     "render nearest": Command(
-        lambda case: [
-            *("ns-render", "interpolate", *case.load, "--output-path", "nearest", "--interpolation-steps", "1"),
-            *("--render-nearest-camera", "True", "--downscale-factor", "4", "--output-format", "images"),
-        ],
+        lambda case: ["ns-render", "camera-path", *case.load, "--output-path", "nearest", *_NEAREST],
         _rendered("nearest"),
     ),
     "render dataset": Command(

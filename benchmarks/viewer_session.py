@@ -4,8 +4,8 @@
     python benchmarks/viewer_session.py --scene SCENE
 
 Starts `ns-train METHOD`, opens its viewer in headless Chromium (`apt-get install chromium`), and for some minutes moves
-the camera, often in the middle of a picture, and chooses other outputs. Then the page must show new pictures, whole ones
-once training is paused. Ends with the stop button and a checkpoint.
+the camera, often in the middle of a picture, and chooses other outputs. Then the page must show new pictures, whole
+ones once training is paused. Ends with the stop button and a checkpoint.
 """
 
 from __future__ import annotations

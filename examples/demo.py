@@ -1,4 +1,4 @@
-"""The whole way of a scene in one command: make it, train on it, evaluate, and lay the result out in a picture.
+"""The whole way of a scene in one command: make it, train on it, evaluate, and show the result: a picture, a turntable.
 
     python examples/demo.py
 
@@ -8,6 +8,7 @@ Everything lands in `demo_output/` at the root of the repository; a second run s
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -39,6 +40,12 @@ TILE = 256
 """Pixels on a side of each image in the picture."""
 GAP, CAPTION = 12, 28
 """Pixels between images, and for the line of captions above them."""
+
+TURN, FRAME_RATE = 48, 16
+"""Frames of the turntable, and how many of them make a second."""
+DISTANCE, HEIGHT, FIELD = 3.6, 1.6, 40.0
+"""Of the turntable's camera: distance from the scene's axis and height above its middle (scene units), and its angle of
+view from top to bottom (degrees)."""
 
 # nerfstudio raises these while it imports its own models, before a plugin could silence them.
 _NERFSTUDIOS_WARNINGS = (
@@ -101,6 +108,30 @@ def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.
     return sheet
 
 
+def turntable(path: Path, side: int) -> None:
+    """Write a camera path for `ns-render camera-path`: once around the scene, which is watched from slightly above.
+
+    Args:
+        path: the `.json` file.
+        side: pixels on a side of each frame.
+    """
+    frames = []
+    for i in range(TURN):
+        angle = 2 * math.pi * i / TURN
+        c, s, far = math.cos(angle), math.sin(angle), math.hypot(DISTANCE, HEIGHT)
+        up, out = DISTANCE / far, HEIGHT / far
+        # Columns: to the right, up, and back, away from the middle; then where the camera stands.
+        pose = [
+            [-s, -out * c, up * c, DISTANCE * c],
+            [c, -out * s, up * s, DISTANCE * s],
+            [0.0, up, out, HEIGHT],
+            [0.0, 0.0, 0.0, 1.0],
+        ]
+        frames.append({"camera_to_world": [x for row in pose for x in row], "fov": FIELD, "aspect": 1.0})
+    size = {"camera_type": "perspective", "render_height": side, "render_width": side}
+    path.write_text(json.dumps({**size, "fps": FRAME_RATE, "seconds": TURN / FRAME_RATE, "camera_path": frames}))
+
+
 def demo(method: str = "raygauss", steps: int = STEPS, options: str = "", resolution: int = 128) -> None:
     """Train, evaluate and picture a method on a scene that is made on the spot.
 
@@ -135,7 +166,14 @@ def demo(method: str = "raygauss", steps: int = STEPS, options: str = "", resolu
     )
     path = OUTPUT / "picture.png"
     picture(images, ["ground truth", f"{method}, {results['psnr']:.1f} dB", "depth"]).save(path)
-    print(path)
+
+    cameras, video = OUTPUT / "turntable.json", OUTPUT / "turntable.mp4"
+    turntable(cameras, resolution)
+    words = ("--camera-path-filename", cameras, "--output-path", video, "--rendered-output-names", "rgb", "depth")
+    run("ns-render", "camera-path", "--load-config", config, *words)
+    viewer = shutil.which("ns-viewer", path=sysconfig.get_path("scripts")) or "ns-viewer"
+    print(f"\nThe test views: {path}\nOnce around:    {video}")
+    print(f"Look at it:     {shlex.join([viewer, '--load-config', str(config)])}")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible,
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
 from ns_support.export_rays import is_of_texels, texel_rays
+from ns_support.given_rays import given_rays
 from ns_support.help import documented
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs, filled_depth
 from ns_support.processes import Processes
-from ns_support.rays import as_castable, camera_rays
+from ns_support.rays import camera_rays
 from ns_support.speed import StepTimer
 from ns_support.viewer import SlicePlane, stop_if_unwanted, viewer_asks
 
@@ -44,6 +45,8 @@ _SAMPLES_AT_ONCE = 1 << 19
 _RAYS_AT_ONCE = 1 << 13
 """Rays that evaluation marches at once: their samples come before the search, 16 bytes each, some hundreds on a ray."""
 _APPEARANCE_DIM = 32
+_UP = torch.tensor([[0.0, 0.0, 1.0]])
+"""The direction of a ray that stands in where there is none, to know the outputs."""
 _COUNTS = (
     "eval_num_rays_per_chunk",
     "num_levels",
@@ -228,16 +231,28 @@ class HardMineModel(Model):
         """Render rays; in training with a graph that holds the mined samples only.
 
         Args:
-            ray_bundle: R rays; in evaluation of any shape, length of direction and type.
+            ray_bundle: R rays; in evaluation of any shape [*] (`given_rays`).
 
         Returns:
             "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray; in
-            evaluation also the `extra_pictures`, each computed when it is looked up.
+            evaluation also the `extra_pictures`, each computed when it is looked up. Where no ray meets anything,
+            "depth" is then where they end.
         """
         if self.training:
-            return self._outputs(self.render_training(*self._march(ray_bundle)))
-        shape, rays = ray_bundle.origins.shape[:-1], as_castable(ray_bundle).flatten()
-        return self._with_extras(lambda of: {name: x.view(*shape, -1) for name, x in of(rays).items()})
+            return self._outputs(self.render_training(*self._march(given_rays(ray_bundle, self.device))))
+        rays = given_rays(ray_bundle, self.device)
+        shape, flat = rays.origins.shape[:-1], rays.reshape((-1,))
+
+        some = flat if len(flat) > 0 else given_rays(RayBundle(flat.origins.new_zeros(1, 3), _UP, None), self.device)
+
+        def everywhere(function: OfRays) -> dict[str, Tensor]:
+            found = function(some)
+            return {name: values[: len(flat)].reshape(*shape, values.shape[-1]) for name, values in found.items()}
+
+        outputs = self._with_extras(everywhere)
+        ends = self.bounds(flat)[1].reshape(*shape, 1)
+        outputs["depth"] = filled_depth(outputs["depth"], outputs["accumulation"], ends)
+        return outputs
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> MutableMapping[str, Tensor]:
@@ -249,6 +264,8 @@ class HardMineModel(Model):
         rays, most, device = camera_ray_bundle, self.config.eval_num_rays_per_chunk, self.device
         if is_of_texels(rays):
             rays = texel_rays(rays, self.config.near_plane)
+        else:
+            rays = given_rays(rays, rays.origins.device)
         outputs = self._with_extras(lambda function: in_pieces(rays, function, most, device))
         outputs["depth"] = filled_depth(outputs["depth"], outputs["accumulation"])
         return outputs.only(self.run.shown()) if viewer_asks() else outputs

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
@@ -39,6 +39,18 @@ _MARKS = {
     "sparse": "colmap --colmap-path sparse/0",
 }
 """What tells a folder's format, and the parser for it."""
+
+
+Config = TypeVar("Config", bound=DataManagerConfig)
+
+
+def own_configuration(config: Config) -> Config:
+    """A copy for a datamanager to write into, as nerfstudio's do while they are set up.
+
+    nerfstudio's commands set a run's datamanager up more than once, each time for another purpose: `ns-render dataset`
+    makes a first one that looks at no image, and a second one with images of the size that the run was trained at.
+    """
+    return deepcopy(config)
 
 
 def check_data_folder(path: Path) -> None:
@@ -103,9 +115,8 @@ class ChecksData:
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        config = own_configuration(config)
         path = config.data = config.dataparser.data = Path(config.data or config.dataparser.data)
-        # A copy: nerfstudio's commands set a run's datamanager up more than once, each time for another purpose.
-        config = deepcopy(config)
         reading_points_ourselves(config.dataparser)
         if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
             # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.

@@ -11,6 +11,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from ns_support.given_rays import unit_directions
 from ns_support.rays import camera_rays
 
 
@@ -43,7 +44,8 @@ def image_rays(cameras: Cameras, index: int, count: int) -> RayBundle:
 
 def is_of_texels(rays: RayBundle) -> bool:
     """Whether rays are those of a mesh's texels: short, and each from a place of its own."""
-    return rays.nears is not None and bool((rays.origins != rays.origins.reshape(-1, 3)[0]).any())
+    bounded = rays.nears is not None and rays.fars is not None
+    return bounded and bool((rays.origins != rays.origins.reshape(-1, 3)[0]).any())
 
 
 def texel_rays(rays: RayBundle, near_plane: float) -> RayBundle:
@@ -53,21 +55,19 @@ def texel_rays(rays: RayBundle, near_plane: float) -> RayBundle:
     texel's direction is too; it becomes +z.
 
     Args:
-        rays: [*] with nears and fars.
+        rays: [*] with nears and fars, of any type.
         near_plane: distance below which the model sees nothing (scene units), >= 0.
     """
     assert rays.nears is not None
     assert rays.fars is not None
-    up = torch.tensor([0.0, 0.0, 1.0], device=rays.directions.device)
-    usable = (rays.directions.norm(dim=-1, keepdim=True) - 1).abs() < 1e-3
-    directions = torch.where(usable, rays.directions, up)
+    directions, _ = unit_directions(rays.directions)
     return RayBundle(
-        rays.origins - near_plane * directions,
+        rays.origins.float() - near_plane * directions,
         directions,
         rays.pixel_area,
         rays.camera_indices,
-        nears=rays.nears + near_plane,
-        fars=rays.fars + near_plane,
+        nears=rays.nears.float() + near_plane,
+        fars=rays.fars.float() + near_plane,
     )
 
 

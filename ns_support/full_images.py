@@ -19,7 +19,7 @@ from rich.progress import track
 
 from ns_support.auto_data import AutoDataParserConfig, names_points
 from ns_support.capture import cameras_inside, triangulated_points
-from ns_support.data import ChecksData, explained_data_errors, parser_name
+from ns_support.data import ChecksData, explained_data_errors, own_configuration, parser_name
 from ns_support.errors import UserError
 from ns_support.export_rays import RaysWanted, image_rays
 from ns_support.help import documented
@@ -41,6 +41,12 @@ class FullImagesConfig(FullImageDatamanagerConfig):
 
     _target: type = field(default_factory=lambda: FullImages)
     """Class to instantiate."""
+    eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
+    """Not used: all eval images are there."""
+    eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
+    """Not used: all eval images are there."""
+    eval_image_indices: tyro.conf.Suppress[tuple[int, ...] | None] = (0,)
+    """Not used: all eval images are there."""
     sfm_points: bool = True
     """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
     nerfstudio-data unless told otherwise. False: as the data parser says."""
@@ -73,6 +79,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     _images_per_step, _first, _every = 1, 0, 1
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
+        config = own_configuration(config)
         if config.sfm_points:
             _ask_for_points(config)
         super().__init__(config, *args, **kwargs)

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 
-def filled_depth(depth: Tensor, accumulation: Tensor) -> Tensor:
+def filled_depth(depth: Tensor, accumulation: Tensor, fars: Tensor | None = None) -> Tensor:
     """The depth, and where rays meet nothing the largest one of all: a ray of no length would not be seen to be empty.
 
     Args:
         depth: distance along each ray, of any shape.
         accumulation: opacity, of the same shape.
+        fars: where each ray ends, of the same shape; what the depth is where no ray of all meets anything and its own
+            end is finite. None: it is 0 there.
     """
     seen = accumulation.detach() > 1e-3
-    return torch.where(seen, depth, depth[seen].max() if bool(seen.any()) else 0.0)
+    if bool(seen.any()):
+        return torch.where(seen, depth, depth[seen].max())
+    return torch.zeros_like(depth) if fars is None else torch.where(fars.isfinite(), fars, 0.0).to(depth)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Outputs(MutableMapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._ready and name in self._extras:
             self._ready[name] = self._extras[name].compute()
+        if name not in self._ready:
+            raise KeyError(f"there is no output {name!r}: there are {', '.join(self)}")
         return self._ready[name]
 
     def __setitem__(self, name: str, picture: Tensor) -> None:
@@ -55,7 +61,7 @@ class Outputs(MutableMapping[str, Tensor]):
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
-            raise KeyError(name)
+            raise KeyError(f"there is no output {name!r}: there are {', '.join(self)}")
         self._ready.pop(name, None)
         self._extras.pop(name, None)
 

@@ -54,7 +54,7 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     Pixels without a ray (docs/cameras.md) get one that ends where it begins.
 
     Args:
-        camera: one camera.
+        camera: one camera, of shape [] or [1], its numbers of any type.
         window: first row, first column, rows, columns; None for the whole image.
         obb_box: a box that the rays are cut to.
 
@@ -63,10 +63,13 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
 
     Raises:
         UserError: if the camera's parameters make no sense.
+        ValueError: if it is not one camera.
     """
+    if camera.camera_to_worlds.numel() != 12:
+        raise ValueError(f"camera must be one camera, got some of shape {list(camera.camera_to_worlds.shape[:-2])}")
     (lens,) = camera_lenses(camera)
     top, left, rows, columns = window or (0, 0, int(camera.height), int(camera.width))
-    pose = camera.camera_to_worlds.reshape(3, 4)
+    pose = camera.camera_to_worlds.reshape(3, 4).float()
     if lens.is_pinhole:
         column, row = _pixel_centers((top, left, rows, columns), pose.device)
         x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
@@ -79,43 +82,6 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     if obb_box is not None:
         _cut(bundle, obb_box)
     return bundle
-
-
-_UNIT = 1e-4
-"""Difference from 1 below which a direction's length is left alone, so that a camera's rays stay what they are."""
-
-
-def as_castable(rays: RayBundle) -> RayBundle:
-    """Rays of whoever made them as a method takes them: floats of one type, directions of unit length.
-
-    nerfstudio's commands make some by hand: a probe of direction (1, 1, 1), bounds that are integers, a direction from
-    a camera to itself. A ray without a direction sees nothing: it ends where it begins.
-
-    Args:
-        rays: of any shape [*]; distances along them are lengths, however long their directions are.
-
-    Returns:
-        A bundle of float32 origins, directions, nears and fars, the latter if there are any.
-    """
-    origins, directions = rays.origins.float(), rays.directions.float()
-    lengths = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-    exists = torch.isfinite(lengths) & (lengths > 0)
-    directions = torch.where((lengths - 1).abs() < _UNIT, directions, directions / lengths)
-    directions = torch.where(exists, directions, torch.tensor([0.0, 0.0, 1.0], device=directions.device))
-    nears, fars = (None if bound is None else bound.float() for bound in (rays.nears, rays.fars))
-    if nears is None or fars is None:
-        # Infinity, where the method has bounds of its own.
-        nears, fars = torch.zeros_like(lengths), torch.full_like(lengths, torch.inf)
-    return RayBundle(
-        origins,
-        directions,
-        rays.pixel_area.float(),
-        rays.camera_indices,
-        nears=nears,
-        fars=torch.where(exists, fars, nears),
-        metadata=rays.metadata,
-        times=rays.times,
-    )
 
 
 class ExactRayGenerator(RayGenerator):
@@ -154,7 +120,7 @@ class ExactRayGenerator(RayGenerator):
         """
         camera, row, column = ray_indices.to(self._group.device).unbind(-1)
         row, column = row + torch.tensor(0.5, dtype=torch.float64), column + torch.tensor(0.5, dtype=torch.float64)
-        poses = self.cameras.camera_to_worlds.reshape(-1, 3, 4)[camera]
+        poses = self.cameras.camera_to_worlds.reshape(-1, 3, 4)[camera].float()
         if len(self._lenses) == 1:
             local = self._local_rays(0, camera, column, row)
         else:

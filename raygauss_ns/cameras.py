@@ -27,7 +27,7 @@ def posed_lenses(cameras: Cameras, device: torch.device) -> tuple[Tensor, list[L
     Raises:
         UserError: if a camera's parameters make no sense.
     """
-    poses = cameras.camera_to_worlds.reshape(-1, 3, 4).to(device)
+    poses = cameras.camera_to_worlds.reshape(-1, 3, 4).to(device, torch.float32)
     rotations = poses[:, :, :3].transpose(1, 2)
     return torch.cat([rotations, -rotations @ poses[:, :, 3:]], dim=2), camera_lenses(cameras)
 

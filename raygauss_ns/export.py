@@ -18,6 +18,7 @@ from typing import Annotated, TypeAlias
 import tyro
 
 from ns_support.errors import UserError
+from ns_support.help import documented
 from ns_support.ply import Columns, read_ply, write_ply
 from ns_support.saved_runs import find_config
 from ns_support.terminal import say
@@ -29,6 +30,7 @@ from raygauss_ns.model import RayGaussModel
 _OPENED_BY = "Drop it on any viewer of 3D Gaussian splatting to look at it."
 
 
+@documented
 @dataclass
 class Export:
     """What all kinds of export are told."""
@@ -46,6 +48,7 @@ class Export:
         return path
 
 
+@documented
 @dataclass
 class ExportRayGauss(Export):
     """Every parameter, without loss: reading the file again renders identically."""
@@ -55,6 +58,7 @@ class ExportRayGauss(Export):
         return self._write("raygauss", lambda model: cloud_columns(model.cloud))
 
 
+@documented
 @dataclass
 class ExportSplat(Export):
     """3D Gaussian splatting's format, which common viewers open; an approximation."""
@@ -66,6 +70,7 @@ class ExportSplat(Export):
         return path
 
 
+@documented
 @dataclass
 class ExportPoints(Export):
     """The centres of the Gaussians and their colours."""

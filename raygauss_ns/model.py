@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ns_support.capture import cameras_inside
 from ns_support.errors import UserError
 from ns_support.export_rays import groups_of_directions, is_of_texels, texel_rays
+from ns_support.given_rays import given_rays
 from ns_support.lenses import Lens
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.outputs import Outputs, filled_depth
-from ns_support.rays import as_castable, camera_rays
+from ns_support.rays import camera_rays
 from ns_support.speed import StepTimer
 from ns_support.viewer import viewer_asks
 from raygauss_ns.cameras import camera_view, posed_lenses
@@ -243,7 +244,7 @@ class RayGaussModel(Model):
         """Render a camera's image (in training, a random window of it) or any bundle of rays.
 
         Args:
-            ray_bundle: one camera, or rays of any shape [*] and any mix of cameras.
+            ray_bundle: one camera, or rays of any shape [*] and any mix of cameras (`given_rays`).
 
         Returns:
             "rgb" [*, 3], "depth" [*, 1] (expected distance along the ray, scene units; the largest of the batch where a
@@ -253,10 +254,10 @@ class RayGaussModel(Model):
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
-            ray_bundle = as_castable(ray_bundle)
+            rays = given_rays(ray_bundle, self.device)
             if not self.training:
-                return self._render_all(ray_bundle, gaussians)
-            return self._render(ray_bundle, self._watched(gaussians, None))
+                return self._render_all(rays, gaussians)
+            return self._render(rays, self._watched(gaussians, None))
         camera = ray_bundle
         height, width = int(camera.height), int(camera.width)
         if not self.training:
@@ -294,7 +295,7 @@ class RayGaussModel(Model):
         """
         rays, gaussians = camera_ray_bundle.to(self.device), self.cloud.gaussians()
         if not is_of_texels(rays):
-            return self._render_all(rays, gaussians)
+            return self._render_all(given_rays(rays, self.device), gaussians)
         shape, flat = rays.origins.shape[:-1], texel_rays(rays, self.config.near_plane * self.unit).flatten()
         found: dict[str, Tensor] = {}
         for own, group in groups_of_directions(flat):
@@ -324,7 +325,8 @@ class RayGaussModel(Model):
         rgb, transmittance, depth = self._cast(gaussians, origins, directions, nears, fars, flat.image_width)
         accumulation = 1.0 - transmittance
         background = self._background().to(rgb).expand_as(rgb)
-        depth = filled_depth(depth / accumulation.clamp_min(1e-6), accumulation)
+        ends = torch.where(fars > nears, fars, 0.0)
+        depth = filled_depth(depth / accumulation.clamp_min(1e-6), accumulation, ends)
         return {
             "rgb": (rgb + transmittance[:, None] * background).view(*shape, 3),
             "depth": depth.view(*shape, 1),

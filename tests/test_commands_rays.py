@@ -14,7 +14,7 @@ from nerfstudio.cameras.rays import RayBundle
 from small_runs import METHODS, begin, both, configure, write_scene
 
 from ns_support.errors import UserError
-from ns_support.rays import as_castable
+from ns_support.given_rays import given_rays
 from ns_support.rendering import prepare_rendering
 
 
@@ -119,7 +119,7 @@ def test_rays_of_any_shape(method, pipelines):
 def test_unit_rays_stay_as_they_are():
     directions = torch.nn.functional.normalize(torch.randn(1000, 3), dim=-1)
     rays = RayBundle(torch.randn(1000, 3), directions, torch.ones(1000, 1))
-    assert torch.equal(as_castable(rays).directions, directions)
+    assert torch.equal(given_rays(rays, "cpu").directions, directions)
 
 
 @both

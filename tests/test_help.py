@@ -1,12 +1,17 @@
 """What `ns-train METHOD --help` says about every setting that is ours."""
 
 import dataclasses
+import inspect
+import io
+import itertools
 import re
+import sys
 import typing
 from importlib.metadata import entry_points
 
 import pytest
 import tyro
+import yaml
 from tyro import _docstrings as tyro_docstrings
 
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
@@ -139,6 +144,90 @@ def test_every_method_is_described_in_the_list():
     descriptions = [spec.description for spec in SPECS]
     assert len(set(descriptions)) == len(descriptions)
     assert all(len(text.split()) > 4 and text.endswith(".") for text in descriptions)
+
+
+DEAD = (
+    "--prompt",
+    "--pipeline.model.prompt",
+    "--pipeline.model.enable-collider",
+    "--pipeline.model.collider-params",
+    "--pipeline.model.loss-coefficients",
+    "--pipeline.datamanager.train-num-rays-per-batch",
+    "--pipeline.datamanager.pixel-sampler.max-num-iterations",
+    "--pipeline.datamanager.eval-image-indices",
+)
+"""Options that change nothing with one of the methods or both."""
+
+
+def shown(config, width, monkeypatch):
+    """The lines within the frames of a configuration's `--help` as tyro prints it, and how long they may be."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    # Spelled as a terminal's, by which tyro chooses how it draws frames.
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    with pytest.raises(SystemExit):
+        tyro.cli(type(config), default=config, args=["--help"], prog="ns-train")
+    sys.stdout.seek(0)
+    framed = [line for line in sys.stdout.read().splitlines() if line.startswith("│")]
+    assert {len(line) for line in framed} == {width}
+    return [line[2:-2] for line in framed], width - 4
+
+
+def our_options(part, path=""):
+    """The options of the fields that classes of ours declare, as `--help` writes them."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return
+    for field in dataclasses.fields(part):
+        name = f"{path}{field.name.replace('_', '-')}"
+        declared = next((cls for cls in type(part).__mro__ if field.name in inspect.get_annotations(cls)), object)
+        if declared.__module__.split(".")[0] in PACKAGES:
+            yield f"--{name}"
+        yield from our_options(getattr(part, field.name), f"{name}.")
+
+
+def texts_below(lines):
+    """The lines of help of each option."""
+    texts, current = {}, None
+    for line in lines:
+        words = line.split()
+        if line.startswith("--"):
+            current = texts.setdefault(words[0], [])
+        elif not line.startswith(" "):
+            current = None
+        elif current is not None:
+            current.append(line)
+    return texts
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("spec", [raygauss_methods.raygauss, instant_ngp_hardmine], ids=lambda s: s.config.method_name)
+def test_texts_fill_their_lines(spec, width, monkeypatch):
+    lines, room = shown(spec.config, width, monkeypatch)
+    texts, ours = texts_below(lines), set(our_options(spec.config))
+    assert len(ours & texts.keys()) > 25
+    for option in ours & texts.keys():
+        text = texts[option]
+        for line, following in itertools.pairwise(text):
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) > room, f"{option}: {line.strip()!r} is short"
+
+
+@pytest.mark.parametrize("spec", [raygauss_methods.raygauss, instant_ngp_hardmine], ids=lambda s: s.config.method_name)
+def test_dead_options_are_not_shown(spec, monkeypatch):
+    text = "\n".join(shown(spec.config, 120, monkeypatch)[0])
+    assert "Not used" not in text
+    for option in set(DEAD) & set(our_options(spec.config)):
+        assert not re.search(rf"^{option}\b", text, re.MULTILINE), option
+    assert "--pipeline.model.prompt" not in text
+    assert "collider" not in text
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.config.method_name)
+def test_configurations_with_dead_options_still_load(spec):
+    text = yaml.dump(spec.config)
+    assert "enable_collider" in text
+    assert "prompt" in text
+    again = yaml.load(text, Loader=yaml.Loader)
+    assert again == spec.config
 
 
 def markers(cls, name):

@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from nerfstudio.cameras.camera_paths import get_path_from_json
 from PIL import Image
 
 
@@ -80,7 +82,7 @@ def test_the_whole_way(demo, monkeypatch, capsys, tmp_path):
         if command == "ns-train":
             assert len(list((tmp_path / "scene" / "train").glob("*.png"))) == 60
             (tmp_path / "training").mkdir()
-        else:
+        elif command == "ns-eval":
             write_eval_images(tmp_path / "eval_images", 20)
             (tmp_path / "eval.json").write_text(json.dumps({"results": {"psnr": 31.234, "ssim": 0.95}}))
 
@@ -89,7 +91,7 @@ def test_the_whole_way(demo, monkeypatch, capsys, tmp_path):
     (tmp_path / "eval_images" / "stale.png").touch()
     demo.demo(method="some-method", steps=7, options="--pipeline.model.a 1", resolution=8)
 
-    (train, evaluate), out = ran, capsys.readouterr().out.splitlines()
+    (train, evaluate, render), out = ran, capsys.readouterr().out.splitlines()
     assert train[:4] == ["ns-train", "some-method", "--data", str(tmp_path / "scene")]
     assert train[-1] == "blender-data"
     assert "--max-num-iterations 7" in " ".join(train)
@@ -97,8 +99,26 @@ def test_the_whole_way(demo, monkeypatch, capsys, tmp_path):
     assert evaluate[:3] == ["ns-eval", "--load-config", str(tmp_path / "training/demo/some-method/run/config.yml")]
     assert not (tmp_path / "eval_images" / "stale.png").exists()
     assert "some-method on the test views: 31.23 dB PSNR, 0.950 SSIM" in out
-    assert out[-1] == str(tmp_path / "picture.png")
-    assert Image.open(out[-1]).mode == "RGB"
+    assert out[-3].split() == ["The", "test", "views:", str(tmp_path / "picture.png")]
+    assert Image.open(out[-3].split()[-1]).mode == "RGB"
+    assert render[:4] == ["ns-render", "camera-path", "--load-config", evaluate[2]]
+    assert out[-2].split()[-1] == render[render.index("--output-path") + 1] == str(tmp_path / "turntable.mp4")
+    assert out[-1].endswith(f"ns-viewer --load-config {evaluate[2]}")
+
+
+def test_the_turntable_looks_at_the_middle(demo, tmp_path):
+    demo.turntable(tmp_path / "path.json", 40)
+    path = json.loads((tmp_path / "path.json").read_text())
+    cameras = get_path_from_json(path)
+    assert cameras.size == demo.TURN
+    assert int(cameras.width[0]) == int(cameras.height[0]) == 40
+    assert path["seconds"] <= 5
+    for pose in cameras.camera_to_worlds.double():
+        torch.testing.assert_close(pose[:, :3] @ pose[:, :3].T, torch.eye(3).double(), atol=1e-6, rtol=0)
+        assert float(torch.linalg.det(pose[:, :3])) > 0
+        # The camera looks along -z of its own.
+        ahead = -pose[:, 2] * pose[:, 3].norm()
+        torch.testing.assert_close(pose[:, 3] + ahead, torch.zeros(3).double(), atol=1e-5, rtol=0)
 
 
 def test_help_works_from_anywhere(demo, tmp_path):

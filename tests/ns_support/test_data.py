@@ -1,12 +1,19 @@
+from copy import deepcopy
+
 import pytest
+import yaml
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from PIL import Image
 
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data import ChecksData, check_data_folder, explained_data_errors, parser_name
 from ns_support.errors import UserError
 from ns_support.full_images import FullImagesConfig
+
+from .conftest import HEIGHT, WIDTH
 
 
 class CheckedRays(ChecksData, VanillaDataManager[InputDataset]):
@@ -14,19 +21,24 @@ class CheckedRays(ChecksData, VanillaDataManager[InputDataset]):
 
 
 @pytest.fixture(params=["whole images", "rays"])
-def start(request):
-    """Starts either kind of datamanager on a folder with a parser, as `ns-train` does."""
+def start_from(request):
+    """The configuration of either kind of datamanager, for a folder and a parser."""
 
-    def setup(folder, parser, **kwargs):
+    def configure(folder, parser):
         if request.param == "rays":
-            config = VanillaDataManagerConfig(_target=CheckedRays, data=folder, dataparser=parser)
-        else:
-            config = FullImagesConfig(data=folder, dataparser=parser)
-        return config.setup(device="cpu", **kwargs)
+            return VanillaDataManagerConfig(_target=CheckedRays, data=folder, dataparser=parser)
+        return FullImagesConfig(data=folder, dataparser=parser)
 
-    return setup
+    return configure
 
 
+@pytest.fixture
+def start(start_from):
+    """Starts either kind of datamanager on a folder with a parser, as `ns-train` does."""
+    return lambda folder, parser, **kwargs: start_from(folder, parser).setup(device="cpu", **kwargs)
+
+
+HALF = {"downscale_factor": 2, "auto_scale_poses": False, "eval_mode": "all"}
 PARSERS = pytest.mark.parametrize("parser", [BlenderDataParserConfig(), NerfstudioDataParserConfig()])
 
 
@@ -159,3 +171,31 @@ def test_parsers_are_named_as_on_the_command_line():
     assert parser_name(BlenderDataParserConfig(scale_factor=2.0)) == "blender-data"
     assert parser_name(NerfstudioDataParserConfig()) == "nerfstudio-data"
     assert parser_name(object()) == "object"
+
+
+@pytest.mark.parametrize("mode", ["val", "test", "inference"])
+@pytest.mark.parametrize(
+    "parser",
+    [
+        NerfstudioDataParserConfig(**HALF),
+        AutoDataParserConfig(downscale_factor=2, nerfstudio=NerfstudioDataParserConfig(**HALF)),
+    ],
+)
+def test_a_setup_leaves_the_configuration_as_it_is(nerfstudio_scene, start_from, parser, mode):
+    folder = nerfstudio_scene(6)
+    _halve(folder)
+    config = start_from(folder, deepcopy(parser))
+    before = yaml.dump(config)
+    config.setup(device="cpu", test_mode=mode)
+    assert yaml.dump(config) == before
+    # As `ns-render dataset` does after it: what the run was trained on has half the size.
+    second = config.setup(device="cpu", test_mode="test")
+    assert second.train_dataset.get_image_float32(0).shape == (HEIGHT // 2, WIDTH // 2, 3)
+    assert int(second.train_dataset.cameras.width[0]) == WIDTH // 2
+
+
+def _halve(folder):
+    (folder / "images_2").mkdir()
+    for path in folder.glob("image_*.png"):
+        with Image.open(path) as image:
+            image.resize((WIDTH // 2, HEIGHT // 2)).save(folder / "images_2" / path.name)
