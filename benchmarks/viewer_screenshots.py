@@ -61,9 +61,9 @@ def raygauss(session: Session) -> None:
     page.enter("Gaussian scale", 0.4)
     session.shoot("gaussian_scale", "input('Gaussian scale')")
     page.enter("Gaussian scale", 1.0)
-    page.enter("Support cut-off", 4.0)
-    session.shoot("cutoff", "input('Support cut-off')")
-    page.enter("Support cut-off", 0.1)
+    page.enter("Density cut-off", 4.0)
+    session.shoot("cutoff", "input('Density cut-off')")
+    page.enter("Density cut-off", 0.1)
     page.click("input('Enable ')")
     page.wait(1.0)
     page.enter("Crop scale", 0.8, field=2)
@@ -92,7 +92,8 @@ def photograph(page: Page, method: str, port: int, arguments: argparse.Namespace
     if page.wait_for("return exact('button', 'Hide Train Cams').length > 0", 10):
         page.press("Hide Train Cams")
     page.enter("Max res", arguments.side)
-    page.scroll(arguments.away)
+    if arguments.away:
+        page.scroll(arguments.away)
     if not page.wait_for(f"{STEP} >= {arguments.steps}", 3600):
         sys.exit(f"step {arguments.steps} was not reached within an hour")
     session = Session(page, arguments.output, arguments.side, arguments.patience)
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps before the first screenshot")
     parser.add_argument("--methods", nargs="+", default=["raygauss", "instant-ngp-hardmine-bounded"])
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--away", type=int, default=30, help="notches of the mouse wheel that the camera moves back")
+    parser.add_argument("--away", type=int, default=0, help="notches of the mouse wheel that the camera moves back")
     parser.add_argument("--side", type=int, default=512, help="longer side of the pictures, pixels: 'Max res'")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a picture to be whole")
     parser.add_argument("--log", type=Path, help="where ns-train's output goes")
