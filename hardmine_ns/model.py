@@ -28,6 +28,7 @@ from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_
 from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
+from hardmine_ns.settings import check_settings
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
 from ns_support.errors import UserError
 from ns_support.export_rays import is_of_texels, texel_rays
@@ -47,18 +48,6 @@ _RAYS_AT_ONCE = 1 << 13
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
-_COUNTS = (
-    "eval_num_rays_per_chunk",
-    "num_levels",
-    "features_per_level",
-    "base_res",
-    "hidden_dim",
-    "grid_resolution",
-    "grid_update_every",
-    "grid_cells_per_update",
-    "steps_per_diagonal",
-)
-"""Settings that must be at least 1."""
 
 
 @documented
@@ -146,7 +135,7 @@ class HardMineModelConfig(ModelConfig):
             UserError: names the setting, its value and what it must be.
         """
         try:
-            _check(self)
+            check_settings(self)
         except ValueError as error:
             raise UserError(f"This configuration can't be used: {error}.") from error
 
@@ -423,31 +412,3 @@ class HardMineModel(Model):
         """Least transmittance and least opacity of a visible sample."""
         alpha = self.config.alpha_thre
         return self.config.early_stop_eps, min(alpha, self.grid.mean_thickness) if alpha > 0 else 0.0
-
-
-def _check(config: HardMineModelConfig) -> None:
-    """Refuse a setting out of its range, by its name on the command line.
-
-    Raises:
-        ValueError: names the setting, its range and its value.
-    """
-    c = config
-
-    def demand(name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"{name.replace('_', '-')} must be {wanted}, got {getattr(c, name)}")
-
-    for name in _COUNTS:
-        demand(name, getattr(c, name) >= 1, "at least 1")
-    demand("grid_warmup_steps", c.grid_warmup_steps >= 0, "at least 0")
-    demand("log2_hashmap_size", 3 <= c.log2_hashmap_size <= 30, "3 to 30")
-    demand("max_res", c.max_res >= c.base_res, f"at least base-res, {c.base_res}")
-    demand("grid_levels", 1 <= c.grid_levels <= 8, "1 to 8")
-    nests = c.grid_levels == 1 or c.grid_resolution % 4 == 0
-    demand("grid_resolution", nests, "a multiple of 4 with several grid-levels")
-    for name in ("alpha_thre", "early_stop_eps"):
-        demand(name, 0 <= getattr(c, name) < 1, "in [0, 1)")
-    demand("cone_angle", c.cone_angle >= 0, "at least 0")
-    demand("render_step_size", c.render_step_size is None or c.render_step_size > 0, "more than 0")
-    demand("near_plane", c.near_plane >= 0, "at least 0")
-    demand("far_plane", c.far_plane > c.near_plane, f"more than near-plane, {c.near_plane}")

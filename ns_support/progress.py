@@ -44,6 +44,7 @@ class TrainingProgress(LocalWriter):
         self._times: deque[tuple[float, int]] = deque()
         self._console, self._said = console, monotonic()
         self._progress: Progress | None = None
+        self._over = False
 
     @property
     def psnr(self) -> float | None:
@@ -66,6 +67,8 @@ class TrainingProgress(LocalWriter):
 
     def follow(self, step: int) -> None:
         """Note that a step is done, and show it."""
+        if self._over:  # nerfstudio writes once more, at a step that is none
+            return
         now = monotonic()
         if step >= self.first + _UNTIMED - 1:
             self._times.append((now, step))
@@ -108,7 +111,8 @@ class TrainingProgress(LocalWriter):
         self._progress.update(self._progress.task_ids[0], completed=step + 1, facts="  ".join(self.facts(step)))
 
     def stop(self) -> None:
-        """Take the line away; what is printed after it stands where it was."""
+        """Take the line away for good; what is printed after it stands where it was."""
+        self._over = True
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -28,15 +28,8 @@ from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
-from raygauss_ns.config import (
-    CPU_GAUSSIANS,
-    GPU_GAUSSIANS,
-    PUBLISHED_STEP_SIZE,
-    RayGaussModelConfig,
-    check_background,
-    check_config,
-)
-from raygauss_ns.density_control import DensityControl, DensitySchedule
+from raygauss_ns.config import PUBLISHED_STEP_SIZE, RayGaussModelConfig, check_background, check_config
+from raygauss_ns.density_control import DensityControl
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
 from raygauss_ns.projection import View
@@ -51,7 +44,7 @@ from raygauss_ns.scene import (
 )
 from raygauss_ns.schedules import PAPER_STEPS, Draw, step_generator, steps_per_update, stretched, unlocked_colors
 from raygauss_ns.similarity import structural_similarity
-from raygauss_ns.training import TrainingLoop
+from raygauss_ns.training import TrainingLoop, density_schedule
 from raygauss_ns.viewing import FlatRays, RayGaussPictures, RayGaussRun, extra_pictures
 
 
@@ -449,15 +442,3 @@ class RayGaussModel(Model):
         metrics = image_metrics(outputs["rgb"], image, self.lpips)
         metrics["gaussian_count"] = float(len(self.cloud))
         return metrics, comparison_images(outputs, image)
-
-
-def density_schedule(config: RayGaussModelConfig, total_steps: int, device_type: str) -> DensitySchedule:
-    """When Gaussians are cloned and split in a training of `total_steps` on a kind of device ("cuda", "cpu")."""
-    return DensitySchedule(
-        first=stretched(config.densify_from, total_steps),
-        last=stretched(config.densify_until, total_steps),
-        every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
-        threshold=config.densify_threshold,
-        max_gaussians=config.max_gaussians or (GPU_GAUSSIANS if device_type == "cuda" else CPU_GAUSSIANS),
-        distance_weighted=config.densify_by_distance,
-    )

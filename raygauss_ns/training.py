@@ -16,6 +16,8 @@ from ns_support.errors import UserError
 from ns_support.processes import Processes
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import camera_extent, posed_lenses
+from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, RayGaussModelConfig
+from raygauss_ns.density_control import DensitySchedule
 from raygauss_ns.ordering import reorder
 from raygauss_ns.projection import smallest_resolved_scale
 from raygauss_ns.schedules import Draw, step_seed, stretched
@@ -138,3 +140,15 @@ def fit_learning_rates(optimizers: Optimizers, extent: float, total_steps: int) 
         for group in optimizer.param_groups:
             group["initial_lr"] = learning_rate
             group["lr"] = learning_rate * factor
+
+
+def density_schedule(config: RayGaussModelConfig, total_steps: int, device_type: str) -> DensitySchedule:
+    """When Gaussians are cloned and split in a training of `total_steps` on a kind of device ("cuda", "cpu")."""
+    return DensitySchedule(
+        first=stretched(config.densify_from, total_steps),
+        last=stretched(config.densify_until, total_steps),
+        every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
+        threshold=config.densify_threshold,
+        max_gaussians=config.max_gaussians or (GPU_GAUSSIANS if device_type == "cuda" else CPU_GAUSSIANS),
+        distance_weighted=config.densify_by_distance,
+    )

@@ -75,6 +75,9 @@ def test_one_line_in_a_terminal(clock, width):
     assert "31.3 dB  1,245,210 Gaussians  1 h 23 min left" in shown
     assert len(shown.rstrip()) <= width
     progress.stop()
+    length = len(out.file.getvalue())
+    log(progress, 30_000)  # as nerfstudio does when training is over
+    assert len(out.file.getvalue()) == length
 
 
 def test_colors_are_left_out_where_they_are_not_wanted(clock, monkeypatch):
