@@ -6,7 +6,6 @@ datamanager, or whatever else asks for that collection.
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +18,14 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
+from ns_support.door.formats import COLMAP_CAMERAS, COLMAP_FOLDERS, colmap_model, transforms_format, what_it_is_instead
+from ns_support.door.parsers import checked
 from ns_support.errors import UserError
 from ns_support.help import documented
-from ns_support.sfm_points import reading_points_ourselves
 
-COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse", "colmap", ".")
-"""Where a COLMAP model may lie in a data folder."""
-_COLMAP_CAMERAS = ("cameras.bin", "cameras.txt")
 _LOOKED_FOR = (
     "a Blender scene (transforms_train.json with camera_angle_x), a nerfstudio or instant-ngp scene (transforms.json "
-    f"with fl_x or camera_angle_x) and a COLMAP model ({' or '.join(_COLMAP_CAMERAS)} in {', '.join(COLMAP_FOLDERS)})"
+    f"with fl_x or camera_angle_x) and a COLMAP model ({' or '.join(COLMAP_CAMERAS)} in {', '.join(COLMAP_FOLDERS)})"
 )
 
 
@@ -67,7 +64,7 @@ class AutoDataParserConfig(DataParserConfig):
         Raises:
             UserError: as `setup`.
         """
-        config = reading_points_ourselves(self._recognise(folder))
+        config = checked(self._recognise(folder))
         config.data = folder
         if self.downscale_factor is not None and hasattr(config, "downscale_factor"):
             config.downscale_factor = self.downscale_factor
@@ -79,56 +76,26 @@ class AutoDataParserConfig(DataParserConfig):
         return config
 
     def _recognise(self, folder: Path) -> DataParserConfig:
-        if folder.suffix == ".json":
-            config = self._of_transforms(folder)
-            if config is not None:
-                return config
-        if "camera_angle_x" in _entries(folder / "transforms_train.json"):
-            return deepcopy(self.blender)
-        config = self._of_transforms(folder / "transforms.json")
-        if config is not None:
-            return config
-        for model in (str(self.colmap.colmap_path), *COLMAP_FOLDERS):
-            if any((folder / model / name).is_file() for name in _COLMAP_CAMERAS):
-                colmap = deepcopy(self.colmap)
-                colmap.colmap_path = Path(model)
-                return colmap
+        if folder.suffix.lower() != ".json" and not folder.is_dir():
+            raise UserError(f"The data folder {folder} does not exist.")
+        kind = transforms_format(folder)
+        if kind is not None:
+            known: dict[str, DataParserConfig] = {
+                "blender": self.blender,
+                "nerfstudio": self.nerfstudio,
+                "instant_ngp": self.instant_ngp,
+            }
+            return deepcopy(known[kind])
+        model = colmap_model(folder, self.colmap.colmap_path)
+        if model is not None:
+            colmap = deepcopy(self.colmap)
+            colmap.colmap_path = model
+            return colmap
+        other = " For another format, name nerfstudio's parser for it at the end of the command."
         raise UserError(
-            f"The format of the data in {folder} is not known: looked for {_LOOKED_FOR}. "
-            "For another format, name nerfstudio's parser for it at the end of the command."
+            f"The format of the data in {folder} is not known: looked for {_LOOKED_FOR}."
+            f"{what_it_is_instead(folder) or other}"
         )
-
-    def _of_transforms(self, path: Path) -> DataParserConfig | None:
-        entries = _entries(path)
-        frames = entries.get("frames")
-        frame = frames[0] if isinstance(frames, list) and frames and isinstance(frames[0], dict) else {}
-        if "fl_x" in entries or "fl_x" in frame:
-            return deepcopy(self.nerfstudio)
-        return deepcopy(self.instant_ngp) if "camera_angle_x" in entries else None
-
-
-def names_points(folder: Path) -> bool:
-    """Whether the transforms.json in a folder, or a `.json` file, names a file of SfM points.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    return "ply_file_path" in _entries(folder if folder.suffix == ".json" else folder / "transforms.json")
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, nothing if there is none.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}.") from error
-    return content if isinstance(content, dict) else {}
 
 
 auto_data = DataParserSpecification(

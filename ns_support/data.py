@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
-from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig, variable_res_collate
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from ns_support.auto_data import AutoDataParserConfig
+from ns_support.door.dataset import CheckedDataset, checked_outputs
+from ns_support.door.parsers import checked
 from ns_support.errors import UserError
-from ns_support.sfm_points import reading_points_ourselves
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
@@ -27,10 +31,13 @@ IMAGE_SUFFIXES = frozenset(
 """File name endings, in lower case, that count as an image."""
 _LIST_SUFFIXES = frozenset({".json", ".npz"})
 """Endings of the files in which a parser may find images that lie outside the folder."""
-_READERS = frozenset({"get_dataparser_outputs", "get_data", "undistort_idx", "_fit_sizes"})
+_READERS = frozenset({"get_dataparser_outputs", "get_data", "undistort_idx"})
 """The functions through which every parser and every data set reads the user's files, nerfstudio's or another's; the
-last two compare the images' sizes with the cameras'."""
-_USERS_FAULT = (OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError, EOFError)
+last compares the images' sizes with the cameras'."""
+_USERS_FAULT = (
+    *(OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError, EOFError),
+    *(ImportError, MemoryError, OverflowError, RecursionError, AttributeError, struct.error),
+)
 """What they raise over a missing file, a missing entry or a broken image."""
 _MARKS = {
     "transforms.json": "nerfstudio-data",
@@ -49,7 +56,11 @@ def own_configuration(config: Config) -> Config:
 
     nerfstudio's commands set a run's datamanager up more than once, each time for another purpose: `ns-render dataset`
     makes a first one that looks at no image, and a second one with images of the size that the run was trained at.
+
+    Args:
+        config: its data folder and its parser's become one, as nerfstudio would make them; nothing else changes.
     """
+    config.data = config.dataparser.data = Path(config.data or config.dataparser.data)
     return deepcopy(config)
 
 
@@ -106,6 +117,9 @@ class ChecksData:
         ...     pass
     """
 
+    train_dataparser_outputs: DataparserOutputs
+    test_mode: str
+
     def __init__(
         self,
         config: DataManagerConfig,
@@ -116,8 +130,8 @@ class ChecksData:
         **kwargs: Any,
     ) -> None:
         config = own_configuration(config)
-        path = config.data = config.dataparser.data = Path(config.data or config.dataparser.data)
-        reading_points_ourselves(config.dataparser)
+        config.dataparser = checked(config.dataparser)
+        path = config.data
         if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
             # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.
             config.dataparser.downscale_factor = 1
@@ -128,11 +142,29 @@ class ChecksData:
 
     def create_train_dataset(self) -> InputDataset:
         """The training images."""
+        self.train_dataparser_outputs = self._checked(self.train_dataparser_outputs, needed=self.test_mode == "val")
         return self._explaining(super().create_train_dataset())  # type: ignore[misc]
 
     def create_eval_dataset(self) -> InputDataset:
         """The images to evaluate on."""
-        return self._explaining(super().create_eval_dataset())  # type: ignore[misc]
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)  # type: ignore[attr-defined]
+        outputs = self._checked(outputs, needed=self.test_mode != "inference")
+        scale = self.config.camera_res_scale_factor  # type: ignore[attr-defined]
+        return self._explaining(self.dataset_type(dataparser_outputs=outputs, scale_factor=scale))
+
+    @cached_property
+    def dataset_type(self) -> type[InputDataset]:
+        """Nerfstudio's plain data set is replaced by the one that looks at what it reads; others stay."""
+        found: type[InputDataset] = super().dataset_type  # type: ignore[misc]
+        return CheckedDataset if found is InputDataset else found
+
+    def _checked(self, outputs: DataparserOutputs, needed: bool) -> DataparserOutputs:
+        config: Any = self.config  # type: ignore[attr-defined]
+        checked_ones = checked_outputs(outputs, Path(config.dataparser.data), needed)
+        sizes = torch.cat([checked_ones.cameras.width, checked_ones.cameras.height], dim=-1)
+        if len(sizes) > 1 and bool((sizes != sizes[0]).any()) and hasattr(config, "collate_fn"):
+            config.collate_fn = variable_res_collate
+        return checked_ones
 
     def _explaining(self, dataset: InputDataset) -> InputDataset:
         parser: DataParserConfig = self.config.dataparser  # type: ignore[attr-defined]
@@ -192,6 +224,21 @@ def _reason(error: Exception) -> str:
 
 def _better_parser(path: Path, parser: str) -> str:
     fitting = [name for mark, name in _MARKS.items() if (path / mark).exists()]
-    if not fitting or parser in (name.split()[0] for name in fitting):
+    if not fitting or parser in (name.split()[0] for name in fitting) or not _reads(fitting[0], path):
         return ""
     return f" The folder looks like one for {fitting[0]}: name it at the end of the command."
+
+
+def _reads(name: str, path: Path) -> bool:
+    """Whether the parser, with the options after its name, finds images in the folder."""
+    config = checked(all_dataparsers[name.split()[0]])
+    config.data = path
+    if name.startswith("colmap "):
+        config.colmap_path = Path(name.split()[-1])
+    silenced, CONSOLE.quiet = CONSOLE.quiet, True
+    try:
+        return len(config.setup().get_dataparser_outputs("train").image_filenames) > 0
+    except (UserError, *_USERS_FAULT):
+        return False
+    finally:
+        CONSOLE.quiet = silenced

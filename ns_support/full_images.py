@@ -14,12 +14,12 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from PIL import Image
 from rich.progress import track
 
-from ns_support.auto_data import AutoDataParserConfig, names_points
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.capture import cameras_inside, triangulated_points
 from ns_support.data import ChecksData, explained_data_errors, own_configuration, parser_name
+from ns_support.door.formats import names_points
 from ns_support.errors import UserError
 from ns_support.export_rays import RaysWanted, image_rays
 from ns_support.help import documented
@@ -117,7 +117,6 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         dataset = self.train_dataset if split == "train" else self.eval_dataset
         cameras = dataset.cameras
         with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
-            _fit_sizes(cameras, dataset)
             # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
             dataset.cameras = copy(cameras)
             dataset.cameras.distortion_params = None
@@ -258,22 +257,6 @@ def _ask_for_points(config: FullImagesConfig) -> None:
         parser.load_3D_points |= names_points(config.data or config.dataparser.data)
     elif hasattr(parser, "load_3D_points"):
         parser.load_3D_points = True
-
-
-def _fit_sizes(cameras: Cameras, dataset: InputDataset) -> None:
-    """Correct cameras whose images are a pixel larger or smaller than they say.
-
-    The sizes of downscaled images are rounded up by some and down by others: mip-NeRF 360's are not nerfstudio's.
-    """
-    if dataset.scale_factor != 1.0:  # resizes the images itself, and rounds as it does the cameras
-        return
-    width, height = cameras.width.clone(), cameras.height.clone()  # those of all cameras may be one number in memory
-    for i, path in enumerate(dataset.image_filenames):
-        with Image.open(path) as image:
-            columns, rows = image.size
-        if abs(columns - int(width[i])) <= 1 and abs(rows - int(height[i])) <= 1:
-            width[i], height[i] = columns, rows
-    cameras.width, cameras.height = width, height
 
 
 def _followed(things: Iterable[Any], what: str, total: int) -> Iterable[Any]:

@@ -100,6 +100,14 @@ def read_ply(path: Path) -> Ply:
         header = _read_header(file, path)
         order = _ORDERS[header.encoding]
         dtype = np.dtype([(name, order + code) for name, code in header.types])
+        # Before memory is asked for: a header may promise anything.
+        left = path.stat().st_size - file.tell()
+        # A digit and what ends it, at least.
+        smallest = 2 * len(header.types) if header.encoding == "ascii" else dtype.itemsize
+        if header.points * smallest > left + 1:
+            raise UserError(
+                f"The PLY file {path} ends after {left // smallest} of the {header.points} points in its header."
+            )
         if header.encoding == "ascii":
             rows = _read_ascii(file, dtype, header.points)
         else:
@@ -112,8 +120,9 @@ def read_ply(path: Path) -> Ply:
 
 
 def _read_header(file: BinaryIO, path: Path) -> _Header:
-    if file.readline(_LONGEST_LINE).strip() != b"ply":
-        raise UserError(f"{path} is not a PLY file: it does not begin with the line `ply`.")
+    start = file.readline(_LONGEST_LINE)
+    if start.strip() != b"ply":
+        raise UserError(f"{path} is not a PLY file: it does not begin with the line `ply`.{_what_else(path, start)}")
     encoding, count, elements = "", 0, 0
     types: list[tuple[str, str]] = []
     comments: list[str] = []
@@ -138,6 +147,10 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
                 types.append((name, _CODE_OF[kind]))
             case [] if raw:
                 pass
+            case ["element", "chunk", _]:
+                raise UserError(
+                    f"The PLY file {path} is compressed, as SuperSplat's; export it from there as an uncompressed PLY."
+                )
             case _:
                 what = f"its header can't be read at {line!r}" if raw else "its header does not end"
                 raise UserError(f"The PLY file {path} is not one of points with scalar properties: {what}.")
@@ -148,11 +161,31 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
     return _Header(encoding, count, types, comments)
 
 
+def _what_else(path: Path, start: bytes) -> str:
+    """A sentence on what a file is that is no PLY, as far as its first line or its name tells."""
+    suffix = path.suffix.lower()
+    if start.startswith(b"version https://git-lfs"):
+        return " It is a pointer of Git LFS: `git lfs pull` fetches the file."
+    if start.lstrip()[:1] == b"<":
+        return " It is a web page: download the file itself."
+    packed = {b"\x1f\x8b": ".spz", b"NG": ".spz", b"PK": ".sog"}.get(start[:2])
+    if packed is None and suffix in (".splat", ".ksplat", ".spz", ".sog"):
+        packed = suffix
+    if packed is None and path.stat().st_size and path.stat().st_size % 32 == 0:
+        packed = ".splat, perhaps"
+    return "" if packed is None else f" It holds packed Gaussians ({packed}): convert it to PLY, in SuperSplat for one."
+
+
 def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
     rows = np.empty(count, dtype)
     names = dtype.names or ()
     for i in range(count):
-        words = file.readline().split()
+        words: list[bytes] = []
+        while not words:  # blank lines between rows are passed over
+            line = file.readline()
+            if not line:
+                return rows[:i]
+            words = line.split()
         if len(words) != len(names):
             return rows[:i]
         for name, word in zip(names, words, strict=True):

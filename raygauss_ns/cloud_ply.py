@@ -40,7 +40,8 @@ an approximation, in three respects:
 - Splats are flattened onto the image and sorted by their centres; densities add up where Gaussians overlap. A viewer
   also cuts colours off at 0.
 
-Reading a splat file inverts the first: sigma = tau / (sqrt(2 pi) h). Its degree 3, if it has one, is left out.
+Reading a splat file inverts the first: sigma = tau / (sqrt(2 pi) h). Its degree 3, if it has one, is left out, and a
+warning says so.
 """
 
 from __future__ import annotations
@@ -55,9 +56,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from ns_support.door.warnings import warn_once
 from ns_support.errors import UserError
 from ns_support.ply import Columns, Ply, read_ply
 from raygauss_ns.color import SH_DEGREE, Y0, ColorBasis, sh_basis
+from raygauss_ns.foreign_splats import (
+    BASE,
+    ROTATION,
+    SCALES,
+    completed,
+    count_of_rest,
+    is_splat,
+    refuse_packed,
+    sound_rows,
+    tell_what_is_cut,
+    with_filter,
+)
 from raygauss_ns.gaussians import GaussianCloud, StartPoints
 
 THOMSEN = 1.6075
@@ -67,11 +81,10 @@ _AXES = ("x", "y", "z")
 _QUAT = tuple(f"quat_{letter}" for letter in "wxyz")
 _LOG_SCALES = tuple(f"log_scale_{i}" for i in range(3))
 _CHANNELS = "rgb"
-_SPLAT_SCALES = tuple(f"scale_{i}" for i in range(3))
-_SPLAT_ROTATION = tuple(f"rot_{i}" for i in range(4))
-_SPLAT_BASE = tuple(f"f_dc_{i}" for i in range(3))
+_SPLAT_REST = 15
+"""Harmonics of degree 1 to 3."""
 _RAYGAUSS_NAMES = (*_AXES, *_LOG_SCALES, *_QUAT, "density", *(f"sh_0_{c}" for c in _CHANNELS))
-_SPLAT_NAMES = (*_AXES, *_SPLAT_BASE, "opacity", *_SPLAT_SCALES, *_SPLAT_ROTATION)
+_SPLAT_NAMES = (*_AXES, *BASE, "opacity", *SCALES, *ROTATION)
 
 
 # ---- the physics of the conversion -----------------------------------------------------------------------------------
@@ -135,7 +148,8 @@ def _lobes_as_harmonics(basis: ColorBasis) -> Tensor:
 
 def cloud_columns(cloud: GaussianCloud) -> Columns:
     """Every parameter of a cloud under an honest name: the format that loses nothing."""
-    p = {name: parameter.detach().cpu() for name, parameter in cloud.params.items()}
+    kept = _finite(cloud)
+    p = {name: parameter.detach().cpu()[kept] for name, parameter in cloud.params.items()}
     columns: Columns = {}
     columns |= _named(_AXES, p["means"])
     columns |= _named(_LOG_SCALES, p["scales"])
@@ -160,7 +174,8 @@ def splat_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
         density_threshold: density up to which a Gaussian counts as absent, and is left out (1/length).
 
     Returns:
-        x y z, nx ny nz (0), f_dc_0..2, f_rest_0..23 (all of red, then green, then blue), opacity (logit), scale_0..2
+        x y z, nx ny nz (0), f_dc_0..2, f_rest_0..44 (all of red, then green, then blue; degree 3, which some
+        readers insist on, is 0), opacity (logit), scale_0..2
         (log), rot_0..3 (unit quaternion, w first); float32.
     """
     gaussians, log_scales, harmonics = _alive(cloud, density_threshold)
@@ -170,12 +185,14 @@ def splat_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
     columns: Columns = {}
     columns |= _named(_AXES, gaussians["means"])
     columns |= _named([f"n{a}" for a in _AXES], torch.zeros_like(gaussians["means"]))
-    columns |= _named(_SPLAT_BASE, harmonics[:, 0].float())
-    rest = harmonics[:, 1:].float().transpose(1, 2).flatten(1)
+    columns |= _named(BASE, harmonics[:, 0].float())
+    rest = torch.zeros(len(harmonics), 3, _SPLAT_REST)
+    rest[:, :, : harmonics.shape[1] - 1] = harmonics[:, 1:].float().transpose(1, 2)
+    rest = rest.flatten(1)
     columns |= _named([f"f_rest_{i}" for i in range(rest.shape[1])], rest)
     columns["opacity"] = logits.float().numpy()
-    columns |= _named(_SPLAT_SCALES, log_scales)
-    columns |= _named(_SPLAT_ROTATION, normalize(gaussians["quats"], dim=-1))
+    columns |= _named(SCALES, log_scales)
+    columns |= _named(ROTATION, normalize(gaussians["quats"], dim=-1))
     return columns
 
 
@@ -197,10 +214,26 @@ def point_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
 def _alive(cloud: GaussianCloud, density_threshold: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The physical Gaussians above the threshold, their log scales and their colours as harmonics."""
     gaussians = {name: value.detach().cpu() for name, value in cloud.gaussians()._asdict().items()}
-    keep = gaussians["densities"] > density_threshold
+    keep = (gaussians["densities"] > density_threshold) & _finite(cloud)
+    gaussians["quats"] = _with_rotations(gaussians["quats"])
     basis = ColorBasis(*(value.detach().cpu()[keep] for value in cloud.color_basis()))
     log_scales = cloud.params["scales"].detach().cpu()[keep]
     return {name: value[keep] for name, value in gaussians.items()}, log_scales, lobes_as_harmonics(basis)
+
+
+def _finite(cloud: GaussianCloud) -> Tensor:
+    """[N] bool, the Gaussians whose every number is finite; a warning counts the others."""
+    parameters = [parameter.detach().cpu().flatten(1) for parameter in cloud.params.values() if parameter.ndim > 1]
+    densities = cloud.params["densities"].detach().cpu().view(-1, 1)
+    finite = torch.cat([*parameters, densities], -1).isfinite().all(-1)
+    if not bool(finite.all()):
+        warn_once(f"{int((~finite).sum())} of the {len(finite)} Gaussians are not finite, and are not exported.")
+    return finite
+
+
+def _with_rotations(quats: Tensor) -> Tensor:
+    """Quaternions [N, 4], those of no length replaced by that of no rotation."""
+    return torch.where((quats != 0).any(-1, keepdim=True), quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
 
 
 def _named(names: Sequence[str], values: Tensor) -> Columns:
@@ -233,14 +266,19 @@ def read_cloud(
     """
     ply = read_ply(path)
     unit = unit or _header_unit(ply)
-    if "density" in ply.columns or "log_scale_0" in ply.columns:
+    refuse_packed(ply.columns, path)
+    if is_splat(ply.columns):
+        params = _from_splats(ply.columns, path, unit, sh_degree, num_lobes or 0, least_scale)
+    elif "density" in ply.columns or "log_scale_0" in ply.columns:
         params = _from_raygauss(ply.columns, path, unit, sh_degree, num_lobes)
     elif "opacity" in ply.columns or "scale_0" in ply.columns:
-        params = _from_splats(ply.columns, path, unit, sh_degree, num_lobes or 0, least_scale)
+        _require(completed(ply.columns, path), _SPLAT_NAMES, path)
+        raise AssertionError("a splat has an opacity and scales")
     else:
         raise UserError(
             f"The PLY file {path} holds neither Gaussians ({', '.join(_RAYGAUSS_NAMES)}) nor splats "
-            f"({', '.join(_SPLAT_NAMES)}); it has only {', '.join(ply.columns)}."
+            f"({', '.join(_SPLAT_NAMES)}); it has only {', '.join(ply.columns)}. SfM points belong into "
+            'the data: name the file in transforms.json, "ply_file_path".'
         )
     cloud = GaussianCloud(
         StartPoints(torch.zeros(1, 3), None), unit, 1.0, sh_degree=sh_degree, num_lobes=params["sg_axes"].shape[1]
@@ -263,13 +301,16 @@ def header_values(comments: Sequence[str]) -> dict[str, float]:
 
 
 def _header_unit(ply: Ply) -> float:
-    return header_values(ply.comments).get("scene_unit", 1.0)
+    unit = header_values(ply.comments).get("scene_unit", 1.0)
+    return unit if 0 < unit < math.inf else 1.0
 
 
 def _from_raygauss(
     columns: Columns, path: Path, unit: float, sh_degree: int, num_lobes: int | None
 ) -> dict[str, Tensor]:
     _require(columns, _RAYGAUSS_NAMES, path)
+    every = [name for name in columns if name in _RAYGAUSS_NAMES or name.startswith(("sh_", "sg_"))]
+    columns = sound_rows(columns, every, _QUAT, path)
     harmonics = _count(columns, "sh_{}_r")
     stored_lobes = _count(columns, "sg_{}_raw_sharpness")
     lobes = stored_lobes if num_lobes is None else num_lobes
@@ -303,26 +344,28 @@ def _from_raygauss(
 def _from_splats(
     columns: Columns, path: Path, unit: float, sh_degree: int, num_lobes: int, least_scale: float
 ) -> dict[str, Tensor]:
+    columns = completed(columns, path)
     _require(columns, _SPLAT_NAMES, path)
-    count = _count(columns, "f_rest_{}")
-    if count not in (0, 9, 24, 45):
-        raise UserError(f"The PLY file {path} has {count} properties f_rest_*; it must be 0, 9, 24 or 45.")
+    count = count_of_rest(columns, path)
+    columns = sound_rows(columns, [*_SPLAT_NAMES, *(f"f_rest_{i}" for i in range(count))], ROTATION, path)
     means = _stacked(columns, _AXES, path)
     params = _blank(len(means), sh_degree, num_lobes)
     if count > 0:
         rest = _stacked(columns, [f"f_rest_{i}" for i in range(count)], path).view(-1, 3, count // 3).transpose(1, 2)
         bands = min(count // 3, params["sh_rest"].shape[1])
+        tell_what_is_cut(rest, bands, sh_degree, path)
         params["sh_rest"][:, :bands] = rest[:, :bands]
-    log_scales = _stacked(columns, _SPLAT_SCALES, path).double()
+    log_scales = _stacked(columns, SCALES, path).double()
+    depths = softplus(_stacked(columns, ["opacity"], path)[:, 0].double())
+    depths, log_scales = with_filter(depths, log_scales, columns, path)
     if least_scale > 0:
         log_scales = log_scales.clamp_min(math.log(least_scale))
-    depths = softplus(_stacked(columns, ["opacity"], path)[:, 0].double())
     return params | {
         "means": means,
         "scales": log_scales.float(),
-        "quats": _stacked(columns, _SPLAT_ROTATION, path),
+        "quats": _stacked(columns, ROTATION, path),
         "densities": (densities_of_depths(depths, log_scales) * unit).float(),
-        "sh_base": _stacked(columns, _SPLAT_BASE, path),
+        "sh_base": _stacked(columns, BASE, path),
     }
 
 

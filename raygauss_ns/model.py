@@ -30,6 +30,7 @@ from raygauss_ns.cloud_ply import read_cloud
 from raygauss_ns.color import colors_reference, view_colors
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.density_control import DensityControl
+from raygauss_ns.foreign_splats import tell_if_unseen
 from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
 from raygauss_ns.losses import isotropy_loss
 from raygauss_ns.projection import View
@@ -105,6 +106,7 @@ class RayGaussModel(Model):
         if config.initial_ply is not None and config.initial_ply.is_file() and not follows:
             half_step = 0.5 * self.step_size * unit
             cloud = read_cloud(config.initial_ply, unit, config.sh_degree, config.num_lobes, half_step)
+            tell_if_unseen(cloud.params["means"], poses, lenses, config.initial_ply)
             if not bool((cloud.params["densities"] > config.density_threshold).any()):
                 raise UserError(
                     f"None of the {len(cloud)} Gaussians in {config.initial_ply} is denser than "

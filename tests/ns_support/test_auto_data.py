@@ -127,7 +127,7 @@ class TestSettings:
 class TestUnknown:
     SENTENCE = (
         r"format of the data in .* is not known: looked for a Blender scene \(transforms_train.json .*transforms.json "
-        r".*COLMAP model \(cameras.bin or cameras.txt in colmap/sparse/0, sparse/0, .*name nerfstudio's parser"
+        r".*COLMAP model \(cameras.bin or cameras.txt in colmap/sparse/0, sparse/0, .*"
     )
 
     @DATAMANAGERS
@@ -145,7 +145,7 @@ class TestUnknown:
 
     def test_transforms_of_neither_kind(self, tmp_path):
         (tmp_path / "transforms.json").write_text("[]")
-        with pytest.raises(UserError, match=self.SENTENCE):
+        with pytest.raises(UserError, match=r"transforms\.json holds no JSON object"):
             AutoDataParserConfig(data=tmp_path).setup()
 
     def test_no_json(self, tmp_path):
@@ -163,7 +163,7 @@ def test_datamanagers_read_and_name_the_chosen_format(config, blender_scene):
     assert len(datamanager.train_dataset) == 3
     assert parser_name(config.dataparser) == "blender-data"
     (folder / "transforms_train.json").write_text('{"camera_angle_x": 1}')
-    with pytest.raises(UserError, match=r"^blender-data can't read the data in .*: an entry 'frames' is missing"):
+    with pytest.raises(UserError, match=r"transforms_train\.json lists no frames"):
         config.setup(device="cpu")
 
 

@@ -8,11 +8,11 @@ from nerfstudio.cameras.camera_utils import get_distortion_params
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from ns_support import full_images
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.capture import Points
+from ns_support.door.dataset import CheckedDataset
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages, FullImagesConfig
 
@@ -30,7 +30,7 @@ def start(folder, parser=None, **config):
 @pytest.mark.parametrize("cache", ["cpu", "gpu"])
 def test_serves_every_image_once_without_cuda(nerfstudio_scene, cache):
     datamanager = start(nerfstudio_scene(4), cache_images=cache)
-    assert datamanager.dataset_type is InputDataset
+    assert datamanager.dataset_type is CheckedDataset
     served = [datamanager.next_train(step) for step in range(4)]
     assert sorted(batch["image_idx"] for _, batch in served) == [0, 1, 2, 3]
     assert all(camera.shape == (1,) and batch["image"].shape == (HEIGHT, WIDTH, 3) for camera, batch in served)
@@ -167,8 +167,8 @@ def test_what_is_outside_a_fisheyes_circle_is_masked(nerfstudio_scene, masks):
 
 def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     folder = nerfstudio_scene(2, k1=0.1)
-    (folder / "image_1.png").unlink()
     datamanager = start(folder, triangulated_points=0)
+    (folder / "image_1.png").unlink()
     with pytest.raises(UserError):
         datamanager.next_train(0)
     assert datamanager.train_dataset.cameras.distortion_params.any()
@@ -211,8 +211,8 @@ def test_images_may_be_a_pixel_larger_or_smaller_than_their_cameras(nerfstudio_s
 
 def test_images_of_another_size_are_an_error(nerfstudio_scene):
     folder = nerfstudio_scene(1, images=[np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8)])
-    with pytest.raises(UserError, match=r"size of image \(42, 30\) loaded does not match"):
-        start(folder, triangulated_points=0).next_train(0)
+    with pytest.raises(UserError, match=r"image_0\.png is 42 x 30 pixels and its camera 40 x 30"):
+        start(folder, triangulated_points=0)
 
 
 def test_config_survives_yaml():
