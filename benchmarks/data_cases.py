@@ -562,8 +562,9 @@ def look(folder: Path, method: str, gray: bool = False) -> Outcome:
     config.data = folder
     if hasattr(config, "triangulated_points"):
         config.triangulated_points = 0
-    said, before, width = io.StringIO(), CONSOLE.file, CONSOLE.width
-    CONSOLE.file, CONSOLE.width = said, 1000
+    # The console writes to whatever is the standard output; to set its file would last.
+    said, width = io.StringIO(), CONSOLE.width
+    CONSOLE.width = 1000
     sentence, error = "", None
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -571,7 +572,7 @@ def look(folder: Path, method: str, gray: bool = False) -> Outcome:
     except UserError as refusal:
         sentence = str(refusal)
     finally:
-        CONSOLE.file, CONSOLE.width = before, width
+        CONSOLE.width = width
     lines = [line.strip() for line in said.getvalue().splitlines() if line.startswith("Warning:")]
     return Outcome(error, sentence, " ".join(lines))
 
