@@ -553,7 +553,6 @@ def look(folder: Path, method: str, gray: bool = False) -> Outcome:
         gray: whether the images are gray.
     """
     from nerfstudio.configs.method_configs import all_methods
-    from nerfstudio.utils.rich_utils import CONSOLE
 
     from ns_support.door.warnings import forget_warnings
 
@@ -562,19 +561,16 @@ def look(folder: Path, method: str, gray: bool = False) -> Outcome:
     config.data = folder
     if hasattr(config, "triangulated_points"):
         config.triangulated_points = 0
-    # The console writes to whatever is the standard output; to set its file would last.
-    said, width = io.StringIO(), CONSOLE.width
-    CONSOLE.width = 1000
+    # The terminal writes to whatever is the standard output; to set its file would last.
+    said = io.StringIO()
     sentence, error = "", None
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             error = mean_error(config.setup(device="cpu", test_mode="val"), gray)
     except UserError as refusal:
         sentence = str(refusal)
-    finally:
-        CONSOLE.width = width
-    lines = [line.strip() for line in said.getvalue().splitlines() if line.startswith("Warning:")]
-    return Outcome(error, sentence, " ".join(lines))
+    _, warning, rest = " ".join(said.getvalue().split()).partition("Warning:")
+    return Outcome(error, sentence, warning + rest)
 
 
 def mean_error(datamanager: Any, gray: bool) -> float:

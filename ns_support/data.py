@@ -60,7 +60,11 @@ def own_configuration(config: Config) -> Config:
     Args:
         config: its data folder and its parser's become one, as nerfstudio would make them; nothing else changes.
     """
-    config.data = config.dataparser.data = Path(config.data or config.dataparser.data)
+    path = Path(config.data or config.dataparser.data)
+    if config.data != path:
+        config.data = Path(path)
+    if config.dataparser.data != path:
+        config.dataparser.data = Path(path)
     return deepcopy(config)
 
 

@@ -76,6 +76,7 @@ def begin(config, at=None, act=None):
         here = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
         trainer.callbacks.append(TrainingCallback(here, lambda step: act(trainer) if step == at else None))
     trainer.train()
+    writer.EVENT_WRITERS.clear()  # other tests look at those of their own trainings
     return trainer
 
 
