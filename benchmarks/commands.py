@@ -340,7 +340,7 @@ def _watch(process: subprocess.Popen[bytes] | Forked, timeout: float, log: Path)
             time.sleep(0.5)
             continue
         # The page is served from the start, the model may still be loading.
-        if served and "Loading latest checkpoint" in log.read_text(errors="replace"):
+        if served and "Loaded " in log.read_text(errors="replace"):
             time.sleep(VIEWER_SECONDS)
             return 0 if process.poll() is None else process.returncode or 1
         time.sleep(0.5)
