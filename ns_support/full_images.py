@@ -109,7 +109,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         chosen = torch.randperm(len(found.positions), generator=torch.Generator().manual_seed(0))[:most]
         # Where nerfstudio's pipeline looks for SfM points to hand to the model.
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
-        say(f"{len(chosen)} points were triangulated.")
+        say(f"{len(chosen):,} points were triangulated.")
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
         # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.

@@ -83,3 +83,12 @@ def test_a_missing_file_ends_in_a_sentence(tmp_path):
 def test_refuses_what_the_format_has_no_place_for(tmp_path, columns, comments, sentence):
     with pytest.raises(ValueError, match=sentence):
         write_ply(tmp_path / "a.ply", columns, comments)
+
+
+@pytest.mark.parametrize("count", [10**6, 10**12, 10**30])
+@pytest.mark.parametrize("encoding", ["ascii", "binary_little_endian"])
+def test_a_count_that_the_file_can_not_hold_allocates_nothing(tmp_path, encoding, count):
+    header = f"ply\nformat {encoding} 1.0\nelement vertex {count}\nproperty double x\nend_header\n"
+    (tmp_path / "a.ply").write_bytes(header.encode() + b"1.5 2.5 ")
+    with pytest.raises(UserError, match=rf"ends after \d+ of the {count} points in its header"):
+        read_ply(tmp_path / "a.ply")
