@@ -22,7 +22,8 @@ def say(text: str, style: str | None = None) -> None:
         style: as rich names it, e.g. "yellow" for a warning.
     """
     if Processes.current().rank == 0:
-        TERMINAL.print(text, style=style, markup=False)
+        # A path is longer than some terminals are wide, and is to be copied: words are never broken.
+        TERMINAL.print(text, style=style, markup=False, overflow="ignore", crop=False)
 
 
 def warn(text: str) -> None:

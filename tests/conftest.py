@@ -37,6 +37,12 @@ os.environ["NUMBA_CACHE_DIR"] = str(_kernel_cache())
 
 
 @pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Where a sentence is wrapped depends on the length of the temporary folder's name, and matters to no test."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Uninitialised floating-point tensors hold NaN, so that reading one by mistake shows.
 
