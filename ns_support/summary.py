@@ -74,7 +74,7 @@ def say_farewell(trainer: Any, steps: int, seconds: float) -> None:
         *([] if progress.gaussians is None else [f"{progress.gaussians:,} Gaussians"]),
     ]
     done = trainer.last_step + 1
-    begin = f"Stopped after step {done:,} of {progress.end:,}" if done < progress.end else "Training finished"
+    begin = f"Stopped after step {done:,} of {progress.end:,}" if done < progress.end else "Training Finished"
     say(f"\n{begin}: {steps:,} steps in {duration(seconds)}{''.join(f'; {result}' for result in results)}.")
     show_command("saved as", str(trainer.saved or "nothing"))
     run = shlex.quote(str(config.get_base_dir() / "config.yml"))

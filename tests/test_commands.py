@@ -159,14 +159,14 @@ def test_a_signal_ends_the_command_well(method, steps, number, scene, tmp_path):
             end = time.monotonic() + 300
             while wanted not in " ".join(log.read_text().split()) and time.monotonic() < end:
                 time.sleep(0.2)
-            time.sleep(1.0)
+            time.sleep(4.0)  # until the first step has begun
             running.send_signal(number)
             assert running.wait(120) == 0, log.read_text()
         finally:
             running.kill()
     output = " ".join(log.read_text().split())
     assert "Traceback" not in output
-    assert ("Stopped after step" if steps > 3 else "Training finished") in output
+    assert ("Stopped after step" if steps > 3 else "Training Finished") in output
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     words = ("--max-num-iterations", 1, "--vis", "tensorboard", "--timestamp", "on", *METHODS[method])
     said = run("ns-train", method, *words, "--load-dir", checkpoint.parents[1], "--data", scene, cwd=tmp_path)

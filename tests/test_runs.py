@@ -85,7 +85,7 @@ def test_with_a_viewer_the_command_waits_for_a_signal(scene, tmp_path, monkeypat
     assert len(slept) == 1
     assert steps_in(trainer) == [7]
     text = said(capsys)
-    assert text.index("Training finished") < text.index("ns-viewer --load-config") < text.index("Ctrl+C leaves")
+    assert text.index("Training Finished") < text.index("ns-viewer --load-config") < text.index("Ctrl+C leaves")
 
 
 def test_a_stop_before_the_first_step_saves_nothing(scene, tmp_path, monkeypatch, capsys):
@@ -280,7 +280,7 @@ def test_what_a_training_says(scene, tmp_path, capsys, monkeypatch):
     assert "8 steps." in text
     assert "Saved every 1,000 steps and every 10 minutes." in text
     result = f"{trainer.progress.psnr:.1f} dB PSNR on training images; 300 Gaussians."
-    assert re.search(rf"Training finished: 8 steps in \d+ s; {re.escape(result)}", text)
+    assert re.search(rf"Training Finished: 8 steps in \d+ s; {re.escape(result)}", text)
     for command in ("ns-viewer", "ns-eval", "ns-render interpolate", "raygauss-export splat", "ns-train raygauss"):
         assert any(command in line for line in lines), command
     assert "\x1b" not in text
