@@ -13,7 +13,6 @@ from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data import ChecksData, check_data_folder, explained_data_errors, parser_name
 from ns_support.errors import UserError
 from ns_support.full_images import FullImagesConfig
-from raygauss_ns.method import raygauss
 
 from .conftest import HEIGHT, WIDTH
 
@@ -202,17 +201,3 @@ def _halve(folder):
     for path in folder.glob("image_*.png"):
         with Image.open(path) as image:
             image.resize((WIDTH // 2, HEIGHT // 2)).save(folder / "images_2" / path.name)
-
-
-def test_a_set_up_changes_nothing_in_the_configuration(blender_scene):
-    """`ns-render` sets a run's datamanager up a second time, for the images: of the size that was trained on."""
-    config = raygauss.config.pipeline.datamanager
-    data, factor = config.data, config.dataparser.downscale_factor
-    try:
-        config.data, config.dataparser.downscale_factor = blender_scene(train=2, test=1), None
-        config.dataparser.data = config.data
-        before = repr(config)
-        config.setup(device="cpu", test_mode="inference")
-        assert repr(config) == before
-    finally:
-        config.data, config.dataparser.downscale_factor = data, factor
