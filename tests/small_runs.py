@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 from PIL import Image
 
@@ -66,10 +66,11 @@ def configure(method, scene, output, steps=8, **options):
 def begin(config, at=None, act=None):
     """Train as `ns-train` does; call `act` once the step `at` is done."""
     writer.EVENT_WRITERS.clear()
-    config.set_timestamp()
+    if config.timestamp == "{timestamp}":
+        config.set_timestamp()
     config.print_to_terminal()
     config.save_config()
-    torch.manual_seed(0)
+    _set_random_seed(config.machine.seed)
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     if act is not None:

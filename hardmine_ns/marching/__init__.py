@@ -4,6 +4,8 @@ On a CPU the loops that run along a ray are Numba kernels (`cpu.py`). On CUDA ma
 compositing whole-tensor PyTorch. Each kernel has a PyTorch version, the reference that it is tested against.
 
 Example:
+    >>> import torch
+    >>> from hardmine_ns.marching import OccupancyGrid, composite, march_rays
     >>> grid = OccupancyGrid(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]), resolution=32)
     >>> origins, directions = torch.tensor([[0.0, 0.0, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     >>> samples = march_rays(origins, directions, torch.tensor([0.0]), torch.tensor([10.0]), grid, step_size=0.01)

@@ -1,0 +1,65 @@
+"""What the documentation shows works: examples in docstrings give what stands below them, and links lead somewhere."""
+
+import doctest
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if ">>>" in path.read_text()
+)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PATH_IN_TEXT = re.compile(r"`((?:raygauss_ns|hardmine_ns|ns_support|benchmarks|examples|tests)/[\w./]*)`")
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings_give_what_they_say(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 0 or "doctest: +SKIP" in Path(importlib.import_module(name).__file__).read_text()
+    assert result.failed == 0
+
+
+def anchors(page):
+    """The names by which GitHub lets one link to a page's headings."""
+    headings = re.findall(r"^#+ +(.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text()
+    for target in LINK.findall(text):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+    for name in PATH_IN_TEXT.findall(text):
+        assert (ROOT / name).exists(), name
+
+
+def test_links_are_looked_at(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A heading: `code`\n[x](#a-heading-code) `raygauss_ns/method.py`")
+    assert anchors(page) == {"a-heading-code"}
+    assert LINK.findall(page.read_text()) == ["#a-heading-code"]
+    assert PATH_IN_TEXT.findall(page.read_text()) == ["raygauss_ns/method.py"]
+
+
+def test_every_module_that_docstrings_and_comments_name_exists():
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode != 0:
+        pytest.skip("not a git repository")
+    for name in files.stdout.split():
+        for mentioned in PATH_IN_TEXT.findall((ROOT / name).read_text()):
+            assert (ROOT / mentioned).exists(), f"{name} names {mentioned}"
