@@ -31,10 +31,10 @@ import tyro
 from numba import njit
 from torch import Tensor
 
-from ns_support.threads import num_threads, run_on_threads
+from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.simd import LANES, aligned_zeros, exp, load, pointer, splat, store
 from raygauss_ns.casting import CastSettings, Gaussians, cast, whitening_matrices
-from raygauss_ns.casting.bvh import build_bvh
-from raygauss_ns.casting.simd import LANES, aligned_zeros, exp, load, pointer, splat, store
+from raygauss_ns.casting.cpu.bvh import build_bvh
 
 DISTANCE, FIELD_OF_VIEW = 3.0, 50.0
 """Of the camera from the shell's centre (its radius is 1), and in degrees."""

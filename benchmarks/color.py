@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from raygauss_ns.color import ColorBasis, colors_reference, view_colors
+from raygauss_ns.color.api import view_colors
+from raygauss_ns.color.reference import ColorBasis, colors_reference
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from ns_support.errors import UserError
-from ns_support.lenses import Lens, LensType, make_lens
+from ns_support.lenses.lens import Lens, LensType, make_lens
 from ns_support.rays import camera_rays
 
 WIDTH, HEIGHT, FOCAL, COUNT = 40, 56, 48.0, 12
@@ -555,7 +555,7 @@ def look(folder: Path, method: str, gray: bool = False) -> Outcome:
     from nerfstudio.configs.method_configs import all_methods
     from nerfstudio.utils.rich_utils import CONSOLE
 
-    from ns_support.door.warnings import forget_warnings
+    from ns_support.data.warnings import forget_warnings
 
     forget_warnings()
     config = copy.deepcopy(all_methods[method].pipeline.datamanager)

@@ -110,7 +110,7 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
 def candidates_from(lists: bool) -> Iterator[None]:
     """Cast images by lists, or by the hierarchy; without Triton there is neither."""
     try:
-        from raygauss_ns.casting import gpu
+        from raygauss_ns.casting.gpu import launch as gpu
     except ImportError:
         yield
         return

@@ -30,8 +30,11 @@ from numpy.typing import NDArray
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from raygauss_ns.casting import gpu_candidates, gpu_kernels, gpu_packets, whitening_matrices
-from raygauss_ns.casting.bvh import _morton_codes, build_bvh
+from raygauss_ns.casting import whitening_matrices
+from raygauss_ns.casting.cpu.bvh import _morton_codes, build_bvh
+from raygauss_ns.casting.gpu import candidates as gpu_candidates
+from raygauss_ns.casting.gpu import kernels as gpu_kernels
+from raygauss_ns.casting.gpu import packets as gpu_packets
 
 Array = NDArray[Any]
 

@@ -18,15 +18,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ns_support.lenses import LensType, make_lens
+from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.casting import CastSettings, cast
-from raygauss_ns.color import SH_DEGREE, view_colors
-from raygauss_ns.density_control import DensityControl, DensitySchedule
-from raygauss_ns.gaussians import GaussianCloud, random_points
-from raygauss_ns.losses import isotropy_loss
-from raygauss_ns.projection import View, smallest_resolved_scale
-from raygauss_ns.schedules import stretched, unlocked_colors
-from raygauss_ns.similarity import structural_similarity
+from raygauss_ns.color.api import view_colors
+from raygauss_ns.color.harmonics import SH_DEGREE
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
+from raygauss_ns.gaussians.initialization import random_points
+from raygauss_ns.gaussians.projection import View, smallest_resolved_scale
+from raygauss_ns.gaussians.regularization import isotropy_loss
+from raygauss_ns.gaussians.schedules import stretched, unlocked_colors
+from raygauss_ns.ssim.api import structural_similarity
 
 BOX = torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]])
 LEARNING_RATES = {

@@ -33,7 +33,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from torch.multiprocessing.spawn import spawn
 from train_eval import configure
 
-from ns_support.launching import run_worker
+from ns_support.commands.launching import run_worker
 
 COLUMNS = {"processes": "", "threads": "", "gaussian_count": ".0f", "psnr": ".4f", "seconds": ".1f", "step_ms": ".1f"}
 """What the table shows, and how."""

@@ -27,11 +27,12 @@ import tyro
 from casting import Clock, print_table
 from torch import Tensor
 
-from ns_support.ply import read_ply
-from ns_support.threads import num_threads
+from ns_support.concurrency.threads import num_threads
+from ns_support.data.ply import read_ply
 from raygauss_ns.casting import CastSettings, Gaussians, cast
-from raygauss_ns.cloud_ply import read_cloud
-from raygauss_ns.gaussians import GaussianCloud, StartPoints
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.initialization import StartPoints
+from raygauss_ns.gaussians.ply_formats import read_cloud
 
 STEP, GROWTH, EXPONENT, BOUND = 0.005, 1 / 1024, 1 / 3, 4
 """As published for real scenes: dt0 (u), g, gamma, dt_max / dt0."""

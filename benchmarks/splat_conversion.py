@@ -29,10 +29,10 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 from train_eval import configure, train
 
+from ns_support.data.ply import Columns, read_ply, write_ply
 from ns_support.metrics import image_metrics
-from ns_support.ply import Columns, read_ply, write_ply
-from raygauss_ns.cloud_ply import read_cloud, splat_columns
 from raygauss_ns.export import header_comments
+from raygauss_ns.gaussians.ply_formats import read_cloud, splat_columns
 from raygauss_ns.model import RayGaussModel
 
 LOW_PASS = 0.3

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from train_eval import configure, train
 
-from raygauss_ns import similarity
-from raygauss_ns.casting.autograd import CpuCast
-from raygauss_ns.color_kernel import KernelColors
+from raygauss_ns.casting.cpu.autograd import CpuCast
+from raygauss_ns.color.cpu import KernelColors
+from raygauss_ns.ssim import api as similarity
 from raygauss_ns.training import TrainingLoop
 
 

@@ -33,7 +33,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from PIL import Image
 from torchmetrics.image import lpip
 
-from ns_support.device import default_device_type
+from ns_support.startup.device import default_device_type
 
 
 def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-import ns_support.checkpoints
-import ns_support.quiet
-import ns_support.video  # noqa: F401 - these three act on import
+import ns_support.startup  # noqa: F401 - acts on import
 from hardmine_ns.data import RayDataManagerConfig
 from hardmine_ns.model import HardMineModelConfig
 from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
 from hardmine_ns.pipeline import CPU_STEPS, GPU_STEPS, AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
-from ns_support.device import default_device_type
-from ns_support.loading import LOCAL_HOST
+from ns_support.commands.loading import LOCAL_HOST
+from ns_support.startup.device import default_device_type
 from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"

@@ -22,24 +22,24 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from hardmine_ns.field import HashField, truncated_exp
 from hardmine_ns.hash_encoding import Backend, HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
 from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.optimizers import fit_learning_rates
-from hardmine_ns.rendering import Rays, Visible, groups_of_rays, render_visible, search
+from hardmine_ns.rendering.field import HashField, truncated_exp
+from hardmine_ns.rendering.visibility import Rays, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.settings import check_settings
 from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
+from ns_support.commands.export_rays import is_of_texels, texel_rays
+from ns_support.commands.given_rays import given_rays
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
-from ns_support.export_rays import is_of_texels, texel_rays
-from ns_support.given_rays import given_rays
 from ns_support.help import documented
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.outputs import Outputs, filled_depth
-from ns_support.processes import Processes
 from ns_support.rays import camera_rays
-from ns_support.speed import StepTimer
-from ns_support.viewer import SlicePlane, stop_if_unwanted, viewer_asks
+from ns_support.step_timer import StepTimer
+from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
+from ns_support.viewer.outputs import Outputs, filled_depth
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""

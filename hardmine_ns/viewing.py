@@ -13,11 +13,11 @@ from torch import Tensor
 from hardmine_ns.marching import composite
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.mining import HardSampleMining, MiningRule
-from hardmine_ns.rendering import Visible
-from hardmine_ns.share_map import ShareMap
-from ns_support.normals import normal_picture, surface_normals
-from ns_support.outputs import Extra
-from ns_support.viewer import SlicePlane, ViewerRun, stop_if_unwanted
+from hardmine_ns.rendering.share_map import ShareMap
+from hardmine_ns.rendering.visibility import Visible
+from ns_support.viewer.controls import SlicePlane, ViewerRun, stop_if_unwanted
+from ns_support.viewer.normals import normal_picture, surface_normals
+from ns_support.viewer.outputs import Extra
 
 if TYPE_CHECKING:
     from hardmine_ns.model import HardMineModel

@@ -1,1 +1,1 @@
-"""What both methods share. `threads` and `triton_types` need torch at most, the other modules nerfstudio."""
+"""What both methods share. The modules here are what nerfstudio sees; the folders are libraries of one subject each."""

@@ -18,8 +18,14 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
-from ns_support.door.formats import COLMAP_CAMERAS, COLMAP_FOLDERS, colmap_model, transforms_format, what_it_is_instead
-from ns_support.door.parsers import checked
+from ns_support.data.formats.parsers import checked
+from ns_support.data.formats.recognition import (
+    COLMAP_CAMERAS,
+    COLMAP_FOLDERS,
+    colmap_model,
+    transforms_format,
+    what_it_is_instead,
+)
 from ns_support.errors import UserError
 from ns_support.help import documented
 

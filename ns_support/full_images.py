@@ -17,13 +17,13 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from rich.progress import track
 
 from ns_support.auto_data import AutoDataParserConfig
-from ns_support.capture import cameras_inside, triangulated_points
-from ns_support.data import ChecksData, explained_data_errors, own_configuration, parser_name
-from ns_support.door.formats import names_points
+from ns_support.commands.export_rays import RaysWanted, image_rays
+from ns_support.concurrency.processes import Processes
+from ns_support.data.checks import ChecksData, explained_data_errors, own_configuration, parser_name
+from ns_support.data.formats.recognition import names_points
 from ns_support.errors import UserError
-from ns_support.export_rays import RaysWanted, image_rays
 from ns_support.help import documented
-from ns_support.processes import Processes
+from ns_support.lenses.triangulation import cameras_inside, triangulated_points
 from ns_support.rays import camera_lenses
 from ns_support.terminal import say
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
+from ns_support.commands.loading import prepare_loading
+from ns_support.commands.rendering import prepare_rendering
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.help import documented
-from ns_support.loading import prepare_loading
 from ns_support.metrics import in_words
-from ns_support.processes import Processes
-from ns_support.rendering import prepare_rendering
 from ns_support.terminal import say
 
 

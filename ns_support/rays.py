@@ -14,7 +14,7 @@ from nerfstudio.utils.math import intersect_obb
 from torch import Tensor
 
 from ns_support.errors import UserError
-from ns_support.lenses import Lens, LensType, LocalRays, make_lens, stack_lenses
+from ns_support.lenses.lens import Lens, LensType, LocalRays, make_lens, stack_lenses
 
 _MOST_KEPT = 1 << 22
 """Pixels of an image whose rays are kept, at most: 24 bytes each."""

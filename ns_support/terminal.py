@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ns_support.processes import Processes
+from ns_support.concurrency.processes import Processes
 
 TERMINAL = Console(highlight=False)
 """Writes to whatever `sys.stdout` is at the time."""

@@ -25,18 +25,18 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from ns_support.commands.launching import prepare_launch
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.help import documented
-from ns_support.launching import prepare_launch
-from ns_support.processes import Processes
-from ns_support.progress import TrainingProgress, install
-from ns_support.safe_files import FULL, replaced, unwritable
-from ns_support.saved_runs import read_checkpoint, write_checkpoint
-from ns_support.start import check_resumable, check_run, free_timestamp, resume_path
-from ns_support.stopping import stop_signals, stop_signals_of_worker
-from ns_support.summary import data_facts, device_facts, say_farewell
+from ns_support.runs.progress import TrainingProgress, install
+from ns_support.runs.safe_files import FULL, replaced, unwritable
+from ns_support.runs.saved_runs import read_checkpoint, write_checkpoint
+from ns_support.runs.start import check_resumable, check_run, free_timestamp, resume_path
+from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
+from ns_support.runs.summary import data_facts, device_facts, say_farewell
+from ns_support.runs.trained_on import KEY, moved, normalization_beside, trained_on
 from ns_support.terminal import TERMINAL, say, warn
-from ns_support.trained_on import KEY, moved, normalization_beside, trained_on
 
 
 @documented
@@ -97,7 +97,7 @@ class SharedTrainer(Trainer):
     - Gradients are summed before each optimiser step (`SummedOptimizers`).
     - What is logged belongs to the batch of all processes.
     - Process 0 alone talks, evaluates and writes; when it pauses or stops, all do.
-    - Ctrl+C and SIGTERM end training after the step at hand, with a checkpoint (`ns_support.stopping`).
+    - Ctrl+C and SIGTERM end training after the step at hand, with a checkpoint (`ns_support.runs.stopping`).
     - A checkpoint's name is the last step that it holds. One is written by the clock too.
     """
 

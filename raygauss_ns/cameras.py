@@ -6,9 +6,9 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from ns_support.lenses import Lens
+from ns_support.lenses.lens import Lens
 from ns_support.rays import Window, camera_lenses
-from raygauss_ns.projection import View
+from raygauss_ns.gaussians.projection import View
 
 
 def camera_extent(cameras: Cameras) -> float:

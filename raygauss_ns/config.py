@@ -15,7 +15,7 @@ from nerfstudio.models.base_model import ModelConfig
 
 from ns_support.errors import UserError
 from ns_support.help import documented
-from raygauss_ns.color import SH_DEGREE
+from raygauss_ns.color.harmonics import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""

@@ -5,7 +5,8 @@
     raygauss-export points --load-config outputs/.../config.yml      # positions and colours
 
 All are in the coordinates of nerfstudio's scene, like those of `ns-export`; `dataparser_transforms.json` beside the
-config leads back to those of the data. `raygauss_ns.cloud_ply` has the formats and what the conversion to splats loses.
+config leads back to those of the data. `raygauss_ns.gaussians.ply_formats` has the formats and what the conversion to
+splats loses.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
+from ns_support.data.ply import Columns, read_ply, write_ply
 from ns_support.errors import UserError
 from ns_support.help import documented
-from ns_support.ply import Columns, read_ply, write_ply
-from ns_support.saved_runs import find_config
+from ns_support.runs.saved_runs import find_config
 from ns_support.terminal import say
 from raygauss_ns.casting import CastSettings
-from raygauss_ns.cloud_ply import cloud_columns, header_values, point_columns, read_cloud, splat_columns
-from raygauss_ns.gaussians import GaussianCloud
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.ply_formats import cloud_columns, header_values, point_columns, read_cloud, splat_columns
 from raygauss_ns.model import RayGaussModel
 
 _OPENED_BY = "Drop it on any viewer of 3D Gaussian splatting to look at it."
@@ -154,7 +155,7 @@ def header_comments(model: RayGaussModel) -> list[str]:
 
 
 def load_ply(path: Path) -> tuple[GaussianCloud, CastSettings]:
-    """An exported scene, ready for `raygauss_ns.casting.cast`: no config, checkpoint or data folder needed.
+    """An exported scene, ready for `raygauss_ns.casting.api.cast`: no config, checkpoint or data folder needed.
 
     Args:
         path: what `raygauss-export raygauss` (or `splat`) wrote.

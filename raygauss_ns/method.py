@@ -12,18 +12,16 @@ from dataclasses import replace
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-import ns_support.checkpoints
-import ns_support.quiet
-import ns_support.video  # noqa: F401 - these three act on import
+import ns_support.startup  # noqa: F401 - acts on import
 from ns_support.auto_data import AutoDataParserConfig
-from ns_support.device import default_device_type
+from ns_support.commands.loading import LOCAL_HOST
 from ns_support.full_images import FullImagesConfig
-from ns_support.loading import LOCAL_HOST
 from ns_support.schedulers import FloatExponentialDecayConfig
+from ns_support.startup.device import default_device_type
 from ns_support.trainer import SharedTrainerConfig
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
+from raygauss_ns.gaussians.schedules import CPU_STEPS, PAPER_STEPS
 from raygauss_ns.pipeline import RayGaussPipelineConfig
-from raygauss_ns.schedules import CPU_STEPS, PAPER_STEPS
 
 Rates = dict[str, tuple[float, ...]]
 """Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of

@@ -14,37 +14,44 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
-from ns_support.capture import cameras_inside
+from ns_support.commands.export_rays import groups_of_directions, is_of_texels, texel_rays
+from ns_support.commands.given_rays import given_rays
 from ns_support.errors import UserError
-from ns_support.export_rays import groups_of_directions, is_of_texels, texel_rays
-from ns_support.given_rays import given_rays
-from ns_support.lenses import Lens
+from ns_support.lenses.lens import Lens
+from ns_support.lenses.triangulation import cameras_inside
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.outputs import Outputs, filled_depth
 from ns_support.rays import camera_rays
-from ns_support.speed import StepTimer
-from ns_support.viewer import viewer_asks
+from ns_support.step_timer import StepTimer
+from ns_support.viewer.controls import viewer_asks
+from ns_support.viewer.outputs import Outputs, filled_depth
 from raygauss_ns.cameras import camera_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, cast
-from raygauss_ns.cloud_ply import read_cloud
-from raygauss_ns.color import colors_reference, view_colors
+from raygauss_ns.color.api import view_colors
+from raygauss_ns.color.reference import colors_reference
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, RayGaussModelConfig, check_background, check_config
-from raygauss_ns.density_control import DensityControl
-from raygauss_ns.foreign_splats import tell_if_unseen
-from raygauss_ns.gaussians import GaussianCloud, StartPoints, random_points
-from raygauss_ns.losses import isotropy_loss
-from raygauss_ns.projection import View
-from raygauss_ns.scene import (
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.densification import DensityControl
+from raygauss_ns.gaussians.foreign_splats import tell_if_unseen
+from raygauss_ns.gaussians.initialization import StartPoints, frustum_points, gap_points, random_points
+from raygauss_ns.gaussians.ply_formats import read_cloud
+from raygauss_ns.gaussians.projection import View
+from raygauss_ns.gaussians.regularization import isotropy_loss
+from raygauss_ns.gaussians.scene_scale import (
     BLENDER_DISTANCE,
     camera_centers,
     content_distance,
-    frustum_points,
-    gap_points,
     resolved_step,
     scene_unit,
 )
-from raygauss_ns.schedules import PAPER_STEPS, Draw, step_generator, steps_per_update, stretched, unlocked_colors
-from raygauss_ns.similarity import structural_similarity
+from raygauss_ns.gaussians.schedules import (
+    PAPER_STEPS,
+    Draw,
+    step_generator,
+    steps_per_update,
+    stretched,
+    unlocked_colors,
+)
+from raygauss_ns.ssim.api import structural_similarity
 from raygauss_ns.training import TrainingLoop, density_schedule
 from raygauss_ns.viewing import FlatRays, RayGaussPictures, RayGaussRun, extra_pictures
 

@@ -13,7 +13,7 @@ from ns_support.full_images import FullImages
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 from raygauss_ns.config import CPU_GAUSSIANS
-from raygauss_ns.schedules import CPU_STEPS, PAPER_STEPS
+from raygauss_ns.gaussians.schedules import CPU_STEPS, PAPER_STEPS
 
 if TYPE_CHECKING:  # the methods' registration imports this module, and must not pay for the model
     from raygauss_ns.model import RayGaussModel

@@ -12,15 +12,15 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
-from ns_support.processes import Processes
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import camera_extent, posed_lenses
 from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, RayGaussModelConfig
-from raygauss_ns.density_control import DensitySchedule
-from raygauss_ns.ordering import reorder
-from raygauss_ns.projection import smallest_resolved_scale
-from raygauss_ns.schedules import Draw, step_seed, stretched
+from raygauss_ns.gaussians.densification import DensitySchedule
+from raygauss_ns.gaussians.ordering import reorder
+from raygauss_ns.gaussians.projection import smallest_resolved_scale
+from raygauss_ns.gaussians.schedules import Draw, step_seed, stretched
 
 if TYPE_CHECKING:
     from raygauss_ns.model import RayGaussModel

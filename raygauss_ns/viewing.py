@@ -10,10 +10,10 @@ from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerElement, Viewe
 from torch import Tensor
 
 from ns_support.errors import UserError
-from ns_support.normals import normal_picture, surface_normals
-from ns_support.outputs import Extra
 from ns_support.terminal import say
-from ns_support.viewer import SlicePlane, ViewerRun, viewer_asks
+from ns_support.viewer.controls import SlicePlane, ViewerRun, viewer_asks
+from ns_support.viewer.normals import normal_picture, surface_normals
+from ns_support.viewer.outputs import Extra
 from raygauss_ns.casting import CastSettings, Gaussians, cast
 
 _THIN = 1e-3

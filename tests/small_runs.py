@@ -12,7 +12,7 @@ from nerfstudio.utils import writer
 from PIL import Image
 
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
-from ns_support.saved_runs import checkpoints_in
+from ns_support.runs.saved_runs import checkpoints_in
 from raygauss_ns.method import raygauss
 
 SIDE = 24

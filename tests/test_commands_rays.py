@@ -13,9 +13,9 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from small_runs import METHODS, begin, both, configure, write_scene
 
+from ns_support.commands.given_rays import given_rays
+from ns_support.commands.rendering import prepare_rendering
 from ns_support.errors import UserError
-from ns_support.given_rays import given_rays
-from ns_support.rendering import prepare_rendering
 
 
 @pytest.fixture(scope="module")

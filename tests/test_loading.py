@@ -12,9 +12,9 @@ from nerfstudio.scripts.eval import ComputePSNR
 from nerfstudio.utils.eval_utils import eval_setup
 from small_runs import METHODS, begin, both, configure, said, write_scene
 
+from ns_support.commands.loading import prepare_loading
 from ns_support.errors import UserError
-from ns_support.loading import prepare_loading
-from ns_support.saved_runs import read_checkpoint
+from ns_support.runs.saved_runs import read_checkpoint
 from ns_support.trainer import SharedTrainerConfig
 
 

@@ -14,7 +14,7 @@ from nerfstudio.scripts import render
 from PIL import Image
 from small_runs import configure, write_scene
 
-from ns_support.outputs import Outputs
+from ns_support.viewer.outputs import Outputs
 
 
 @pytest.fixture(scope="module")

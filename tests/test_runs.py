@@ -18,8 +18,8 @@ from small_runs import METHODS, SIDE, begin, both, configure, said, steps_in, wr
 
 from ns_support import trainer as module
 from ns_support.errors import UserError
-from ns_support.saved_runs import checkpoints_in, read_checkpoint
-from ns_support.summary import resume_command
+from ns_support.runs.saved_runs import checkpoints_in, read_checkpoint
+from ns_support.runs.summary import resume_command
 
 
 @pytest.fixture(scope="module")

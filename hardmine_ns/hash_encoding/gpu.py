@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from triton.runtime.jit import JITFunction
 
 from hardmine_ns.hash_encoding.levels import GridLevels
-from ns_support import triton_types as ty
+from ns_support.kernels import triton_types as ty
 
 _BLOCK = 128
 _WARPS = 4

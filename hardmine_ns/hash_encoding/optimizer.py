@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ns_support.threads import num_threads, run_on_threads
+from ns_support.concurrency.threads import num_threads, run_on_threads
 
 Array: TypeAlias = NDArray[Any]
 

@@ -16,6 +16,7 @@ Example:
 
 from hardmine_ns.marching.compositing import Composite, composite, visible_samples
 from hardmine_ns.marching.occupancy import OccupancyGrid
-from hardmine_ns.marching.rays import PackedSamples, march_rays
+from hardmine_ns.marching.rays import march_rays
+from hardmine_ns.marching.samples import PackedSamples
 
 __all__ = ["Composite", "OccupancyGrid", "PackedSamples", "composite", "march_rays", "visible_samples"]

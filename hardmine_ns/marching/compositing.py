@@ -24,10 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.marching import cpu
-from hardmine_ns.marching.rays import PackedSamples
-
-_OPAQUE = 1e3
-"""Optical thickness above which nothing changes: exp(-1000) is 0 in float64 too."""
+from hardmine_ns.marching.reference import _OPAQUE, _exclusive_sums, composite_backward_torch, composite_torch
+from hardmine_ns.marching.samples import PackedSamples
 
 
 class Composite(NamedTuple):
@@ -111,70 +109,3 @@ class _Composite(torch.autograd.Function):
         else:
             grads = composite_backward_torch(colors, middles, ctx.samples, *rest)
         return (*grads, None)
-
-
-def composite_torch(
-    thickness: Tensor, colors: Tensor, middles: Tensor, samples: PackedSamples
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole-tensor version of the forward pass.
-
-    Args:
-        thickness: [M] x.
-        colors: [M, 3].
-        middles: [M] t, of the same dtype.
-        samples: which sample lies on which ray.
-
-    Returns:
-        (weights [M], transmittance behind each interval [M], per ray the sums of (w c, w, w t) [R, 5]).
-    """
-    before = _exclusive_sums(thickness.clamp(max=_OPAQUE), samples)
-    weights = torch.exp(-before) * -torch.expm1(-thickness)
-    after = torch.exp(-(before + thickness))
-    columns = torch.cat([colors, torch.ones_like(middles)[:, None], middles[:, None]], dim=1) * weights[:, None]
-    sums = columns.new_zeros(samples.num_rays, 5).index_add_(0, samples.ray_indices, columns)
-    return weights, after, sums
-
-
-def composite_backward_torch(
-    colors: Tensor,
-    middles: Tensor,
-    samples: PackedSamples,
-    weights: Tensor,
-    after: Tensor,
-    grad_sums: Tensor,
-    grad_weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Whole-tensor version of the backward pass: gradients of thickness [M] and colours [M, 3].
-
-    Args:
-        colors: [M, 3].
-        middles: [M].
-        samples: which sample lies on which ray.
-        weights: [M] from the forward pass.
-        after: [M] transmittance behind each interval, from the forward pass.
-        grad_sums: [R, 5].
-        grad_weights: [M].
-    """
-    per_sample = grad_sums.index_select(0, samples.ray_indices)
-    q = (per_sample[:, :3] * colors).sum(-1) + per_sample[:, 3] + per_sample[:, 4] * middles + grad_weights
-    share = weights * q
-    total = torch.zeros_like(grad_sums[:, 0]).index_add_(0, samples.ray_indices, share)
-    behind = total.index_select(0, samples.ray_indices) - _exclusive_sums(share, samples) - share
-    return after * q - behind, weights[:, None] * per_sample[:, :3]
-
-
-def _exclusive_sums(values: Tensor, samples: PackedSamples) -> Tensor:
-    """For each sample the sum of the values before it on its ray, [M], in the dtype of the values.
-
-    NaN if one of these is not finite.
-    """
-    starts = samples.offsets[:-1].index_select(0, samples.ray_indices)
-    bad = ~values.isfinite()
-
-    def sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-        inclusive = torch.cumsum(x, 0, dtype=dtype)
-        exclusive = torch.cat([inclusive.new_zeros(1), inclusive])
-        return exclusive[:-1] - exclusive[starts]
-
-    spoilt = sums(bad, torch.int64) > 0
-    return sums(values.masked_fill(bad, 0), torch.float64).masked_fill(spoilt, torch.nan).to(values.dtype)

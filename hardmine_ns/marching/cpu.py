@@ -15,8 +15,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-import ns_support.compiling  # noqa: F401 - tells the user when kernels are compiled
-from ns_support.threads import run_on_threads
+import ns_support.kernels.compiling  # noqa: F401 - tells the user when kernels are compiled
+from ns_support.concurrency.threads import run_on_threads
 
 if TYPE_CHECKING:
     from hardmine_ns.marching.occupancy import OccupancyGrid

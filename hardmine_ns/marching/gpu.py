@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from ns_support import triton_types as ty
+from ns_support.kernels import triton_types as ty
 
 if TYPE_CHECKING:
     from hardmine_ns.marching.occupancy import OccupancyGrid

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ns_support.processes import Processes
+from ns_support.concurrency.processes import Processes
 
 _GOLDEN = 0.6180339887498949
 _UNVISITED = -1.0

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting.ladder import ladder_of, step_lengths
+from raygauss_ns.casting.steps import ladder_of, step_lengths
 from raygauss_ns.casting.types import CastSettings, RayOutputs
 
 

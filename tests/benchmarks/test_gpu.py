@@ -60,7 +60,7 @@ def test_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
 
 
 def test_both_ways_to_find_gaussians_are_timed(benchmark, monkeypatch):
-    gpu = pytest.importorskip("raygauss_ns.casting.gpu")
+    gpu = pytest.importorskip("raygauss_ns.casting.gpu.launch")
     row = dict.fromkeys(["forward_ms", "backward_ms", "forward_per_second", "peak_mib", "opacity"], 1.0)
     seen = []
     monkeypatch.setattr(benchmark, "measure_cast", lambda *arguments: seen.append(gpu.LISTS) or row)

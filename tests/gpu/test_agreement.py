@@ -69,7 +69,7 @@ def test_image(count, benchmark):
 
 @pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_image_by_lists(count, benchmark, monkeypatch):
-    from raygauss_ns.casting import gpu
+    from raygauss_ns.casting.gpu import launch as gpu
 
     built, build = [], gpu.build_gpu_lists
     monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])

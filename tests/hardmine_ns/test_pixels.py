@@ -1,6 +1,6 @@
 import torch
 
-from hardmine_ns.pixels import VisiblePixels
+from hardmine_ns.data import VisiblePixels
 
 
 def test_pixels_are_those_of_the_masks_each_as_often():

@@ -15,10 +15,10 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from hardmine_ns.method import instant_ngp_hardmine
 from ns_support.auto_data import COLMAP_FOLDERS, AutoDataParserConfig, auto_data
-from ns_support.data import ChecksData, parser_name
+from ns_support.data.checks import ChecksData, parser_name
+from ns_support.data.ply import write_ply
 from ns_support.errors import UserError
 from ns_support.full_images import FullImagesConfig
-from ns_support.ply import write_ply
 from raygauss_ns.method import raygauss
 
 
@@ -187,7 +187,9 @@ def test_a_parser_named_on_the_command_line_loads_sfm_points_too(nerfstudio_scen
     assert len(metadata.get("points3D_xyz", ())) == (3 if wanted else 0)
 
 
-@pytest.mark.parametrize("first", ["nerfstudio.configs.dataparser_configs", "ns_support.data", "raygauss_ns.method"])
+@pytest.mark.parametrize(
+    "first", ["nerfstudio.configs.dataparser_configs", "ns_support.data.checks", "raygauss_ns.method"]
+)
 def test_imports_in_any_order(first, monkeypatch):
     """Registered, as by the entry point, whichever module comes first."""
     monkeypatch.setenv("NERFSTUDIO_DATAPARSER_CONFIGS", "auto-data=ns_support.auto_data:auto_data")

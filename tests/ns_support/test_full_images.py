@@ -11,10 +11,10 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from ns_support import full_images
 from ns_support.auto_data import AutoDataParserConfig
-from ns_support.capture import Points
-from ns_support.door.dataset import CheckedDataset
+from ns_support.data.dataset import CheckedDataset
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages, FullImagesConfig
+from ns_support.lenses.triangulation import Points
 
 from .conftest import FOCAL, HEIGHT, WIDTH
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import CameraType
 
-from ns_support.lenses import LensType
+from ns_support.lenses.lens import LensType
 from raygauss_ns.cameras import camera_extent, camera_view, posed_lenses
 
 

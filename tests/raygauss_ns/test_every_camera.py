@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from raygauss_ns.cameras import camera_view
 from raygauss_ns.casting.reference import cast_reference
 from raygauss_ns.casting.types import sample_counts, whitening_matrices
-from raygauss_ns.color import ColorBasis, colors_reference
+from raygauss_ns.color.reference import ColorBasis, colors_reference
 
 WIDTH, HEIGHT = 21, 15
 OPENCV = (0.1, -0.05, 0.01, -0.002, 0.002, -0.003)

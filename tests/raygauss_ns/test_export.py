@@ -5,12 +5,12 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.utils import eval_utils
 
+from ns_support.data.ply import read_ply, write_ply
 from ns_support.errors import UserError
-from ns_support.ply import read_ply, write_ply
 from raygauss_ns.casting import cast
-from raygauss_ns.cloud_ply import splat_columns
-from raygauss_ns.color import view_colors
+from raygauss_ns.color.api import view_colors
 from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply
+from raygauss_ns.gaussians.ply_formats import splat_columns
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils import writer
 
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
-from ns_support.processes import Processes
-from raygauss_ns.gaussians import GaussianCloud, random_points
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.initialization import random_points
 from raygauss_ns.method import raygauss
 from raygauss_ns.pipeline import RayGaussPipeline
 

@@ -1,4 +1,4 @@
-"""A run that was saved reloads through nerfstudio's own doors, its data parser never named."""
+"""A run that was saved reloads through nerfstudio's own commands, its data parser never named."""
 
 import json
 from copy import deepcopy

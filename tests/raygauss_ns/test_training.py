@@ -14,7 +14,7 @@ from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns import method
 from raygauss_ns.cameras import posed_lenses
-from raygauss_ns.projection import smallest_resolved_scale
+from raygauss_ns.gaussians.projection import smallest_resolved_scale
 from raygauss_ns.training import TrainingLoop, fit_learning_rates
 
 METHODS = [spec.config for spec in vars(method).values() if hasattr(spec, "config")]

@@ -136,7 +136,7 @@ def test_back_ends_are_refused_on_devices_they_do_not_run_on(backend, device, fi
 
 
 def test_triton_back_end_is_refused_on_a_cpu():
-    gpu = pytest.importorskip("hardmine_ns.hash_encoding.gpu")
+    gpu = pytest.importorskip("hardmine_ns.hash_encoding.encoding.gpu")
     check_backend("gpu", "cuda")
     check_backend("auto", "cuda")
     if not gpu.runs_on(torch.device("cpu")):  # not in the interpreter

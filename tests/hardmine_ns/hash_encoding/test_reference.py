@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hardmine_ns.hash_encoding import HashEncoding, grid_levels, reference
+from hardmine_ns.hash_encoding import HashEncoding, grid_levels
+from hardmine_ns.hash_encoding.encoding import reference
 
 
 def encode_by_hand(point, table, levels):

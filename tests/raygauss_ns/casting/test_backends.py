@@ -23,10 +23,10 @@ def test_gpu_needs_tensors_on_a_gpu(random_scene, image_rays, cast_scene):
 
 
 def test_triton_missing(random_scene, image_rays, cast_scene, monkeypatch):
-    import raygauss_ns.casting as package
+    import raygauss_ns.casting.api as package
 
     monkeypatch.delattr(package, "gpu", raising=False)
-    monkeypatch.setitem(sys.modules, "raygauss_ns.casting.gpu", None)
+    monkeypatch.setitem(sys.modules, "raygauss_ns.casting.gpu.launch", None)
     with pytest.raises(ImportError, match=r'backend "gpu" needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
         cast_scene(random_scene(2), image_rays(2, 2), SETTINGS, "gpu", 2)
 
@@ -47,7 +47,7 @@ def test_auto_is_the_cpu_for_tensors_there(random_scene, image_rays, cast_scene)
 def test_importing_the_packages_does_not_import_triton():
     command = (
         "import sys, torch; before = 'triton' in sys.modules; "
-        "import raygauss_ns.casting, hardmine_ns.hash_encoding, hardmine_ns.marching; "
+        "import raygauss_ns.casting.api, hardmine_ns.hash_encoding.encoding, hardmine_ns.marching; "
         "sys.exit('triton' in sys.modules and not before)"
     )
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raygauss_ns.casting import whitening_matrices
-from raygauss_ns.casting.bvh import build_bvh
+from raygauss_ns.casting.cpu.bvh import build_bvh
 from raygauss_ns.casting.morton import MAX_BITS, interleave, morton_codes
 
 

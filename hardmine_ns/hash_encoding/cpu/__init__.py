@@ -1,0 +1,1 @@
+"""The hash encoding on a CPU: Numba kernels, and what splits their work over threads."""

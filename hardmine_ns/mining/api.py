@@ -1,0 +1,352 @@
+"""Hard-sample mining: backpropagate only the samples that the loss still disagrees with.
+
+Notation, used throughout: a *field* maps B rows (samples on rays) to output rows; `y_i` are its outputs at row i, `L`
+the loss, `g_i` the hardness of row i, `p_i` its share of the total, `b` the number of rows drawn, `S` the set of them,
+`pi_i` the probability that row i enters S, and `w_i` its weight in the gradient.
+
+    forward    y = field(x), without a graph: a row costs its outputs and nothing else
+    hardness   g_i = || dL/dy_i ||_2 over all outputs, taken before their activations;  p_i = g_i / sum_j g_j
+    fraction   tau <- 0.99 tau + 0.01 sqrt(B sum_i p_i^2), from 1;   b / B = clamp(1 / tau, 0.05, 0.5)
+    backward   dL/dtheta = sum over i in S of w_i (dy_i/dtheta)^T dL/dy_i, the field being run again on S with a graph
+
+`sqrt(B sum p^2)` equals `sqrt(1 + CV^2)`, CV being the coefficient of variation of g: 1 when all rows are equally hard,
+larger as the gradient concentrates (Katharopoulos & Fleuret 2018; arXiv 2408.03193). With forward 1 and backward 2, a
+step costs 1 + 3 b/B instead of 3, and the graph holds b rows instead of B.
+
+How S is drawn, and what the mean gradient then is:
+
+    poisson      row i independently with pi_i = min(1, c p_i), sum pi = b;  w_i = 1 / pi_i: unbiased (Horvitz-Thompson)
+    multinomial  b rows without replacement in proportion to p;  w_i = 1: the published rule, biased towards hard rows
+    topk         the b hardest rows;  w_i = 1: biased, no variance
+    off          all rows, with an ordinary graph
+
+Any field can be mined, for example nerfstudio's nerfacto field (`examples/mine_nerfacto.py` is the runnable file):
+
+    mining = HardSampleMining(rule="poisson")  # a submodule of the model, so that tau moves and is saved with it
+    samples = ray_samples.flatten()
+    every = torch.arange(len(samples), device=samples.frustums.origins.device)
+
+    def rows(index):
+        outputs = field(samples[index])
+        return outputs[FieldHeadNames.DENSITY], outputs[FieldHeadNames.RGB]
+
+    undo = undo_activations("exp", "sigmoid")
+    density, rgb = mining(rows, field.parameters(), (every,), before_activation=undo)
+
+The loss, a background, a gradient scaler or a further term in the loss need no change: whatever they are, their effect
+arrives as the gradient of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from hardmine_ns.mining.activations import BeforeActivation
+from hardmine_ns.mining.selection import _ALONE, MiningRule, select_rows
+from ns_support.concurrency.processes import Processes
+
+Field = Callable[..., tuple[Tensor, ...]]
+"""Maps row tensors [B, ...] to a tuple of row tensors [B, ...]; rows must not depend on one another."""
+
+
+@dataclass(frozen=True)
+class MiningStatistics:
+    """What the latest backward pass did."""
+
+    rows: int = 0
+    """B: rows that the field was asked for."""
+    selected: int = 0
+    """Rows that went through the second run; b on average."""
+    tau: float = 1.0
+    """The running mean of sqrt(B sum p^2), at least 1."""
+    finite: bool = True
+    """False when a gradient was NaN or infinite, and all rows were therefore used."""
+
+    @property
+    def fraction(self) -> float:
+        """The fraction b / B as it came out, in [0, 1]."""
+        return self.selected / self.rows if self.rows else 0.0
+
+
+class HardSampleMining(nn.Module):
+    """Wraps a field so that its backward pass runs on the hard rows only; keeps tau, which checkpoints save.
+
+    Calling it gives the same outputs as calling the field. The field must be deterministic (it is run again on the
+    chosen rows) and must treat rows independently: no batch normalisation, no dropout.
+
+    Example:
+        >>> layer, mining = nn.Linear(3, 4), HardSampleMining("topk")
+        >>> (y,) = mining(lambda x: (layer(x),), layer.parameters(), (torch.rand(100, 3),))
+        >>> y.square().sum().backward()  # layer.weight.grad comes from the 50 hardest rows
+    """
+
+    tau: Tensor
+
+    def __init__(
+        self,
+        rule: MiningRule = "poisson",
+        min_fraction: float = 0.05,
+        max_fraction: float = 0.5,
+        decay: float = 0.99,
+        processes: Processes = _ALONE,
+    ) -> None:
+        """Check and keep the settings.
+
+        Args:
+            rule: as in this module's head.
+            min_fraction: least b / B, in (0, 1].
+            max_fraction: greatest b / B, in [min_fraction, 1]; 1 together with min_fraction 1 uses all rows.
+            decay: of tau's running mean, in [0, 1).
+            processes: whose rows make one batch: tau and the draw are the whole batch's. Every backward pass must then
+                reach the field in every process.
+
+        Raises:
+            ValueError: if a setting is out of its range.
+        """
+        super().__init__()
+        if rule not in get_args(MiningRule):
+            raise ValueError(f"mining rule must be one of {get_args(MiningRule)}, got {rule!r}")
+        if not 0 < min_fraction <= max_fraction <= 1:
+            raise ValueError(
+                f"mining fractions must satisfy 0 < min <= max <= 1, got min {min_fraction} and max {max_fraction}"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay of tau must be in [0, 1), got {decay}")
+        self.rule: MiningRule = rule
+        self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
+        self.processes = processes
+        self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
+        self.statistics = MiningStatistics()
+        self.observer: Callable[[Tensor | None], None] | None = None
+        """Told the rows of each backward pass, as `choose` returns them."""
+        self.register_buffer("tau", torch.ones(()))
+
+    def forward(
+        self,
+        field: Field,
+        parameters: Iterable[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        search: Field | None = None,
+        before_activation: BeforeActivation | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Evaluate the field; its gradient will come from the rows that turn out hard.
+
+        Args:
+            field: called as `field(*inputs)` with B rows, and in the backward pass with the chosen rows of `inputs`.
+            parameters: every tensor that the field uses and that wants a gradient.
+            inputs: row tensors [B, ...] of any dtype. One that wants a gradient gets it on the chosen rows, else 0.
+            search: what the forward pass calls instead of the field, when the same outputs can be had for less, for
+                instance because a part of them is known already. Runs without a graph.
+            before_activation: converts gradients for the hardness when the field applies activations itself, as
+                `undo_activations` makes it; without it the outputs are taken to be before their activations.
+
+        Returns:
+            The field's outputs, each [B, ...].
+
+        Raises:
+            ValueError: if there are no inputs, if inputs or outputs differ in their number of rows, or if the first
+                input is on another device than tau.
+        """
+        inputs = tuple(inputs)
+        if not inputs or any(x.shape[:1] != inputs[0].shape[:1] for x in inputs):
+            raise ValueError(
+                f"inputs must share their first dimension B, got shapes {[tuple(x.shape) for x in inputs]}"
+            )
+        if self.rule == "off" or not torch.is_grad_enabled():
+            count = inputs[0].shape[0]
+            self.statistics = MiningStatistics(count, count, self.statistics.tau)
+            if self.observer is not None and torch.is_grad_enabled():
+                self.observer(None)
+            return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+        if inputs[0].device != self.tau.device:
+            raise ValueError(
+                f"the inputs are on {inputs[0].device}, the mining's tau is on {self.tau.device}; move the "
+                "HardSampleMining with the model"
+            )
+        parameters = tuple(p for p in parameters if p.requires_grad)
+        call = _Call(self, field, parameters, len(inputs), before_activation)
+        return _MinedField.apply(call, search or field, *inputs, *parameters)
+
+    def request(self, rule: MiningRule, min_fraction: float, max_fraction: float) -> None:
+        """Ask for other settings, from any thread of process 0; `begin_step` brings them into force.
+
+        Args:
+            rule: as in this module's head.
+            min_fraction: least b / B, in (0, 1].
+            max_fraction: greatest b / B, in [min_fraction, 1].
+        """
+        self._requested.append((rule, min_fraction, max_fraction))
+
+    def begin_step(self) -> None:
+        """Take over the settings that process 0 has or was asked for, while no step is under way in any process.
+
+        Processes of different settings would wait for one another for ever: they add up different things.
+        """
+        if self._requested:
+            self.rule, self.min_fraction, self.max_fraction = self._requested.pop()
+        if self.processes.size > 1:
+            rules = get_args(MiningRule)
+            own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
+            firsts = self.processes.from_first(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
+            index, self.min_fraction, self.max_fraction = firsts.tolist()
+            self.rule = rules[int(index)]
+
+    @torch.no_grad()
+    def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Turn output gradients into the rows to backpropagate, and advance tau.
+
+        Args:
+            gradients: of each output, [B, ...], before the activations, with any loss scale.
+
+        Returns:
+            (rows, weights). Rows None means all of them, weights None means 1. Rows are all when a gradient is not
+            finite, so that a gradient scaler sees it, and none when every gradient is 0; tau then stays.
+        """
+        count = gradients[0].shape[0]
+        flat = [g.reshape(count, -1) for g in gradients if g.numel()]
+        flat = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
+        # Of no rows: a process without any still has its part in the sums.
+        dtype = reduce(torch.promote_types, [g.dtype for g in gradients], torch.float32)
+        nothing = gradients[0].new_zeros(0, dtype=dtype)
+        # Divided by the largest entry, so that squares neither overflow nor vanish whatever the loss scale is.
+        peaks = torch.stack([g.abs().amax().to(torch.float64) for g in flat]) if flat else nothing.new_zeros(1).double()
+        peak = self.processes.gather(peaks.amax()[None]).amax()
+        if not torch.isfinite(peak):
+            self.statistics = MiningStatistics(count, count, float(self.tau), finite=False)
+            return None, None
+        if peak == 0:
+            self.statistics = MiningStatistics(count, 0, float(self.tau))
+            return torch.empty(0, dtype=torch.int64, device=gradients[0].device), None
+        square = [(g / peak.to(g.dtype)).square().sum(-1) for g in flat]
+        hardness = torch.stack(square).sum(0).sqrt() if flat else nothing
+
+        everyones = int(self.processes.sum(torch.tensor(count, device=hardness.device)))
+        share = hardness / self.processes.sum(hardness.sum())
+        concentration = everyones * self.processes.sum(share.square().sum())
+        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
+        tau = float(self.tau)
+        wanted = everyones * min(max(1 / tau, self.min_fraction), self.max_fraction)
+        drawn = max(1, round(wanted))
+        chosen = (None, None) if drawn >= everyones else select_rows(hardness, drawn, self.rule, self.processes)
+        rows, weights = chosen
+        self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
+        return rows, weights
+
+    def extra_repr(self) -> str:
+        """Show the settings in the module's printout."""
+        return f"rule={self.rule!r}, min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One use of a mined field: what the backward pass needs and autograd need not know."""
+
+    mining: HardSampleMining
+    field: Field
+    parameters: tuple[Tensor, ...]
+    num_inputs: int
+    before_activation: BeforeActivation | None
+
+
+class _MinedField(torch.autograd.Function):
+    """The seam. Parameters are inputs, so that hooks on them (data-parallel reduction, scalers) fire as usual."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, search: Field, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = tensors[: call.num_inputs]
+        outputs = tuple(search(*inputs))
+        rows = inputs[0].shape[0]
+        if any(y.shape[:1] != (rows,) for y in outputs):
+            raise ValueError(f"the field must return {rows} rows, got shapes {[tuple(y.shape) for y in outputs]}")
+        ctx.call = call
+        device = inputs[0].device.type
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *(outputs if call.before_activation is not None else ()))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        inputs = ctx.saved_tensors[: call.num_inputs]
+        outputs = ctx.saved_tensors[call.num_inputs :]
+        given = [i for i, g in enumerate(gradients) if g is not None]
+        present = [g for g in gradients if g is not None]
+        measured: Sequence[Tensor] = present
+        if call.before_activation is not None:
+            filled = [torch.zeros_like(y) if g is None else g for g, y in zip(gradients, outputs, strict=True)]
+            measured = call.before_activation(outputs, filled)
+        rows, weights = call.mining.choose(measured)
+        if call.mining.observer is not None:
+            call.mining.observer(rows)
+        if rows is not None:
+            present = [g[rows] for g in present]
+        if weights is not None:
+            present = [g * weights.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for g in present]
+        return None, None, *_rerun(ctx, inputs, rows, given, present)
+
+
+def _rerun(
+    ctx: FunctionCtx, inputs: Sequence[Tensor], rows: Tensor | None, given: Sequence[int], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Run the field on the chosen rows with a graph and return the gradients of inputs and parameters.
+
+    Args:
+        ctx: of `_MinedField`.
+        inputs: all rows of every input.
+        rows: the chosen ones, or None for all.
+        given: indices of the outputs that have a gradient.
+        gradients: of those outputs, on the chosen rows, weighted.
+    """
+    call: _Call = ctx.call  # type: ignore[attr-defined]
+    wants: tuple[bool, ...] = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # type: ignore[attr-defined]
+    chosen = [(x if rows is None else x[rows]).detach().requires_grad_(w) for x, w in zip(inputs, wants, strict=True)]
+    targets = [x for x, w in zip(chosen, wants, strict=True) if w] + list(call.parameters)
+    found: Sequence[Tensor | None] = [None] * len(targets)
+    if rows is None or rows.numel():
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):  # type: ignore[attr-defined]
+            outputs = call.field(*chosen)
+        pairs = [(outputs[i], g) for i, g in zip(given, gradients, strict=True) if outputs[i].requires_grad]
+        if pairs:
+            with _without_tensor_hooks(call.parameters):
+                found = torch.autograd.grad([y for y, _ in pairs], targets, [g for _, g in pairs], allow_unused=True)
+
+    remaining = iter(found)
+    result: list[Tensor | None] = []
+    for x, w in zip(inputs, wants, strict=True):
+        gradient = next(remaining) if w else None
+        if gradient is not None and rows is not None:
+            gradient = torch.zeros_like(x).index_copy_(0, rows, gradient)
+        result.append(gradient)
+    # Zeros rather than None: optimisers, scalers and data-parallel hooks expect a gradient after every backward pass.
+    result += [torch.zeros_like(p) if g is None else g for p, g in zip(call.parameters, remaining, strict=True)]
+    return result
+
+
+@contextmanager
+def _without_tensor_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Take hooks of `Tensor.register_hook` off: the outer backward pass will call them on the gradient we return."""
+    hooked = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for p, _ in hooked:
+        p._backward_hooks = None
+    try:
+        yield
+    finally:
+        for p, hooks in hooked:
+            p._backward_hooks = hooks

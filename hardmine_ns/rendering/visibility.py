@@ -1,0 +1,187 @@
+"""From rays to pixels: march, search for what is visible, and composite it. Stands on torch alone.
+
+The search is the one pass that every step pays for all samples: densities front to back without a graph, until a ray is
+opaque. nerfstudio does it to drop the invisible samples; here its results are also the first half of the forward pass
+that mining needs. A mined step costs one search, one cheap colour network, and one run with a graph on b samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hardmine_ns.marching import Composite, PackedSamples, composite, visible_samples
+from hardmine_ns.mining import HardSampleMining
+from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, spherical_harmonics, truncated_exp
+
+FIRST_ROUND = 16
+"""Samples that each ray gets in the first round of a search, by default."""
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays; `image_indices` matter to a field with appearances only."""
+
+    origins: Tensor
+    """[R, 3]."""
+    directions: Tensor
+    """[R, 3] of unit length."""
+    image_indices: Tensor | None = None
+    """[R] int64."""
+
+    def __getitem__(self, own: slice) -> Rays:
+        """Some of the rays."""
+        images = None if self.image_indices is None else self.image_indices[own]
+        return Rays(self.origins[own], self.directions[own], images)
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What a search found."""
+
+    samples: PackedSamples
+    """The B visible samples."""
+    unit_positions: Tensor
+    """[B, 3] in the unit cube of the field."""
+    geometry: Tensor
+    """[B, 16] outputs of the density network."""
+    features: Tensor | None
+    """[B, L F] the encoding at those positions, if it was to be kept."""
+    searched: tuple[Tensor, Tensor]
+    """Positions [n, 3] in the scene and densities [n] of all samples that were looked up, visible or not."""
+
+    @property
+    def densities(self) -> Tensor:
+        """[B] of the visible samples, float32."""
+        return truncated_exp(self.geometry[:, 0].float())
+
+
+@torch.no_grad()
+def search(
+    field: HashField,
+    samples: PackedSamples,
+    rays: Rays,
+    to_unit: Callable[[Tensor], Tensor],
+    early_stop: float = 1e-4,
+    alpha_threshold: float = 0.0,
+    *,
+    first_round: int = FIRST_ROUND,
+    keep_features: bool = False,
+) -> Visible:
+    """Look densities up front to back, in rounds, and keep the visible samples. Never builds a graph.
+
+    Args:
+        field: gives densities.
+        samples: M marched samples.
+        rays: that they lie on.
+        to_unit: maps positions [n, 3] to the field's unit cube.
+        early_stop: transmittance in [0, 1] below which the rest of a ray is hidden; 0 searches everything.
+        alpha_threshold: opacity in [0, 1] below which a sample is dropped.
+        first_round: samples that each ray gets in the first round, >= 1; each further round doubles it.
+        keep_features: whether to keep the encoding of the visible samples, for a run that resumes from it.
+    """
+    device = samples.t_starts.device
+    limit = -math.log(early_stop) if early_stop > 0 else math.inf
+    length = samples.t_ends - samples.t_starts
+    rank = torch.arange(len(samples), device=device) - samples.offsets[:-1][samples.ray_indices]
+    density = torch.zeros_like(length)
+    depth = torch.zeros(samples.num_rays, dtype=torch.float64, device=device)
+    found: list[tuple[Tensor, ...]] = []
+    for begin, end in _rounds(samples, first_round):
+        wanted = (rank >= begin) & (rank < end) & (depth <= limit)[samples.ray_indices]
+        rows = torch.nonzero(wanted)[:, 0]
+        ray = samples.ray_indices[rows]
+        middle = (samples.t_starts[rows] + samples.t_ends[rows]) * 0.5
+        positions = torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None])
+        unit = to_unit(positions)
+        features = field.encoding(unit)
+        geometry = field.geometry(unit, features)
+        density[rows] = truncated_exp(geometry[:, 0].float())
+        depth.index_add_(0, ray, (density[rows] * length[rows]).to(torch.float64))
+        found.append((rows, positions, unit, geometry, *([features] if keep_features else [])))
+    if not found:
+        nowhere, nothing = length.new_empty(0, 3), length.new_empty(0, GEOMETRY_DIM)
+        return Visible(samples, nowhere, nothing, None, (nowhere, length))
+    rows, positions, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
+    place = torch.full((len(samples),), -1, device=device)
+    place[rows] = torch.arange(len(rows), device=device)
+    keep = visible_samples(density, samples, early_stop, alpha_threshold) & (place >= 0)
+    kept = torch.nonzero(keep)[:, 0]
+    unit, geometry, *rest = (column[place[kept]] for column in columns)
+    return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, (positions, density[rows]))
+
+
+def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
+    """First and last sample of a ray that each round looks at; the rounds double until the longest ray is done."""
+    longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if samples.num_rays else 0
+    begin, end = 0, first_round
+    while begin < longest:
+        if longest < 1.5 * end:  # a last round that would be almost empty joins this one
+            end = longest
+        yield begin, end
+        begin, end = end, 2 * end
+
+
+def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:
+    """Colour and composite what a search found.
+
+    Args:
+        field: the one that was searched.
+        visible: what was found.
+        rays: that it was found on.
+        mining: how gradients are to be computed; None for a picture without gradients.
+
+    Returns:
+        Per ray colour (without background), accumulation, summed distance; per sample weights.
+    """
+    samples = visible.samples
+    harmonics = spherical_harmonics(rays.directions)
+
+    def color(geometry: Tensor, ray: Tensor) -> Tensor:
+        appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
+        return field.color(geometry, harmonics[ray], appearance)
+
+    def run(unit: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
+        geometry = field.geometry(unit, *features)
+        return geometry[:, 0], color(geometry, ray)
+
+    def known(_: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
+        return visible.geometry[:, 0].contiguous(), color(visible.geometry, ray)
+
+    # Features that the search kept save the second run the look-ups: it gets those of its own rows.
+    kept = () if visible.features is None else (visible.features,)
+    inputs = (visible.unit_positions, samples.ray_indices, *kept)
+    if mining is None:
+        log_density, raw_color = known(*inputs)
+    else:
+        log_density, raw_color = mining(run, field.parameters(), inputs, search=known)
+    # float32 from here on, whatever precision the networks ran in.
+    return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
+
+
+def groups_of_rays(samples: PackedSamples, most: int) -> Iterator[tuple[slice, PackedSamples]]:
+    """Split samples by rays into groups of at most `most` samples (or of one ray), to bound memory.
+
+    Yields:
+        (the rays of the group, their samples).
+    """
+    offsets = samples.offsets.cpu()
+    first = 0
+    while first < samples.num_rays:
+        last = int(torch.searchsorted(offsets, offsets[first] + most, right=True)) - 1
+        last = max(last, first + 1)
+        own = slice(int(offsets[first]), int(offsets[last]))
+        yield (
+            slice(first, last),
+            PackedSamples(
+                samples.t_starts[own],
+                samples.t_ends[own],
+                samples.ray_indices[own] - first,
+                samples.offsets[first : last + 1] - samples.offsets[first],
+            ),
+        )
+        first = last

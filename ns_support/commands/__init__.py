@@ -1,0 +1,1 @@
+"""Where nerfstudio's commands meet the methods: launching, loading, rendering, exporting."""

@@ -1,0 +1,108 @@
+"""Rays as nerfstudio's exporters want them: some of an image for a point cloud, one for each texel of a mesh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from torch import Tensor
+
+from ns_support.commands.given_rays import unit_directions
+from ns_support.rays import camera_rays
+
+
+@dataclass
+class RaysWanted:
+    """Stands where `ns-export pointcloud` and `poisson` look for a pixel sampler, and takes what they write there."""
+
+    num_rays_per_batch: int | None = None
+    """Rays wanted of a batch, >= 1; None while nobody has asked, as in training."""
+
+
+def image_rays(cameras: Cameras, index: int, count: int) -> RayBundle:
+    """Rays through the centres of the pixels of some whole rows of one camera's image.
+
+    Whole rows, since rays that are neighbours are cast together.
+
+    Args:
+        cameras: of any kind.
+        index: which of them.
+        count: at most so many rays, but one row at least; from a random row on, the whole image if it has no more.
+
+    Returns:
+        [rows, width] rays on the cameras' device.
+    """
+    height, width = int(cameras.height[index]), int(cameras.width[index])
+    rows = min(max(count // width, 1), height)
+    top = int(torch.randint(height - rows + 1, ()))
+    return camera_rays(cameras[index : index + 1], (top, 0, rows, width))
+
+
+def is_of_texels(rays: RayBundle) -> bool:
+    """Whether rays are those of a mesh's texels: short, and each from a place of its own."""
+    bounded = rays.nears is not None and rays.fars is not None
+    return bounded and bool((rays.origins != rays.origins.reshape(-1, 3)[0]).any())
+
+
+def texel_rays(rays: RayBundle, near_plane: float) -> RayBundle:
+    """The same stretches of space, on rays that a model with a near plane doesn't cut.
+
+    nerfstudio's rays of texels begin at a distance of 0 from their origins. Where its interpolated normal is nought, a
+    texel's direction is too; it becomes +z.
+
+    Args:
+        rays: [*] with nears and fars, of any type.
+        near_plane: distance below which the model sees nothing (scene units), >= 0.
+    """
+    assert rays.nears is not None
+    assert rays.fars is not None
+    directions, _ = unit_directions(rays.directions)
+    return RayBundle(
+        rays.origins.float() - near_plane * directions,
+        directions,
+        rays.pixel_area,
+        rays.camera_indices,
+        nears=rays.nears.float() + near_plane,
+        fars=rays.fars.float() + near_plane,
+    )
+
+
+def groups_of_directions(rays: RayBundle, count: int = 512) -> Iterator[tuple[Tensor, RayBundle]]:
+    """Rays turned about their middles to the nearest of so many directions, and grouped by them.
+
+    For a model that computes colours once for all rays of one direction. With 512 directions a ray is turned by some 3
+    degrees on average.
+
+    Args:
+        rays: R rays with nears and fars.
+        count: directions, >= 1, spread evenly over the sphere (a Fibonacci lattice).
+
+    Yields:
+        (indices [r] of the group's rays, the turned rays).
+    """
+    assert rays.nears is not None
+    assert rays.fars is not None
+    lattice = _even_directions(count).to(rays.directions)
+    nearest = torch.cat([(part @ lattice.T).argmax(-1) for part in rays.directions.split(1 << 16)])
+    middle = 0.5 * (rays.nears + rays.fars)
+    centers = rays.origins + middle * rays.directions
+    order = torch.argsort(nearest, stable=True)
+    for own in order.split(torch.bincount(nearest, minlength=count).tolist()):
+        if len(own) == 0:
+            continue
+        directions = lattice[nearest[own]]
+        origins = centers[own] - middle[own] * directions
+        yield own, RayBundle(origins, directions, rays.pixel_area[own], nears=rays.nears[own], fars=rays.fars[own])
+
+
+def _even_directions(count: int) -> Tensor:
+    """[count, 3] unit vectors."""
+    i = torch.arange(count, dtype=torch.float64) + 0.5
+    z = 1 - 2 * i / count
+    angle = i * math.pi * (3 - math.sqrt(5))
+    radius = (1 - z * z).sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], -1).float()

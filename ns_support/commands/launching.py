@@ -1,0 +1,141 @@
+"""Let `ns-train --machine.num-devices N` start processes on any machine.
+
+nerfstudio 1.1.5 chooses gloo for devices other than CUDA, and then asserts in each process that CUDA is there. It also
+leaves every process on device 0, lets each use all cores, and drops a connection that has waited for half an hour:
+someone pausing the training in the viewer is enough.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nerfstudio.utils import comms
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from ns_support.concurrency.threads import share_threads
+from ns_support.errors import UserError
+from ns_support.runs.stopping import pass_signals_on
+from ns_support.terminal import say
+
+_COMMAND = "nerfstudio.scripts.train"
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for another. When one dies, the others are ended at once and do not wait for this."""
+
+
+def prepare_launch() -> None:
+    """Replace what `ns-train` starts processes with, in this process; does nothing outside of `ns-train`.
+
+    `ns-train` calls a method's configuration between reading its command line and starting processes: from there, and
+    not on import, because plugins are imported before `ns-train`'s own functions are defined.
+    """
+    for module in _commands():
+        if module._distributed_worker is not run_worker:
+            module._distributed_worker = run_worker
+            module.launch = _explaining(module.launch)
+
+
+def run_worker(
+    local_rank: int,
+    main_func: Callable[..., Any],
+    world_size: int,
+    num_devices_per_machine: int,
+    machine_rank: int,
+    dist_url: str,
+    config: Any,
+    timeout: timedelta = _PATIENCE,
+    device_type: str = "cuda",
+) -> None:
+    """Join the other processes, train, leave. Stands in for nerfstudio's `_distributed_worker`.
+
+    Args:
+        local_rank: of the processes on this machine.
+        main_func: called as `main_func(local_rank, world_size, config, global_rank)`.
+        world_size: number of processes on all machines.
+        num_devices_per_machine: number of processes on this one.
+        machine_rank: of the machines.
+        dist_url: where the processes meet.
+        config: for `main_func`.
+        timeout: nerfstudio's, not used: see `_PATIENCE`.
+        device_type: "cuda" for NCCL, anything else for gloo.
+
+    Raises:
+        UserError: there are fewer CUDA devices than processes.
+    """
+    if device_type == "cuda":
+        if torch.cuda.device_count() < num_devices_per_machine:
+            raise UserError(
+                f"--machine.num-devices is {num_devices_per_machine}, but this machine has "
+                f"{torch.cuda.device_count()} CUDA devices. Ask for fewer, or for --machine.device-type cpu."
+            )
+        torch.cuda.set_device(local_rank)
+    share_threads(num_devices_per_machine)
+    rank = machine_rank * num_devices_per_machine + local_rank
+    dist.init_process_group(
+        "nccl" if device_type == "cuda" else "gloo",
+        init_method=dist_url,
+        world_size=world_size,
+        rank=rank,
+        timeout=_PATIENCE,
+    )
+    for first in range(0, world_size, num_devices_per_machine):
+        group = dist.new_group(list(range(first, first + num_devices_per_machine)), timeout=_PATIENCE)
+        if first == rank - local_rank:
+            comms.LOCAL_PROCESS_GROUP = group
+    main_func(local_rank, world_size, config, rank)
+    # No barrier: process 0 may be serving the viewer for hours.
+    dist.destroy_process_group()
+
+
+def _commands() -> Iterator[Any]:
+    """`ns-train`'s module under the names it can be loaded as."""
+    for module in (sys.modules.get(_COMMAND), sys.modules.get("__main__")):
+        spec = getattr(module, "__spec__", None)
+        if module is not None and spec is not None and spec.name == _COMMAND:
+            yield module
+
+
+_INTERRUPTED = 130
+"""Exit code of a command that was interrupted, as shells have it."""
+
+
+def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
+    """The launcher, with errors and signals ended in a sentence.
+
+    A user's error in one of several processes ends as it does without processes. A signal that comes before training
+    has begun, or a second one, ends the command at once.
+    """
+    name = f"{UserError.__module__}.{UserError.__qualname__}: "
+
+    def explained(*args: Any, **kwargs: Any) -> None:
+        if kwargs.get("num_devices_per_machine", 0) * kwargs.get("num_machines", 1) == 1:
+            launch(*args, **kwargs | {"main_func": functools.partial(_without_traceback, kwargs["main_func"])})
+            return
+        with pass_signals_on() as was_stopped:
+            try:
+                launch(*args, **kwargs)
+            except ProcessRaisedException as error:
+                _, found, sentence = error.msg.rpartition(name)
+                if not found:
+                    raise
+                raise UserError(sentence.strip()) from None
+            except ProcessExitedException:
+                if not was_stopped():
+                    raise
+                raise SystemExit(_INTERRUPTED) from None
+
+    return explained
+
+
+def _without_traceback(main_func: Callable[..., Any], **kwargs: Any) -> Any:
+    """Train in this process; an interruption says what it means, where nerfstudio prints where it happened."""
+    try:
+        return main_func(**kwargs)
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        raise SystemExit(_INTERRUPTED) from None

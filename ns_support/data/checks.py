@@ -1,0 +1,248 @@
+"""Say what is wrong with a data folder in one sentence, instead of a traceback from deep inside nerfstudio."""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig, variable_res_collate
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from ns_support.auto_data import AutoDataParserConfig
+from ns_support.data.dataset import CheckedDataset, checked_outputs
+from ns_support.data.formats.parsers import checked
+from ns_support.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
+)
+"""File name endings, in lower case, that count as an image."""
+_LIST_SUFFIXES = frozenset({".json", ".npz"})
+"""Endings of the files in which a parser may find images that lie outside the folder."""
+_READERS = frozenset({"get_dataparser_outputs", "get_data", "undistort_idx"})
+"""The functions through which every parser and every data set reads the user's files, nerfstudio's or another's; the
+last compares the images' sizes with the cameras'."""
+_USERS_FAULT = (
+    *(OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError, EOFError),
+    *(ImportError, MemoryError, OverflowError, RecursionError, AttributeError, struct.error),
+)
+"""What they raise over a missing file, a missing entry or a broken image."""
+_MARKS = {
+    "transforms.json": "nerfstudio-data",
+    "transforms_train.json": "blender-data",
+    "colmap": "colmap",
+    "sparse": "colmap --colmap-path sparse/0",
+}
+"""What tells a folder's format, and the parser for it."""
+
+
+Config = TypeVar("Config", bound=DataManagerConfig)
+
+
+def own_configuration(config: Config) -> Config:
+    """A copy for a datamanager to write into, as nerfstudio's do while they are set up.
+
+    nerfstudio's commands set a run's datamanager up more than once, each time for another purpose: `ns-render dataset`
+    makes a first one that looks at no image, and a second one with images of the size that the run was trained at.
+
+    Args:
+        config: its data folder and its parser's become one, as nerfstudio would make them; nothing else changes.
+    """
+    path = Path(config.data or config.dataparser.data)
+    if config.data != path:
+        config.data = Path(path)
+    if config.dataparser.data != path:
+        config.dataparser.data = Path(path)
+    return deepcopy(config)
+
+
+def check_data_folder(path: Path) -> None:
+    """Refuse a data path in which no parser could find an image.
+
+    A `.json` file is accepted, as it is by the parsers that take one.
+
+    Args:
+        path: what the user gave as `--data`.
+
+    Raises:
+        UserError: when the path does not exist, is neither a folder nor a `.json` file, or holds neither an image
+            nor a list of images at any depth.
+    """
+    if not path.exists():
+        raise UserError(f"The data folder {path} does not exist.")
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            raise UserError(f"The data path {path} is a file; give the folder that holds the images.")
+    elif not _holds(path, IMAGE_SUFFIXES | _LIST_SUFFIXES):
+        raise UserError(f"The data folder {path} has no image in it, nor in any folder below.")
+
+
+@contextmanager
+def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
+    """Turn an error met while reading the user's files into a `UserError` with a sentence; leave others alone.
+
+    Args:
+        path: the data folder, to name it and to guess its format.
+        parser: the parser's name on the command line.
+
+    Raises:
+        UserError: names the parser, the folder, what was looked for, and the parser that fits the folder better.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _USERS_FAULT as error:
+        if not any(frame.f_code.co_name in _READERS for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        hint = _better_parser(path, parser)
+        raise UserError(f"{parser} can't read the data in {path}: {_reason(error)}.{hint}") from error
+
+
+class ChecksData:
+    """Mixin, named before nerfstudio's datamanager, that reports bad data in a sentence.
+
+    What reads an image of the data sets later, such as the viewer when training starts, reports it too.
+
+    Example:
+        >>> class MyDataManager(ChecksData, VanillaDataManager[InputDataset]):  # doctest: +SKIP
+        ...     pass
+    """
+
+    train_dataparser_outputs: DataparserOutputs
+    test_mode: str
+
+    def __init__(
+        self,
+        config: DataManagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        config = own_configuration(config)
+        config.dataparser = checked(config.dataparser)
+        path = config.data
+        if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
+            # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.
+            config.dataparser.downscale_factor = 1
+        if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them
+            check_data_folder(path)
+        with explained_data_errors(path, parser_name(config.dataparser, path)):
+            super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
+
+    def create_train_dataset(self) -> InputDataset:
+        """The training images."""
+        self.train_dataparser_outputs = self._checked(self.train_dataparser_outputs, needed=self.test_mode == "val")
+        return self._explaining(super().create_train_dataset())  # type: ignore[misc]
+
+    def create_eval_dataset(self) -> InputDataset:
+        """The images to evaluate on."""
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)  # type: ignore[attr-defined]
+        outputs = self._checked(outputs, needed=self.test_mode != "inference")
+        scale = self.config.camera_res_scale_factor  # type: ignore[attr-defined]
+        return self._explaining(self.dataset_type(dataparser_outputs=outputs, scale_factor=scale))
+
+    @cached_property
+    def dataset_type(self) -> type[InputDataset]:
+        """Nerfstudio's plain data set is replaced by the one that looks at what it reads; others stay."""
+        found: type[InputDataset] = super().dataset_type  # type: ignore[misc]
+        return CheckedDataset if found is InputDataset else found
+
+    def _checked(self, outputs: DataparserOutputs, needed: bool) -> DataparserOutputs:
+        config: Any = self.config  # type: ignore[attr-defined]
+        checked_ones = checked_outputs(outputs, Path(config.dataparser.data), needed)
+        sizes = torch.cat([checked_ones.cameras.width, checked_ones.cameras.height], dim=-1)
+        if len(sizes) > 1 and bool((sizes != sizes[0]).any()) and hasattr(config, "collate_fn"):
+            config.collate_fn = variable_res_collate
+        return checked_ones
+
+    def _explaining(self, dataset: InputDataset) -> InputDataset:
+        parser: DataParserConfig = self.config.dataparser  # type: ignore[attr-defined]
+        path, name, read = parser.data, parser_name(parser), dataset.get_data
+
+        @functools.wraps(read)
+        def get_data(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            with explained_data_errors(path, name):
+                return read(*args, **kwargs)
+
+        dataset.get_data = get_data
+        return dataset
+
+
+def parser_name(config: object, folder: Path | None = None) -> str:
+    """The name by which a data parser's configuration is called on the command line.
+
+    Args:
+        config: the configuration; in place of one that recognises formats, the one it chooses is named.
+        folder: the data folder it chooses for; None: the one in the configuration.
+
+    Raises:
+        UserError: the folder is of no format that it recognises.
+    """
+    if isinstance(config, AutoDataParserConfig):
+        config = config.chosen(folder or config.data)
+    names = [name for name, known in all_dataparsers.items() if type(known) is type(config)]
+    return names[0] if names else type(config).__name__
+
+
+def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    seen = {os.path.realpath(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if any(os.path.splitext(name)[1].lower() in suffixes for name in names):
+            return True
+        # A link may lead back up: every real folder is entered once.
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]
+        seen.update(real.values())
+    return False
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no {error.filename}"
+    if isinstance(error, EOFError):
+        return "it asks a question here, and there is no terminal to answer it from"
+    if isinstance(error, KeyError):
+        return f"an entry {error} is missing"
+    if isinstance(error, ZeroDivisionError):  # in scaling the cameras' distances to 1
+        return (
+            "all its cameras stand in one place; `--auto-scale-poses False` after the parser's name leaves them there"
+        )
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or f"{type(error).__name__} while parsing"
+
+
+def _better_parser(path: Path, parser: str) -> str:
+    fitting = [name for mark, name in _MARKS.items() if (path / mark).exists()]
+    if not fitting or parser in (name.split()[0] for name in fitting) or not _reads(fitting[0], path):
+        return ""
+    return f" The folder looks like one for {fitting[0]}: name it at the end of the command."
+
+
+def _reads(name: str, path: Path) -> bool:
+    """Whether the parser, with the options after its name, finds images in the folder."""
+    config = checked(all_dataparsers[name.split()[0]])
+    config.data = path
+    if name.startswith("colmap "):
+        config.colmap_path = Path(name.split()[-1])
+    silenced, CONSOLE.quiet = CONSOLE.quiet, True
+    try:
+        return len(config.setup().get_dataparser_outputs("train").image_filenames) > 0
+    except (UserError, *_USERS_FAULT):
+        return False
+    finally:
+        CONSOLE.quiet = silenced

@@ -1,0 +1,196 @@
+"""A data set whose images and masks are read and checked by this package."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from numpy.typing import NDArray
+
+from ns_support.data.images import Header, header, missing, read_image
+from ns_support.data.masks import read_mask
+from ns_support.data.poses import checked_poses, refuse_coarse
+from ns_support.data.warnings import warn_once
+from ns_support.errors import UserError
+
+_ROUNDINGS = ((-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0))
+"""Between what the exact size of a resized image may lie, less the size in whole pixels: to the nearest, down, up."""
+_SMALL_SHARE = 0.005
+"""Share of an image's side below which a pixel more or less is not worth a word."""
+_TURNED = {5, 6, 7, 8}
+"""EXIF orientations that swap width and height."""
+
+
+class CheckedDataset(InputDataset):
+    """`InputDataset` that converts every pixel format, and names the file that it can't.
+
+    Where some images have transparency and others have none, those are given an opaque one, so that batches are alike.
+    """
+
+    def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0) -> None:
+        super().__init__(dataparser_outputs, scale_factor)
+        self._opaque = bool(dataparser_outputs.metadata.get("some_have_alpha", False))
+        self._read: set[int] = set()
+        self._hidden: set[int] = set()
+        self._lock = Lock()
+
+    def get_numpy_image(self, image_idx: int) -> NDArray[np.uint8]:
+        """An image as [H, W, 3] or [H, W, 4].
+
+        Raises:
+            UserError: it can't be read.
+        """
+        image = read_image(self.image_filenames[image_idx], self.scale_factor)
+        if self._opaque and image.shape[2] == 3 and self._dataparser_outputs.alpha_color is None:
+            image = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1)
+        return image
+
+    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict[str, Any]:
+        """An image, its index and its mask if there is one.
+
+        Raises:
+            UserError: the image or the mask can't be read, they differ in size, or all masks hide everything.
+        """
+        image = self.get_image_float32(image_idx) if image_type == "float32" else self.get_image_uint8(image_idx)
+        data: dict[str, Any] = {"image_idx": image_idx, "image": image}
+        if self._dataparser_outputs.mask_filenames is not None:
+            data["mask"] = self._mask(image_idx, (image.shape[0], image.shape[1]))
+        if self.mask_color:
+            data["image"] = torch.where(
+                data["mask"] == 1.0, data["image"], torch.ones_like(data["image"]) * torch.tensor(self.mask_color)
+            )
+        return data | self.get_metadata(data)
+
+    def _mask(self, image_idx: int, size: tuple[int, int]) -> torch.Tensor:
+        masks: list[Path | None] = self._dataparser_outputs.mask_filenames
+        path = masks[image_idx]
+        mask = torch.ones(*size, 1, dtype=torch.bool) if path is None else read_mask(path, self.scale_factor)
+        if mask.shape[:2] != size:
+            raise UserError(
+                f"The mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+                f"{self.image_filenames[image_idx]} {size[1]} x {size[0]}: make them equal."
+            )
+        self._note(image_idx, bool(mask.any()))
+        return mask
+
+    def _note(self, image_idx: int, shows: bool) -> None:
+        with self._lock:
+            complete = len(self._read) == len(self)
+            self._read.add(image_idx)
+            if not shows:
+                self._hidden.add(image_idx)
+            if complete or len(self._read) < len(self) or not self._hidden:
+                return
+        first = self._dataparser_outputs.mask_filenames[min(self._hidden)]
+        if len(self._hidden) == len(self):
+            raise UserError(f"The masks hide every pixel of all images (0 hides, 255 shows), the first is {first}.")
+        warn_once(f"{len(self._hidden)} of {len(self)} masks hide the whole image, the first is {first}.")
+
+
+def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> DataparserOutputs:
+    """What a parser found, after a look at the poses and at every image's header.
+
+    Args:
+        outputs: of any parser; not changed.
+        data: the folder or file that they are from, for messages.
+        needed: whether the images must be there.
+
+    Returns:
+        The same with cameras whose sizes are the images', and the metadata "some_have_alpha".
+
+    Raises:
+        UserError: poses are unusable, images are missing or are not of the cameras' sizes.
+    """
+    cameras, files = deepcopy(outputs.cameras), outputs.image_filenames
+    poses = cameras.camera_to_worlds.double().numpy()
+    if poses.shape != (len(files), 3, 4):
+        raise UserError(f"The poses of {data} have the shape {tuple(poses.shape)}, not ({len(files)}, 3, 4).")
+    mended = checked_poses(poses, files, data)
+    if mended is not poses:
+        cameras.camera_to_worlds = torch.from_numpy(mended).to(cameras.camera_to_worlds)
+    refuse_coarse(poses[:, :, 3], data)
+    absent = missing(files)
+    if needed and absent:
+        raise UserError(
+            f"{len(absent)} of the {len(files)} images that {data} lists are not there, the first is {absent[0]}: "
+            "put them back, or take them out of the list."
+        )
+    headers = {i: header(path) for i, path in enumerate(files) if path not in set(absent)} if needed else {}
+    fit_sizes(cameras, files, headers)
+    alpha = [head.alpha for head in headers.values()]
+    metadata = {**outputs.metadata, "some_have_alpha": any(alpha) and not all(alpha)}
+    return replace(outputs, cameras=cameras, metadata=metadata)
+
+
+def fit_sizes(cameras: Cameras, files: list[Path], headers: dict[int, Header]) -> None:
+    """Give cameras the sizes of their images, in place.
+
+    By a pixel they may differ: the sizes of downscaled images are rounded up by some and down by others. Images that
+    were resized, the aspect kept, have their cameras' numbers scaled with them.
+
+    Raises:
+        UserError: an image has another aspect than its camera.
+    """
+    if not headers:
+        return
+    # Those of all cameras may be one number in memory.
+    for name in ("width", "height", "fx", "fy", "cx", "cy"):
+        setattr(cameras, name, getattr(cameras, name).clone())
+    scaled: list[tuple[int, tuple[int, int]]] = []
+    turned: list[int] = []
+    for i, head in headers.items():
+        width, height = int(cameras.width[i]), int(cameras.height[i])
+        if head.orientation != 1:
+            turned.append(i)
+        if abs(head.width - width) > 1 or abs(head.height - height) > 1:
+            _refuse_other_aspect(files[i], head, width, height)
+            across, down = head.width / width, head.height / height
+            cameras.fx[i], cameras.cx[i] = cameras.fx[i] * across, cameras.cx[i] * across
+            cameras.fy[i], cameras.cy[i] = cameras.fy[i] * down, cameras.cy[i] * down
+            scaled.append((i, (width, height)))
+        elif (head.width, head.height) != (width, height) and min(width, height) * _SMALL_SHARE < 1:
+            warn_once(
+                f"Images such as {files[i]} are {head.width} x {head.height} pixels, their cameras {width} x {height}: "
+                "taken for rounding. If they were resized, correct the cameras.",
+                about=("pixel", files[i].parent),
+            )
+        cameras.width[i], cameras.height[i] = head.width, head.height
+    if scaled:
+        i, (width, height) = scaled[0]
+        warn_once(
+            f"{len(scaled)} images are not of the size that their cameras are for, such as {files[i]}, which is "
+            f"{headers[i].width} x {headers[i].height} and not {width} x {height}: focal lengths and centres are "
+            "scaled to the images.",
+            about=("scaled", files[i].parent),
+        )
+    if turned:
+        warn_once(
+            f"{len(turned)} images have an EXIF tag that says to turn them, such as {files[turned[0]]} (orientation "
+            f"{headers[turned[0]].orientation}). It is ignored, as by COLMAP: if the poses are of upright images, turn "
+            "the pixels (`mogrify -auto-orient`).",
+            about=("turned", files[turned[0]].parent),
+        )
+
+
+def _refuse_other_aspect(path: Path, head: Header, width: int, height: int) -> None:
+    for low, high in _ROUNDINGS:
+        least = max((head.width + low) / width, (head.height + low) / height)
+        if least <= min((head.width + high) / width, (head.height + high) / height):
+            return
+    text = f"The image {path} is {head.width} x {head.height} pixels and its camera {width} x {height}"
+    if abs(head.width - height) <= 1 and abs(head.height - width) <= 1:
+        if head.orientation in _TURNED:
+            raise UserError(
+                f"{text}: its EXIF tag says to turn it (orientation {head.orientation}), and the camera is that of the "
+                "turned image. Turn the pixels of all images, for example with `mogrify -auto-orient`."
+            )
+        raise UserError(f"{text}: width and height are swapped. Correct the camera, or turn the images.")
+    raise UserError(f"{text}: neither the same size nor the same shape. Give the images that the camera is for.")

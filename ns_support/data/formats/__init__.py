@@ -1,0 +1,1 @@
+"""The formats of data folders: recognised by their files, read by nerfstudio's parsers."""

@@ -1,0 +1,1 @@
+"""A training run: checked at its start, stopped, saved whole, found again."""

@@ -1,0 +1,133 @@
+"""What is checked when `ns-train` starts, before anything is printed, made or loaded."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ns_support.data.checks import check_data_folder, parser_name
+from ns_support.errors import UserError
+from ns_support.runs.safe_files import unwritable
+from ns_support.runs.saved_runs import checkpoints_in, find_checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from ns_support.trainer import SharedTrainerConfig
+
+
+def check_run(config: SharedTrainerConfig) -> None:
+    """Refuse a training that can't begin, and make the folder of one that can.
+
+    Raises:
+        UserError: names the option and what it must be: the settings, the device, the data, the checkpoint to resume
+            from or the output folder.
+    """
+    if config.max_num_iterations < 1:
+        raise UserError(f"--max-num-iterations must be at least 1, got {config.max_num_iterations}.")
+    device = config.machine.device_type
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--machine.device-type is cuda, but PyTorch finds no CUDA device here. Leave it out.")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--machine.device-type must be cpu or cuda, got {device}.")
+    config.pipeline.check()
+    check_data(config.pipeline.datamanager)
+    path = resume_path(config)
+    if path is not None:
+        check_resumable(read_checkpoint(path), path, config)
+    make_folder(config.get_base_dir())
+
+
+def check_data(datamanager: Any) -> None:
+    """Refuse a data folder that is not there, empty or of no known format.
+
+    Args:
+        datamanager: its configuration.
+
+    Raises:
+        UserError: as `check_data_folder` and `parser_name`.
+    """
+    path = Path(datamanager.data or datamanager.dataparser.data)
+    check_data_folder(path)
+    parser_name(datamanager.dataparser, path)
+
+
+def resume_path(config: SharedTrainerConfig) -> Path | None:
+    """The checkpoint that training is to go on from; None where it begins.
+
+    Raises:
+        UserError: there is none where the configuration says.
+    """
+    if config.load_dir is not None:
+        return find_checkpoint(config.load_dir, config.load_step)
+    if config.load_step is not None:
+        raise UserError(f"--load-step {config.load_step} needs --load-dir, the folder of the run to go on with.")
+    if config.load_checkpoint is not None and not config.load_checkpoint.is_file():
+        what = "is a folder: give it as --load-dir" if config.load_checkpoint.is_dir() else "does not exist"
+        raise UserError(f"--load-checkpoint {config.load_checkpoint} {what}.")
+    return config.load_checkpoint
+
+
+def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConfig) -> None:
+    """Refuse a checkpoint of another method, by the parameters that its optimisers have.
+
+    Raises:
+        UserError: names the checkpoint, and the method where the checkpoint knows it.
+    """
+    if "optimizers" not in state:
+        raise UserError(f"{path} holds no optimisers: it can be looked at, and not trained further.")
+    there, wanted = set(state["optimizers"]), set(config.optimizers)
+    if there != wanted:
+        method = state.get("method_name")
+        whose = f"It is one of {method}" if method else f"It holds {', '.join(sorted(there))}"
+        raise UserError(
+            f"{path} is not a checkpoint of {config.method_name}. {whose}; "
+            f"{config.method_name} trains {', '.join(sorted(wanted))}."
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder and make sure that files can be written there.
+
+    Raises:
+        UserError: names the folder and why not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{unwritable(folder, error)} Give another --output-dir.") from error
+
+
+def free_timestamp(config: SharedTrainerConfig, chosen: bool) -> str:
+    """A name for the run's folder that takes no other run's place.
+
+    A training that is given a finished run's configuration, time and all (`--load-config`), would otherwise remove that
+    run's model as soon as it saved its own. The one run that may be continued in its own folder is the one resumed.
+
+    Args:
+        config: with a timestamp.
+        chosen: whether it was given, and is not just this moment's.
+
+    Returns:
+        The configuration's timestamp where that folder is free, else this moment's.
+    """
+    before = config.timestamp
+    folder = config.get_checkpoint_dir()
+    resumed = config.load_dir or (config.load_checkpoint and config.load_checkpoint.parent)
+    own = chosen and resumed is not None and folder.resolve() in (resumed.resolve(), (resumed / folder.name).resolve())
+    if own or not (checkpoints_in(folder) if chosen else config.get_base_dir().exists()):
+        return before
+    now = datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    tries = 1
+    try:
+        while True:
+            config.timestamp = now if tries == 1 else f"{now}-{tries}"
+            if not config.get_base_dir().exists():
+                return config.timestamp
+            tries += 1
+    finally:
+        config.timestamp = before

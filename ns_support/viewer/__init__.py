@@ -1,0 +1,1 @@
+"""What both methods put into nerfstudio's viewer."""

@@ -1,0 +1,400 @@
+"""A cloud of Gaussians as PLY files, and back.
+
+Two formats hold a cloud; a third, `point_columns`, is for what wants positions and colours only.
+
+**raygauss** (`cloud_columns`) is exact: a double for each density, a float for each other parameter, under names that
+say what is meant. Lengths are in scene units.
+
+    x y z                              mean mu
+    log_scale_0..2                     log s along the principal axes
+    quat_w quat_x quat_y quat_z        rotation, of any length
+    density                            peak density sigma (1/length)
+    sh_{i}_{r,g,b}                     harmonics, i = 0 for degree 0, then as in `raygauss_ns.color.api`
+    sg_{j}_amplitude_{r,g,b}           lobes: a_j,
+    sg_{j}_raw_sharpness               lambda_j before the softplus,
+    sg_{j}_axis_{x,y,z}                n_j before it is normalised
+
+The header's comments hold the scene unit u and the settings that rays are sampled with, one `name value` a line.
+
+**splat** (`splat_columns`) is the format of 3D Gaussian splatting (Kerbl et al. 2023), which common viewers open. It is
+an approximation, in three respects:
+
+- *Density becomes opacity.* A splat is as opaque from all sides; a Gaussian of density sigma has, along a line in
+  direction d through its centre, the optical depth
+
+      tau(d) = integral sigma exp(-|A d|^2 t^2 / 2) dt = sqrt(2 pi) sigma / |A d|,   A = diag(1/s) R^T.
+
+  What a viewer shows is weighted with area: from d the Gaussian covers an area proportional to |A d|. Its mean optical
+  depth over all directions with that weight is sqrt(2 pi) sigma h with 1 / h = E|A d|. By Cauchy's theorem E|A d| is
+  the surface of the ellipsoid with half axes s over 4 pi s_1 s_2 s_3, and Thomsen's formula for that surface (error
+  below 1.1 %) makes h the power mean of the scales:
+
+      h = (mean of s_i^-p)^(-1/p),   p = 1.6075,          opacity = 1 - exp(-tau),   tau = sqrt(2 pi) sigma h.
+
+  Averaged over directions, a Gaussian that is thin (tau << 1) holds back as much light as before. With no single axis
+  would it: a flat Gaussian is seen along its shortest one only when it faces the camera (this mean is twice as deep),
+  and along its longest hardly ever. The format stores the opacity's logit, log(exp(tau) - 1), from which softplus
+  brings tau back without loss.
+- *Lobes become harmonics*: each spherical Gaussian's projection on degrees 0 to 2, the nearest there is in the mean
+  square over all directions (Funk and Hecke's formula). Shine gets lost.
+- Splats are flattened onto the image and sorted by their centres; densities add up where Gaussians overlap. A viewer
+  also cuts colours off at 0.
+
+Reading a splat file inverts the first: sigma = tau / (sqrt(2 pi) h). Its degree 3, if it has one, is left out, and a
+warning says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from ns_support.data.ply import Columns, Ply, read_ply
+from ns_support.data.warnings import warn_once
+from ns_support.errors import UserError
+from raygauss_ns.color.harmonics import SH_DEGREE, Y0, sh_basis
+from raygauss_ns.color.reference import ColorBasis
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.foreign_splats import (
+    BASE,
+    ROTATION,
+    SCALES,
+    completed,
+    count_of_rest,
+    is_splat,
+    refuse_packed,
+    sound_rows,
+    tell_what_is_cut,
+    with_filter,
+)
+from raygauss_ns.gaussians.initialization import StartPoints
+
+THOMSEN = 1.6075
+"""p in Thomsen's formula for the surface of an ellipsoid."""
+_ROWS_AT_ONCE = 1 << 18
+_AXES = ("x", "y", "z")
+_QUAT = tuple(f"quat_{letter}" for letter in "wxyz")
+_LOG_SCALES = tuple(f"log_scale_{i}" for i in range(3))
+_CHANNELS = "rgb"
+_SPLAT_REST = 15
+"""Harmonics of degree 1 to 3."""
+_RAYGAUSS_NAMES = (*_AXES, *_LOG_SCALES, *_QUAT, "density", *(f"sh_0_{c}" for c in _CHANNELS))
+_SPLAT_NAMES = (*_AXES, *BASE, "opacity", *SCALES, *ROTATION)
+
+
+# ---- the physics of the conversion -----------------------------------------------------------------------------------
+
+
+def effective_thickness(log_scales: Tensor) -> Tensor:
+    """h: what a Gaussian's scales amount to as a thickness, averaged over directions by the area that is seen.
+
+    Args:
+        log_scales: [N, 3] log s.
+
+    Returns:
+        [N] power mean of s with the exponent -p; within 1.1 % of 1 / E|A d|.
+    """
+    return torch.exp(-(torch.logsumexp(-THOMSEN * log_scales, -1) - math.log(3)) / THOMSEN)
+
+
+def optical_depths(densities: Tensor, log_scales: Tensor) -> Tensor:
+    """Depth tau = sqrt(2 pi) sigma h of each Gaussian, [N]; densities [N] (1/length), log_scales [N, 3]."""
+    return math.sqrt(2 * math.pi) * densities * effective_thickness(log_scales)
+
+
+def densities_of_depths(depths: Tensor, log_scales: Tensor) -> Tensor:
+    """Inverse of `optical_depths`: sigma [N] (1/length)."""
+    return depths / (math.sqrt(2 * math.pi) * effective_thickness(log_scales))
+
+
+def lobes_as_harmonics(basis: ColorBasis) -> Tensor:
+    """The colours' nearest harmonics of degree 0 to 2, in the mean square over all directions.
+
+    A lobe a exp(lambda (d . n - 1)) has by Funk and Hecke's formula, for degree l, the coefficients a k_l Y_lm(n) with
+    k_l = 2 pi integral_{-1}^{1} exp(lambda (t - 1)) P_l(t) dt, here by Gauss-Legendre quadrature.
+
+    Returns:
+        [N, 9, 3] float64: degree 0 first; the colour's constant 0.5 stays outside.
+    """
+    # The quadrature takes a kilobyte for each of the Gaussians at hand.
+    parts = zip(*(field.split(_ROWS_AT_ONCE) for field in basis), strict=True)
+    return torch.cat([_lobes_as_harmonics(ColorBasis(*part)) for part in parts])
+
+
+def _lobes_as_harmonics(basis: ColorBasis) -> Tensor:
+    n, bands = basis.sh_rest.shape[:2]
+    harmonics = torch.zeros(n, (SH_DEGREE + 1) ** 2, 3, dtype=torch.float64)
+    harmonics[:, 0], harmonics[:, 1 : 1 + bands] = basis.sh_base, basis.sh_rest
+    t, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(64))
+    legendre = torch.stack([torch.ones_like(t), t, 1.5 * t * t - 0.5], -1)
+    quadrature = 2 * math.pi * weights[:, None] * legendre
+    degrees = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2])
+    for amplitude, raw, axis in zip(
+        basis.sg_amplitudes.unbind(1), basis.sg_sharpness.unbind(1), basis.sg_axes.unbind(1), strict=True
+    ):
+        values = torch.exp(softplus(raw.double())[:, None] * (t - 1.0))
+        zonal = (values @ quadrature)[:, degrees] * sh_basis(normalize(axis.double(), dim=-1), SH_DEGREE)
+        harmonics += zonal[..., None] * amplitude.double()[:, None]
+    return harmonics
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def cloud_columns(cloud: GaussianCloud) -> Columns:
+    """Every parameter of a cloud under an honest name: the format that loses nothing."""
+    kept = _finite(cloud)
+    p = {name: parameter.detach().cpu()[kept] for name, parameter in cloud.params.items()}
+    columns: Columns = {}
+    columns |= _named(_AXES, p["means"])
+    columns |= _named(_LOG_SCALES, p["scales"])
+    columns |= _named(_QUAT, p["quats"])
+    # As a double, so that the unit can be divided out here and multiplied in again to the same float.
+    columns["density"] = (p["densities"].double() / cloud.unit).numpy()
+    harmonics = torch.cat([p["sh_base"][:, None], p["sh_rest"]], 1)
+    for i in range(harmonics.shape[1]):
+        columns |= _named([f"sh_{i}_{c}" for c in _CHANNELS], harmonics[:, i])
+    for j in range(p["sg_axes"].shape[1]):
+        columns |= _named([f"sg_{j}_amplitude_{c}" for c in _CHANNELS], p["sg_amplitudes"][:, j])
+        columns[f"sg_{j}_raw_sharpness"] = p["sg_sharpness"][:, j].numpy()
+        columns |= _named([f"sg_{j}_axis_{a}" for a in _AXES], p["sg_axes"][:, j])
+    return columns
+
+
+def splat_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
+    """The cloud as 3D Gaussian splatting stores it; this module's docstring says what is lost.
+
+    Args:
+        cloud: the Gaussians.
+        density_threshold: density up to which a Gaussian counts as absent, and is left out (1/length).
+
+    Returns:
+        x y z, nx ny nz (0), f_dc_0..2, f_rest_0..44 (all of red, then green, then blue; degree 3, which some
+        readers insist on, is 0), opacity (logit), scale_0..2
+        (log), rot_0..3 (unit quaternion, w first); float32.
+    """
+    gaussians, log_scales, harmonics = _alive(cloud, density_threshold)
+    depths = optical_depths(gaussians["densities"].double(), log_scales.double())
+    # log(exp(tau) - 1) without overflow.
+    logits = depths + torch.log(-torch.expm1(-depths))
+    columns: Columns = {}
+    columns |= _named(_AXES, gaussians["means"])
+    columns |= _named([f"n{a}" for a in _AXES], torch.zeros_like(gaussians["means"]))
+    columns |= _named(BASE, harmonics[:, 0].float())
+    rest = torch.zeros(len(harmonics), 3, _SPLAT_REST)
+    rest[:, :, : harmonics.shape[1] - 1] = harmonics[:, 1:].float().transpose(1, 2)
+    rest = rest.flatten(1)
+    columns |= _named([f"f_rest_{i}" for i in range(rest.shape[1])], rest)
+    columns["opacity"] = logits.float().numpy()
+    columns |= _named(SCALES, log_scales)
+    columns |= _named(ROTATION, normalize(gaussians["quats"], dim=-1))
+    return columns
+
+
+def point_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
+    """The Gaussians' centres and their colours averaged over directions: x y z float32, red green blue uint8.
+
+    Args:
+        cloud: the Gaussians.
+        density_threshold: density up to which a Gaussian counts as absent, and is left out (1/length).
+    """
+    gaussians, _, harmonics = _alive(cloud, density_threshold)
+    colors = ((0.5 + Y0 * harmonics[:, 0]).clamp(0.0, 1.0) * 255).round().to(torch.uint8)
+    columns: Columns = {}
+    columns |= _named(_AXES, gaussians["means"])
+    columns |= _named(["red", "green", "blue"], colors)
+    return columns
+
+
+def _alive(cloud: GaussianCloud, density_threshold: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The physical Gaussians above the threshold, their log scales and their colours as harmonics."""
+    gaussians = {name: value.detach().cpu() for name, value in cloud.gaussians()._asdict().items()}
+    keep = (gaussians["densities"] > density_threshold) & _finite(cloud)
+    gaussians["quats"] = _with_rotations(gaussians["quats"])
+    basis = ColorBasis(*(value.detach().cpu()[keep] for value in cloud.color_basis()))
+    log_scales = cloud.params["scales"].detach().cpu()[keep]
+    return {name: value[keep] for name, value in gaussians.items()}, log_scales, lobes_as_harmonics(basis)
+
+
+def _finite(cloud: GaussianCloud) -> Tensor:
+    """[N] bool, the Gaussians whose every number is finite; a warning counts the others."""
+    parameters = [parameter.detach().cpu().flatten(1) for parameter in cloud.params.values() if parameter.ndim > 1]
+    densities = cloud.params["densities"].detach().cpu().view(-1, 1)
+    finite = torch.cat([*parameters, densities], -1).isfinite().all(-1)
+    if not bool(finite.all()):
+        warn_once(f"{int((~finite).sum())} of the {len(finite)} Gaussians are not finite, and are not exported.")
+    return finite
+
+
+def _with_rotations(quats: Tensor) -> Tensor:
+    """Quaternions [N, 4], those of no length replaced by that of no rotation."""
+    return torch.where((quats != 0).any(-1, keepdim=True), quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+def _named(names: Sequence[str], values: Tensor) -> Columns:
+    return {name: values[:, i].numpy() for i, name in enumerate(names)}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_cloud(
+    path: Path,
+    unit: float | None = None,
+    sh_degree: int = SH_DEGREE,
+    num_lobes: int | None = None,
+    least_scale: float = 0.0,
+) -> GaussianCloud:
+    """A cloud from either kind of file; what the file has none of (harmonics, lobes) gets coefficients of 0.
+
+    Args:
+        path: a PLY of `cloud_columns` or `splat_columns`, or anyone's of 3D Gaussian splatting.
+        unit: length that counts as 1 (scene units); None: the one in the file, or else 1.
+        sh_degree: highest degree of the cloud's harmonics.
+        num_lobes: spherical Gaussians of each colour; None: as many as in the file.
+        least_scale: scales of splats are raised to this (scene units), and the density follows, so that the steps of
+            a ray can't miss a flat one.
+
+    Raises:
+        UserError: the file is missing, is of neither kind, lacks properties, or needs a higher `sh_degree` or more
+            lobes than asked for.
+    """
+    ply = read_ply(path)
+    unit = unit or _header_unit(ply)
+    refuse_packed(ply.columns, path)
+    if is_splat(ply.columns):
+        params = _from_splats(ply.columns, path, unit, sh_degree, num_lobes or 0, least_scale)
+    elif "density" in ply.columns or "log_scale_0" in ply.columns:
+        params = _from_raygauss(ply.columns, path, unit, sh_degree, num_lobes)
+    elif "opacity" in ply.columns or "scale_0" in ply.columns:
+        _require(completed(ply.columns, path), _SPLAT_NAMES, path)
+        raise AssertionError("a splat has an opacity and scales")
+    else:
+        raise UserError(
+            f"The PLY file {path} holds neither Gaussians ({', '.join(_RAYGAUSS_NAMES)}) nor splats "
+            f"({', '.join(_SPLAT_NAMES)}); it has only {', '.join(ply.columns)}. SfM points belong into "
+            'the data: name the file in transforms.json, "ply_file_path".'
+        )
+    cloud = GaussianCloud(
+        StartPoints(torch.zeros(1, 3), None), unit, 1.0, sh_degree=sh_degree, num_lobes=params["sg_axes"].shape[1]
+    )
+    state = {f"params.{name}": value for name, value in params.items()}
+    cloud.load_state_dict(state | {"scene_unit": cloud.scene_unit})
+    return cloud
+
+
+def header_values(comments: Sequence[str]) -> dict[str, float]:
+    """The `name value` lines among a file's comments."""
+    found = {}
+    for comment in comments:
+        name, _, value = comment.partition(" ")
+        try:
+            found[name] = float(value)
+        except ValueError:  # prose
+            continue
+    return found
+
+
+def _header_unit(ply: Ply) -> float:
+    unit = header_values(ply.comments).get("scene_unit", 1.0)
+    return unit if 0 < unit < math.inf else 1.0
+
+
+def _from_raygauss(
+    columns: Columns, path: Path, unit: float, sh_degree: int, num_lobes: int | None
+) -> dict[str, Tensor]:
+    _require(columns, _RAYGAUSS_NAMES, path)
+    every = [name for name in columns if name in _RAYGAUSS_NAMES or name.startswith(("sh_", "sg_"))]
+    columns = sound_rows(columns, every, _QUAT, path)
+    harmonics = _count(columns, "sh_{}_r")
+    stored_lobes = _count(columns, "sg_{}_raw_sharpness")
+    lobes = stored_lobes if num_lobes is None else num_lobes
+    if harmonics > (sh_degree + 1) ** 2 or stored_lobes > lobes:
+        raise UserError(
+            f"The PLY file {path} has harmonics of degree {math.isqrt(harmonics - 1)} and {stored_lobes} lobes, more "
+            f"than --pipeline.model.sh-degree {sh_degree} and --pipeline.model.num-lobes {lobes} have room for."
+        )
+    if math.isqrt(harmonics) ** 2 != harmonics:
+        raise UserError(f"The PLY file {path} has {harmonics} harmonics; it must be 1, 4 or 9.")
+    names = [name for i in range(harmonics) for name in (f"sh_{i}_{c}" for c in _CHANNELS)]
+    sh = _stacked(columns, names, path).view(-1, harmonics, 3)
+    means = _stacked(columns, _AXES, path)
+    params = _blank(len(means), sh_degree, lobes)
+    for j in range(stored_lobes):
+        amplitudes = [f"sg_{j}_amplitude_{c}" for c in _CHANNELS]
+        params["sg_amplitudes"][:, j] = _stacked(columns, amplitudes, path)
+        params["sg_sharpness"][:, j] = _stacked(columns, [f"sg_{j}_raw_sharpness"], path)[:, 0]
+        params["sg_axes"][:, j] = _stacked(columns, [f"sg_{j}_axis_{a}" for a in _AXES], path)
+    params["sh_rest"][:, : harmonics - 1] = sh[:, 1:]
+    densities = torch.from_numpy(columns["density"].astype(np.float64)) * unit
+    return params | {
+        "means": means,
+        "scales": _stacked(columns, _LOG_SCALES, path),
+        "quats": _stacked(columns, _QUAT, path),
+        "densities": densities.float(),
+        "sh_base": sh[:, 0].contiguous(),
+    }
+
+
+def _from_splats(
+    columns: Columns, path: Path, unit: float, sh_degree: int, num_lobes: int, least_scale: float
+) -> dict[str, Tensor]:
+    columns = completed(columns, path)
+    _require(columns, _SPLAT_NAMES, path)
+    count = count_of_rest(columns, path)
+    columns = sound_rows(columns, [*_SPLAT_NAMES, *(f"f_rest_{i}" for i in range(count))], ROTATION, path)
+    means = _stacked(columns, _AXES, path)
+    params = _blank(len(means), sh_degree, num_lobes)
+    if count > 0:
+        rest = _stacked(columns, [f"f_rest_{i}" for i in range(count)], path).view(-1, 3, count // 3).transpose(1, 2)
+        bands = min(count // 3, params["sh_rest"].shape[1])
+        tell_what_is_cut(rest, bands, sh_degree, path)
+        params["sh_rest"][:, :bands] = rest[:, :bands]
+    log_scales = _stacked(columns, SCALES, path).double()
+    depths = softplus(_stacked(columns, ["opacity"], path)[:, 0].double())
+    depths, log_scales = with_filter(depths, log_scales, columns, path)
+    if least_scale > 0:
+        log_scales = log_scales.clamp_min(math.log(least_scale))
+    return params | {
+        "means": means,
+        "scales": log_scales.float(),
+        "quats": _stacked(columns, ROTATION, path),
+        "densities": (densities_of_depths(depths, log_scales) * unit).float(),
+        "sh_base": _stacked(columns, BASE, path),
+    }
+
+
+def _blank(n: int, sh_degree: int, num_lobes: int) -> dict[str, Tensor]:
+    """View dependence of nothing: random axes, as lobes without an axis of their own could not learn one."""
+    return {
+        "sh_rest": torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3),
+        "sg_amplitudes": torch.zeros(n, num_lobes, 3),
+        "sg_sharpness": torch.zeros(n, num_lobes),
+        "sg_axes": torch.randn(n, num_lobes, 3),
+    }
+
+
+def _count(columns: Mapping[str, NDArray[np.generic]], pattern: str) -> int:
+    """How many of the pattern's names there are, from 0 on without a gap."""
+    count = 0
+    while pattern.format(count) in columns:
+        count += 1
+    return count
+
+
+def _require(columns: Columns, names: Sequence[str], path: Path) -> None:
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise UserError(f"The PLY file {path} lacks the vertex properties {', '.join(missing)}.")
+
+
+def _stacked(columns: Columns, names: Sequence[str], path: Path) -> Tensor:
+    _require(columns, names, path)
+    return torch.from_numpy(np.stack([columns[name].astype(np.float32) for name in names], -1))

@@ -1,0 +1,72 @@
+"""Where Gaussians lie in the images that were taken of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ns_support.lenses.lens import Lens
+
+
+class View(NamedTuple):
+    """The part of a camera's image that one training step looked at.
+
+    Attributes:
+        world_to_camera: [3, 4]; the camera looks along its -z axis.
+        lens: what projects points to pixels.
+        window: first row, first column, rows and columns that were rendered.
+    """
+
+    world_to_camera: Tensor
+    lens: Lens
+    window: tuple[int, int, int, int]
+
+    @property
+    def share(self) -> float:
+        """The window's share of the image's pixels."""
+        _, _, rows, columns = self.window
+        return rows * columns / float(self.lens.width * self.lens.height)
+
+    def distances(self, means: Tensor) -> Tensor:
+        """[N] distances of points [N, 3] from the camera's centre (scene units); 0 if the lens shows all alike."""
+        if self.lens.same_size_at_any_distance:
+            return torch.zeros_like(means[:, 0])
+        return torch.linalg.vector_norm(in_camera_space(means, self.world_to_camera), dim=-1)
+
+    def misses(self, means: Tensor) -> Tensor:
+        """[N] bool, which points [N, 3] the image shows outside the window."""
+        top, left, rows, columns = self.window
+        column, row, seen = self.lens.project(in_camera_space(means, self.world_to_camera))
+        inside = (column >= left) & (column < left + columns) & (row >= top) & (row < top + rows)
+        return seen & ~inside
+
+
+def in_camera_space(means: Tensor, world_to_camera: Tensor) -> Tensor:
+    """[N, 3] points [N, 3] as seen from a camera [3, 4] that looks along its -z axis."""
+    pose = world_to_camera.to(means)
+    return means @ pose[:, :3].T + pose[:, 3]
+
+
+@torch.no_grad()
+def smallest_resolved_scale(means: Tensor, world_to_cameras: Tensor, lenses: Sequence[Lens]) -> Tensor:
+    """Half a pixel's size at the Gaussian, in the camera that sees it most finely; for pinholes 0.5 z_min / f_max.
+
+    Below that a Gaussian is smaller than what any training image resolves, and only aliases.
+
+    Args:
+        means: [N, 3].
+        world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
+        lenses: C lenses.
+
+    Returns:
+        [N] (scene units); 0 for a Gaussian that no camera sees.
+    """
+    finest = means.new_full((len(means),), torch.inf)
+    for camera, lens in zip(world_to_cameras, lenses, strict=True):
+        points = in_camera_space(means, camera)
+        size = torch.where(lens.project(points).seen, lens.pixel_size(points), torch.inf)
+        finest = torch.minimum(finest, size)
+    return torch.where(finest.isfinite(), 0.5 * finest, 0.0)

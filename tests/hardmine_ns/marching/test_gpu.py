@@ -1,0 +1,87 @@
+"""The marching kernels: in Triton's interpreter the same samples as the PyTorch twin, and built for absent GPUs.
+
+Triton decides at import whether kernels are interpreted, for the whole process: the first test starts one of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hardmine_ns.marching import OccupancyGrid
+from hardmine_ns.marching.rays import march_rays_triton
+from hardmine_ns.marching.reference import march_rays_torch
+
+pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
+UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("levels", "cone", "occupied", "step"),
+    [(1, 0.0, 0.3, 0.021), (1, 0.0, 1.0, 0.05), (3, 0.0, 0.3, 0.1), (3, 0.02, 0.5, 0.03), (1, 0.0, 0.0, 0.05)],
+)
+def test_agrees_with_pytorch(levels, cone, occupied, step):
+    torch.manual_seed(1)
+    grid = OccupancyGrid(UNIT_BOX * torch.tensor([1.0, 0.7, 1.3, 1.0, 0.7, 1.3]), resolution=12, levels=levels)
+    grid.binaries.copy_(torch.rand(grid.binaries.shape) < occupied)
+    origins = 3 * torch.randn(63, 3)
+    directions = torch.nn.functional.normalize(0.7 * torch.randn(63, 3) - origins, dim=-1)
+    directions[:3], origins[2] = torch.eye(3), torch.tensor([0.1, 0.2, -4.0])
+    starts = 0.1 + torch.rand(63) * step
+    fars = torch.full((63,), 7.0)
+    fars[5] = 0.0
+    arguments = (origins, directions, starts, fars, grid, step, cone)
+    actual, expected = march_rays_triton(*arguments), march_rays_torch(*arguments)
+    assert (len(expected) > 200) == (occupied > 0)
+    assert torch.equal(actual.offsets, expected.offsets)
+    assert torch.equal(actual.ray_indices, expected.ray_indices)
+    tolerance = 0 if cone == 0 else 1e-6  # powers differ in the last bit between libraries
+    torch.testing.assert_close(actual.t_starts, expected.t_starts, rtol=tolerance, atol=0)
+    torch.testing.assert_close(actual.t_ends, expected.t_ends, rtol=tolerance, atol=0)
+
+
+@interpreted
+def test_no_rays():
+    empty = torch.zeros(0, 3)
+    samples = march_rays_triton(empty, empty, empty[:, 0], empty[:, 0], OccupancyGrid(UNIT_BOX, 8), 0.1, 0.0)
+    assert len(samples) == 0
+    assert samples.offsets.tolist() == [0]
+
+
+def test_triton_missing(monkeypatch):
+    import hardmine_ns.marching as package
+
+    monkeypatch.delattr(package, "gpu", raising=False)
+    monkeypatch.setitem(sys.modules, "hardmine_ns.marching.gpu", None)
+    rays = torch.zeros(1, 3)
+    with pytest.raises(ImportError, match=r'needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
+        march_rays_triton(rays, rays, rays[:, 0], rays[:, 0], OccupancyGrid(UNIT_BOX, 8), 0.1, 0.0)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("cone", [False, True])
+@pytest.mark.parametrize("write", [False, True])
+def test_builds_without_spilling(write, cone, capability, triton_build):
+    from hardmine_ns.marching import gpu
+
+    floats = ["origins", "directions", "starts", "fars", "box", "t_starts", "t_ends"]
+    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(["t_switches", "log2_growth"], "*fp64")
+    types |= dict.fromkeys(["firsts", "lasts", "switches", "counts", "offsets", "ray_indices"], "*i64")
+    types |= {"binaries": "*u8", "levels": "i32", "resolution": "i32", "step": "fp32"}
+    build = triton_build(gpu.march_kernel, types, {"CONE": cone, "WRITE": write, "BLOCK": 128}, capability)
+    assert build.spilled == 0

@@ -1,0 +1,398 @@
+"""The Triton kernels in Triton's interpreter, on the CPU, against the reference in float64.
+
+Triton decides at import whether kernels are interpreted, for the whole process: the tests below run in a process of
+their own, which the first one starts.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from raygauss_ns.casting import CastSettings
+
+pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
+
+OUTPUT_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+SETTINGS = CastSettings(
+    step=0.08, density_threshold=0.02, sample_offset=0.5, transmittance_threshold=0.0, samples_per_slab=8
+)
+
+
+def run_interpreted(marker):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--durations=5", "-m", marker, __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(done.stdout[-3000:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
+def test_in_the_interpreter():
+    run_interpreted("not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
+def test_in_the_interpreter_at_length():
+    run_interpreted("slow")
+
+
+@pytest.fixture
+def agree(random_scene, differentiate, touches_border, gradient_errors):
+    """`agree(n, rays, width, ...)`: cast n Gaussians with both, compare everything, return what the reference gave.
+
+    The cotangent is zero on rays that touch a support's border, where float32 may land on the other side.
+    """
+
+    def run(n, rays, width, settings=SETTINGS, scene=None, tolerance=GRADIENT_TOLERANCE):
+        scene = scene or random_scene(n)
+        count = len(rays.origins)
+        border = touches_border(scene, rays, settings) if n else torch.zeros(count, dtype=torch.bool)
+        assert border.double().mean() < 0.3, "too few rays are left to compare"
+        cotangent = torch.randn(count, 5, generator=torch.Generator().manual_seed(7))
+        cotangent[border] = 0
+        expected = differentiate(scene, rays, settings, cotangent, "reference")
+        actual = differentiate(scene, rays, settings, cotangent, "gpu", width)
+        assert actual.finite
+        error = (actual.outputs - expected.outputs).abs().amax(-1)[~border]
+        assert bool((error < OUTPUT_TOLERANCE).all()), f"largest error {float(error.max()):.2e}"
+        for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
+            assert gradient_error.below(tolerance), f"{name}: {gradient_error}"
+        return expected
+
+    return run
+
+
+@pytest.fixture
+def lists(monkeypatch):
+    """Images are cast by lists; gives what was built so far, None where lists could not serve."""
+    from raygauss_ns.casting.gpu import launch as gpu
+
+    built, build = [], gpu.build_gpu_lists
+    monkeypatch.setattr(gpu, "LISTS", True)
+    monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
+    return built
+
+
+def first(rays, count):
+    return rays.apply(lambda tensor: tensor[:count])
+
+
+@interpreted
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_one_ray(n, image_rays, agree):
+    rays = image_rays(1, 1)
+    rays = rays._replace(
+        directions=torch.nn.functional.normalize(rays.directions + torch.tensor([0.1, 0.05, 0]), dim=-1)
+    )
+    agree(n, rays, 1)
+
+
+@interpreted
+@pytest.mark.parametrize("n", [1, 40])
+def test_31_rays_of_no_order(n, image_rays, agree):
+    agree(n, first(image_rays(8, 4), 31), 0)
+
+
+@interpreted
+@pytest.mark.parametrize("slab", [4, 8, pytest.param(32, marks=pytest.mark.slow)])
+def test_an_image_whose_tiles_overhang(slab, image_rays, agree):
+    expected = agree(40, image_rays(5, 7), 5, SETTINGS._replace(samples_per_slab=slab))
+    assert expected.outputs[:, 3].min() < 0.5, "too little was seen"
+
+
+@interpreted
+@pytest.mark.parametrize("width", [8, 0])
+def test_64_rays(width, image_rays, agree):
+    shuffle = torch.arange(64) if width else torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    agree(40, image_rays(8, 8).apply(lambda tensor: tensor[shuffle]), width, SETTINGS._replace(step=0.12))
+
+
+@interpreted
+def test_incoherent_rays(image_rays, agree):
+    """Rays from all sides, some of which begin inside the scene, miss it, or are empty."""
+    generator = torch.Generator().manual_seed(1)
+    origins = torch.nn.functional.normalize(torch.randn(40, 3, generator=generator), dim=-1)
+    origins *= 4 * torch.rand(40, 1, generator=generator)
+    targets = torch.rand(40, 3, generator=generator) - 0.5
+    nears = torch.rand(40, generator=generator)
+    fars = nears + 5 * torch.rand(40, generator=generator)
+    rays = image_rays(8, 5)._replace(
+        origins=origins,
+        directions=torch.nn.functional.normalize(targets - origins, dim=-1),
+        nears=nears,
+        fars=fars,
+    )
+    rays.fars[3], rays.fars[5] = -1.0, rays.nears[5]
+    agree(40, rays, 0, SETTINGS._replace(step=0.12))
+
+
+@interpreted
+def test_axis_parallel_rays_and_dead_gaussians(random_scene, image_rays, agree):
+    """Directions with zeros, also from a plane of a box; Gaussians below the threshold or not finite."""
+    scene = random_scene(6)
+    scene.densities[1], scene.densities[4] = 0.01, 0.0
+    scene = scene._replace(means=scene.means * 0.5)
+    directions = torch.eye(3).repeat(3, 1)[:8]
+    rays = image_rays(8, 1)._replace(directions=directions, origins=-3 * directions + scene.means[0].clone())
+    agree(6, rays, 8, scene=scene)
+
+
+@interpreted
+def test_not_finite_means_absent(random_scene, image_rays, differentiate):
+    scene, rays, cotangent = random_scene(5), image_rays(2, 2), torch.ones(4, 5)
+    changed = scene.apply(torch.Tensor.clone)
+    changed.means[0, 1], changed.colors[1, 2], changed.scales[2, 0] = torch.nan, torch.inf, 0.0
+    actual = differentiate(changed, rays, SETTINGS, cotangent, "gpu", 2)
+    expected = differentiate(scene.apply(lambda tensor: tensor[3:]), rays, SETTINGS, cotangent, "reference")
+    torch.testing.assert_close(actual.outputs, expected.outputs, rtol=0, atol=OUTPUT_TOLERANCE)
+    for name, gradient in actual.gradients.items():
+        assert not gradient[:3].any()
+        torch.testing.assert_close(gradient[3:], expected.gradients[name], rtol=1e-4, atol=1e-5)
+
+
+GROWTHS = {
+    "with distance": {"step_growth": 0.03},
+    "with distance, bounded": {"step_growth": 0.03, "max_step": 0.15, "sample_offset": 0.0},
+    "with both": {"step_growth": 0.02, "transmittance_exponent": 1 / 3, "max_step": 0.3},
+}
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("growth", "width"),
+    [("with distance", 5), ("with both", 0)]
+    + [
+        pytest.param(growth, width, marks=pytest.mark.slow)
+        for growth, width in (("with distance", 0), ("with distance, bounded", 5), ("with both", 5))
+    ],
+)
+def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, gradient_errors):
+    """Every ray with ends of its own, one of them empty; behind the scene a gap and another Gaussian."""
+    scene, rays = random_scene(8), image_rays(5, 3)
+    scene.means[-1] = torch.tensor([0.5, -0.2, 30.0])
+    scene.scales[-1] = 3.0
+    generator = torch.Generator().manual_seed(5)
+    rays = rays._replace(nears=2.5 * torch.rand(15, generator=generator), fars=torch.full((15,), torch.inf))
+    rays.fars[2], rays.fars[4], rays.nears[7] = 3.1, -1.0, 3.0
+    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, **GROWTHS[growth])
+    cotangent = torch.randn(15, 5, generator=generator) * torch.tensor([1, 1, 1, 1, 0.03])
+    expected = differentiate(scene, rays, settings, cotangent, "reference")
+    actual = differentiate(scene, rays, settings, cotangent, "gpu", width)
+    scale = torch.tensor([1.0, 1, 1, 1, 30])
+    torch.testing.assert_close(actual.outputs / scale, expected.outputs / scale, rtol=0, atol=2 * OUTPUT_TOLERANCE)
+    for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
+        assert gradient_error.below(2 * GRADIENT_TOLERANCE), f"{name}: {gradient_error}"
+    assert expected.outputs[:, 3].min() < 0.3, "too little was seen"
+    assert expected.outputs[:, 4].max() > 10, "nothing behind the gap was seen"
+
+
+@interpreted
+def test_a_growing_step_and_early_stop(random_scene, image_rays, differentiate, gradient_errors):
+    """Dense Gaussians: transmittances differ within the packet, and so do steps; rays stop."""
+    scene, rays = random_scene(8), image_rays(4, 2)
+    scene = scene._replace(densities=40 * scene.densities)
+    settings = SETTINGS._replace(density_threshold=1e-6, samples_per_slab=16, transmittance_threshold=0.02)
+    settings = settings._replace(**GROWTHS["with both"])
+    cotangent = torch.randn(8, 5, generator=torch.Generator().manual_seed(6))
+    expected = differentiate(scene, rays, settings, cotangent, "reference")
+    actual = differentiate(scene, rays, settings, cotangent, "gpu", 4)
+    assert 0 < int((expected.outputs[:, 3] <= 0.02).sum()) < 8
+    torch.testing.assert_close(actual.outputs, expected.outputs, rtol=0, atol=2 * OUTPUT_TOLERANCE)
+    for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
+        assert gradient_error.below(2 * GRADIENT_TOLERANCE), f"{name}: {gradient_error}"
+
+
+@interpreted
+def test_early_stop_leaves_the_threshold_at_most(random_scene, image_rays, cast_scene):
+    scene, rays = random_scene(20), image_rays(4, 2)
+    scene = scene._replace(densities=20 * scene.densities)
+    complete = cast_scene(scene, rays, SETTINGS, "reference")
+    stopped = cast_scene(scene, rays, SETTINGS._replace(transmittance_threshold=0.05), "gpu", 4)
+    assert complete[:, 3].min() < 1e-3
+    assert bool((stopped[:, 3] >= complete[:, 3] - 1e-6).all())
+    assert bool(((stopped[:, :3] - complete[:, :3]).abs() <= 0.05 + 1e-5).all())
+    assert stopped[:, 3].max() > 0.05 or not torch.equal(stopped, complete)
+
+
+@interpreted
+def test_far_from_the_origin(random_scene, image_rays, agree):
+    """Scene and camera at 32, where float32 resolves 4e-6."""
+    shift = torch.tensor([32.0, -16.0, 8.0])
+    scene = random_scene(6)
+    scene = scene._replace(means=(scene.means + shift).float())
+    rays = image_rays(4, 2)
+    agree(6, rays._replace(origins=rays.origins + shift), 4, scene=scene)
+
+
+@interpreted
+@pytest.mark.slow
+def test_thin_and_dense_gaussians(random_scene, image_rays, agree):
+    """Needles and sheets 100 times longer than thick, optical depths of a step from 1e-4 to 12."""
+    scene = random_scene(30, seed=5)
+    scales = scene.scales.clone()
+    scales[::3, 0] = 0.8
+    scales[::3, 1:] = 0.02
+    scales[1::3, 2] = 0.008
+    scene = scene._replace(scales=scales, densities=torch.logspace(-2, 2.8, 30))
+    settings = SETTINGS._replace(step=0.02, density_threshold=1e-6)
+    agree(30, image_rays(6, 3), 6, settings, scene, 5 * GRADIENT_TOLERANCE)
+
+
+@interpreted
+def test_rays_without_end_and_rays_that_begin_at_infinity(random_scene, image_rays, cast_scene):
+    scene, rays = random_scene(4), image_rays(3, 1)
+    rays.fars[:] = torch.inf
+    rays.nears[1] = torch.inf
+    outputs = cast_scene(scene, rays, SETTINGS, "gpu", 3)
+    expected = cast_scene(scene.apply(torch.Tensor.double), rays.apply(torch.Tensor.double), SETTINGS, "reference")
+    torch.testing.assert_close(outputs.double(), expected, rtol=0, atol=OUTPUT_TOLERANCE)
+    assert outputs[1].tolist() == [0, 0, 0, 1, 0]
+
+
+@interpreted
+def test_a_direction_that_is_not_of_unit_length_shows(random_scene, image_rays, cast_scene):
+    scene, rays = random_scene(2), image_rays(2, 1)
+    directions = rays.directions.clone()
+    directions[1] *= 1.1
+    outputs = cast_scene(scene, rays._replace(directions=directions), SETTINGS, "gpu", 2)
+    assert outputs[0].isfinite().all()
+    assert outputs[1].isnan().all()
+
+
+@interpreted
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 1000])
+def test_hierarchy(n, random_scene):
+    """Depth-first with skip links; every box is the union of its children's; leaves are the records in order."""
+    from raygauss_ns.casting import whitening_matrices
+    from raygauss_ns.casting.cpu.bvh import build_bvh
+    from raygauss_ns.casting.gpu.bvh import build_gpu_bvh
+
+    scene = random_scene(n)
+    scene.means[n // 3 : n // 2] = scene.means[n // 3].clone()  # equal codes
+    scene.densities[1::7] = 0.01
+    whitenings = whitening_matrices(scene.scales, scene.quats)
+    inputs = (scene.means, whitenings, scene.densities, scene.colors)
+    bvh = build_gpu_bvh(*inputs, 0.02)
+    alive = int((scene.densities > 0.02).sum())
+    assert torch.equal(bvh.order.sort().values, torch.arange(n))
+    assert bool((bvh.reach[:alive] > 0).all())
+    assert bool((bvh.reach[alive:] < 0).all())
+    torch.testing.assert_close(bvh.records[:, :3], scene.means[bvh.order])
+    torch.testing.assert_close(bvh.records[:, 12], scene.densities[bvh.order])
+    boxes, links = bvh.boxes.numpy(), bvh.links.numpy()
+    pending, leaves = [(0, len(links))], []
+    while pending:
+        node, skip = pending.pop()
+        assert links[node, 0] == skip
+        if links[node, 1]:
+            assert skip == node + 1
+            leaves.append(links[node, 1])
+            continue
+        first_child, second_child = node + 1, links[node + 1, 0]
+        children = [boxes[child] for child in (first_child, second_child) if boxes[child, 0] < 1e38]
+        if children:
+            lower = np.min([box[:3] for box in children], axis=0)
+            upper = np.max([box[3:] for box in children], axis=0)
+            np.testing.assert_array_equal(boxes[node], np.concatenate([lower, upper]))
+        pending += [(second_child, skip), (first_child, second_child)]
+    assert leaves == [16 * record + 1 for record in range(n)]
+    on_cpu = build_bvh(*(tensor.numpy() for tensor in inputs), 0.02)
+    assert len(on_cpu.order) == alive
+    np.testing.assert_allclose(boxes[0], on_cpu.bounds, rtol=0, atol=1e-6)
+
+
+@interpreted
+def test_nothing_alive(random_scene, image_rays, differentiate):
+    scene = random_scene(3)._replace(densities=torch.zeros(3))
+    result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
+    assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
+    assert not any(bool(gradient.any()) for gradient in result.gradients.values())
+
+
+@interpreted
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_lists_for_one_ray(n, image_rays, agree, lists):
+    rays = image_rays(1, 1)
+    rays = rays._replace(
+        directions=torch.nn.functional.normalize(rays.directions + torch.tensor([0.1, 0.05, 0]), dim=-1)
+    )
+    agree(n, rays, 1)
+    assert len(lists) == (n > 0)
+    assert None not in lists
+
+
+@interpreted
+@pytest.mark.parametrize(("slab", "slabs_per_shell"), [(4, 4), (8, 0.4)])
+def test_lists_for_an_image_whose_tiles_overhang(slab, slabs_per_shell, image_rays, agree, lists, monkeypatch):
+    """Rays begin at different distances, shells may be thinner than a slab: a Gaussian in several counts once."""
+    from raygauss_ns.casting.gpu import tile_lists as gpu_lists
+
+    monkeypatch.setattr(gpu_lists, "SLABS_PER_SHELL", slabs_per_shell)
+    rays = image_rays(5, 6)
+    rays.nears[:] = 1.2 * torch.rand(30, generator=torch.Generator().manual_seed(2))
+    rays.nears[7] = rays.fars[7]
+    expected = agree(40, rays, 5, SETTINGS._replace(samples_per_slab=slab, step=0.12))
+    assert expected.outputs[:, 3].min() < 0.5, "too little was seen"
+    shells = (len(lists[0].starts) - 1) // 2
+    assert shells >= (2 if slab == 4 else 8)
+
+
+@interpreted
+@pytest.mark.parametrize("count", [31, 64])
+def test_lists_with_a_camera_among_the_gaussians(count, image_rays, agree, lists):
+    rays = image_rays(count, 1) if count == 31 else image_rays(8, 8)
+    rays = rays._replace(origins=torch.tensor([[0.1, -0.2, 0.3]]).repeat(count, 1), nears=0 * rays.nears)
+    agree(40, rays, 31 if count == 31 else 8, SETTINGS._replace(step=0.1))
+    assert None not in lists
+
+
+@interpreted
+def test_lists_far_from_the_origin(random_scene, image_rays, agree, lists):
+    shift = torch.tensor([32.0, -16.0, 8.0])
+    scene = random_scene(6)
+    scene = scene._replace(means=(scene.means + shift).float())
+    rays = image_rays(4, 2)
+    agree(6, rays._replace(origins=rays.origins + shift), 4, scene=scene)
+    assert None not in lists
+
+
+@interpreted
+def test_lists_with_early_stop(random_scene, image_rays, cast_scene, lists, monkeypatch):
+    """Both ways to find Gaussians march the same slabs of the same samples, so that they stop at the same ones."""
+    from raygauss_ns.casting.gpu import launch as gpu
+
+    scene, rays = random_scene(20), image_rays(8, 4)
+    scene = scene._replace(densities=20 * scene.densities)
+    settings = SETTINGS._replace(transmittance_threshold=0.05)
+    by_lists = cast_scene(scene, rays, settings, "gpu", 8)
+    monkeypatch.setattr(gpu, "LISTS", False)
+    torch.testing.assert_close(by_lists, cast_scene(scene, rays, settings, "gpu", 8), rtol=0, atol=1e-6)
+    assert by_lists[:, 3].min() < 0.05
+    assert len(lists) == 1
+
+
+@interpreted
+def test_rays_that_lists_cannot_serve(image_rays, agree, lists):
+    rays = image_rays(4, 2)
+    rays.origins[3, 0] += 0.1
+    agree(6, rays, 4)
+    assert lists == [None]
+
+
+@interpreted
+def test_lists_of_nothing_alive(random_scene, image_rays, differentiate, lists):
+    scene = random_scene(3)._replace(densities=torch.zeros(3))
+    result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
+    assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
+    assert not any(bool(gradient.any()) for gradient in result.gradients.values())
+    assert len(lists[0].entries) == 0
