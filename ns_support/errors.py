@@ -21,3 +21,19 @@ class UserError(SystemExit, ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+def require(option: str, holds: bool, wanted: str, value: object) -> None:
+    """Refuse a setting out of its range.
+
+    Args:
+        option: the setting, as it is given on the command line.
+        holds: whether its value can be used.
+        wanted: what it must be, to go with "must be".
+        value: what it is.
+
+    Raises:
+        UserError: names all of that.
+    """
+    if not holds:
+        raise UserError(f"{option} must be {wanted}, got {value}.")

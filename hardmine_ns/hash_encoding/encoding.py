@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hardmine_ns.hash_encoding import reference
 from hardmine_ns.hash_encoding.cpu import launch as cpu
 from hardmine_ns.hash_encoding.levels import grid_levels, growth_factor
+from ns_support.kernels.backend import runs_on, triton_module
 
 Backend = Literal["auto", "cpu", "gpu", "reference", "tcnn"]
 
@@ -137,7 +138,7 @@ def check_backend(backend: Backend, device: torch.device | str) -> None:
     """
     device = torch.device(device)
     if backend == "gpu" or (backend == "auto" and device.type == "cuda"):
-        fits = _triton().runs_on(device)
+        fits = runs_on(_triton().forward_kernel, device)
     else:
         fits = device.type == {"cpu": "cpu", "tcnn": "cuda"}.get(backend, device.type)
     if not fits:
@@ -146,20 +147,13 @@ def check_backend(backend: Backend, device: torch.device | str) -> None:
 
 def _triton() -> Any:
     """The module `gpu`."""
-    try:
-        from hardmine_ns.hash_encoding import gpu
-    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
-        raise ImportError(
-            f'the hash encoding needs Triton 3.2 or newer on a GPU ({error}): pip install "triton>=3.2" (on Windows: '
-            '"triton-windows>=3.2"), or use backend "reference"'
-        ) from error
-    return gpu
+    return triton_module("hardmine_ns.hash_encoding.gpu", "the hash encoding", ', or use backend "reference"')
 
 
 def _triton_kernels(table: Tensor) -> Any:
     """The module `gpu`, if it can serve this table."""
     gpu = _triton()
-    if table.dtype not in gpu.TABLE_TYPES or not gpu.runs_on(table.device):
+    if table.dtype not in gpu.TABLE_TYPES or not runs_on(gpu.forward_kernel, table.device):
         raise TypeError(
             f'backend "gpu" needs a float32 or float16 table on a GPU, got {table.dtype} on {table.device}; '
             'use backend "auto"'

@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from triton.runtime.jit import JITFunction
 
 from hardmine_ns.hash_encoding.levels import GridLevels
 from ns_support.kernels import triton_types as ty
@@ -331,8 +330,3 @@ def encode(positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
     """
     output: Tensor = _Encode.apply(positions.float().contiguous(), table, levels)
     return output
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run on a device: a GPU, or the CPU in Triton's interpreter."""
-    return device.type == "cuda" or (device.type == "cpu" and not isinstance(forward_kernel, JITFunction))

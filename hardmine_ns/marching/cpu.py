@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ns_support.kernels.compiling  # noqa: F401 - tells the user when kernels are compiled
 from ns_support.concurrency.threads import run_on_threads
+from ns_support.kernels.arrays import as_array
 
 if TYPE_CHECKING:
     from hardmine_ns.marching.occupancy import OccupancyGrid
@@ -215,7 +216,7 @@ def _occupied_blocks(words: Array, blocks: Array) -> None:
 
 
 def _grid(grid: OccupancyGrid) -> _Grid:
-    binaries = _array(grid.binaries)
+    binaries = as_array(grid.binaries)
     r = grid.resolution
     # With several levels the inner box, a quarter of the edge from each side, must end on a block's face.
     fits = r % (_BLOCK if grid.levels == 1 else 4 * _BLOCK) == 0
@@ -223,7 +224,7 @@ def _grid(grid: OccupancyGrid) -> _Grid:
     if fits:
         # At each call: a copy kept beside the grid could go stale, and this takes 0.3 ms for 128^3 voxels.
         _occupied_blocks(binaries.view(np.uint64), blocks)
-    return _Grid(_array(grid.center), _array(grid.half_extent), binaries, blocks)
+    return _Grid(as_array(grid.center), as_array(grid.half_extent), binaries, blocks)
 
 
 def march(
@@ -242,7 +243,7 @@ def march(
     """
     num_rays = origins.shape[0]
     settings = (
-        *map(_array, (origins, directions, starts, fars)),
+        *map(as_array, (origins, directions, starts, fars)),
         _grid(grid),
         np.float32(step_size),
         float(cone_angle),
@@ -286,7 +287,7 @@ def _visible_share(
 def visible(thickness: Tensor, offsets: Tensor, early_stop: float, alpha_threshold: float) -> Tensor:
     """See `compositing.visible_samples`; a mask [M] bool from the optical thickness [M] of each interval."""
     mask = torch.empty(thickness.shape, dtype=torch.bool)
-    arrays = (_array(thickness), _array(offsets), float(early_stop), float(alpha_threshold), _array(mask))
+    arrays = (as_array(thickness), as_array(offsets), float(early_stop), float(alpha_threshold), as_array(mask))
     run_on_threads(lambda thread, threads: _visible_share(*arrays, thread, threads))
     return mask
 
@@ -353,7 +354,7 @@ def composite(thickness: Tensor, colors: Tensor, middles: Tensor, offsets: Tenso
     """See `compositing.composite_torch`, whose twin this is."""
     weights, after = torch.empty_like(thickness), torch.empty_like(thickness)
     sums = thickness.new_empty(offsets.shape[0] - 1, 5)
-    arrays = [_array(x) for x in (thickness, colors, middles, offsets, weights, after, sums)]
+    arrays = [as_array(x) for x in (thickness, colors, middles, offsets, weights, after, sums)]
     run_on_threads(lambda thread, threads: _composite_share(*arrays, thread, threads))
     return weights, after, sums
 
@@ -370,10 +371,6 @@ def composite_backward(
     """See `compositing.composite_backward_torch`, whose twin this is."""
     grad_thickness, grad_colors = torch.empty_like(weights), torch.empty_like(colors)
     given = (colors, middles, offsets, weights, after, grad_sums, grad_weights, grad_thickness, grad_colors)
-    arrays = [_array(x) for x in given]
+    arrays = [as_array(x) for x in given]
     run_on_threads(lambda thread, threads: _composite_backward_share(*arrays, thread, threads))
     return grad_thickness, grad_colors
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.detach().contiguous().numpy()

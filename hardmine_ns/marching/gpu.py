@@ -16,7 +16,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from ns_support.kernels import triton_types as ty
 
@@ -184,8 +183,3 @@ def march(
     ray_indices = torch.empty(total, dtype=torch.int64, device=origins.device)
     launch(t_starts, t_ends, ray_indices, write=True)
     return t_starts, t_ends, ray_indices, offsets
-
-
-def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, on tensors of the CPU."""
-    return not isinstance(march_kernel, JITFunction)

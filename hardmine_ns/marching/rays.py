@@ -23,6 +23,7 @@ from hardmine_ns.marching.lattice import _lattice_range, cone_switch
 from hardmine_ns.marching.occupancy import OccupancyGrid
 from hardmine_ns.marching.samples import PackedSamples
 from ns_support.errors import UserError
+from ns_support.kernels.backend import triton_module
 
 
 @torch.no_grad()
@@ -93,13 +94,7 @@ def march_rays_triton(
     Raises:
         ImportError: Triton is missing; the message says what to install.
     """
-    try:
-        from hardmine_ns.marching import gpu
-    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
-        raise ImportError(
-            f'ray marching on a GPU needs Triton 3.2 or newer ({error}): pip install "triton>=3.2" (on Windows: '
-            '"triton-windows>=3.2")'
-        ) from error
+    gpu = triton_module("hardmine_ns.marching.gpu", "ray marching on a GPU")
     first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
     # Without a cone nothing switches, and the kernel does not look.
     switch = cone_switch(starts, step_size, cone_angle) if cone_angle > 0 else (first, first)

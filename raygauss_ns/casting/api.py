@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from ns_support.kernels.backend import runs_on, triton_module
 from raygauss_ns.casting.types import (
     CastSettings,
     Gaussians,
@@ -130,18 +131,12 @@ def _ends(nears: Tensor, fars: Tensor, settings: CastSettings) -> tuple[Tensor, 
 
 
 def _require_triton(gaussians: Gaussians, *others: Tensor) -> None:
-    try:
-        from raygauss_ns.casting.gpu import launch as gpu
-    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
-        raise ImportError(
-            f'backend "gpu" needs Triton 3.2 or newer ({error}): pip install "triton>=3.2" (on Windows: '
-            '"triton-windows>=3.2"), or cast with backend="cpu"'
-        ) from error
+    kernels = triton_module("raygauss_ns.casting.gpu.kernels", 'backend "gpu"', ', or cast with backend="cpu"')
     device = gaussians.means.device
     for tensor in (*gaussians, *others):
         if tensor.device != device:
             raise ValueError(f'backend "gpu" needs all tensors on one device, got {device} and {tensor.device}')
-    if not gpu.runs_on(device):
+    if not runs_on(kernels.forward_kernel, device):
         raise ValueError(
             f'backend "gpu" needs tensors on a GPU, got {device}: move them with .cuda(), or use backend="auto"'
         )

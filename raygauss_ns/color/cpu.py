@@ -11,15 +11,15 @@ backward pass computes the colours' parts anew. With g = dL/dc, s_j = exp(lambda
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numba import njit
 from torch import Tensor
 
 from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.arrays import FloatArray, IndexArray, float_array
 from ns_support.kernels.simd import (
     LANES,
     Pointer,
@@ -36,9 +36,6 @@ from ns_support.kernels.simd import (
     where,
 )
 from raygauss_ns.color.harmonics import Y0, Y1, Y2
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-IndexArray: TypeAlias = npt.NDArray[np.int64]
 
 _A, _B, _C = Y2
 _TINY = 1e-12
@@ -281,10 +278,6 @@ def _backward(
         _scatter(ws, _REST, q_rest, 3 * bands, 3 * bands, index, first, end)
 
 
-def _array(tensor: Tensor) -> FloatArray:
-    return tensor.detach().contiguous().numpy()
-
-
 def _on_threads(kernel: Any, before: list[Any], rows: IndexArray, after: list[FloatArray], vectors: int) -> None:
     """Run a kernel over all rows, each thread on a stretch of whole blocks and in a workspace of its own."""
     blocks = -(-len(rows) // LANES)
@@ -316,7 +309,7 @@ class KernelColors(torch.autograd.Function):
         colors = torch.zeros(len(means), 3)
         inputs = (means, sh_base, sh_rest, sg_amplitudes, sg_sharpness, sg_axes)
         vectors = _REST + 3 * sh_rest.shape[1] + 7 * sg_sharpness.shape[1]
-        before = [*map(_array, inputs), _array(center)]
+        before = [*map(float_array, inputs), float_array(center)]
         _on_threads(_forward, before, rows.numpy(), [colors.numpy()], vectors)
         ctx.save_for_backward(*inputs, center, rows)
         return colors
@@ -328,7 +321,7 @@ class KernelColors(torch.autograd.Function):
         rows = rows[(gradient[rows] != 0).any(-1)]
         targets = [torch.zeros_like(t) for t in (means, base, rest, amplitudes, sharpness, axes)]
         vectors = _REST + 3 * rest.shape[1] + 7 * sharpness.shape[1]
-        before = [*map(_array, (means, rest, amplitudes, sharpness, axes, center, gradient))]
+        before = [*map(float_array, (means, rest, amplitudes, sharpness, axes, center, gradient))]
         _on_threads(_backward, before, rows.numpy(), [t.numpy() for t in targets], vectors)
         needed = [t if needs else None for t, needs in zip(targets, ctx.needs_input_grad, strict=False)]
         return (*needed, None, None)

@@ -6,16 +6,12 @@ edges.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.arrays import FloatArray
 from ns_support.kernels.simd import LANES, Pointer, aligned_zeros, get, load, pointer, reduce_add, splat, store, where
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 _CHANNELS = 3
 _MARGIN = 2 * LANES  # at least 10 pixels

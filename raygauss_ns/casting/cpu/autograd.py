@@ -14,16 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ns_support.kernels.arrays import float_array
 from raygauss_ns.casting.cpu import march as cpu
 from raygauss_ns.casting.cpu import march_growing as growing
 from raygauss_ns.casting.cpu.bvh import build_bvh
-from raygauss_ns.casting.cpu.packets import FloatArray, Rays
+from raygauss_ns.casting.cpu.packets import Rays
 from raygauss_ns.casting.cpu.whitening import parameter_gradients, whitenings_of
 from raygauss_ns.casting.types import CastSettings
-
-
-def _array(tensor: Tensor) -> FloatArray:
-    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
 def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, ends: Tensor, image_width: int) -> Rays:
@@ -36,8 +33,8 @@ def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, ends: 
         ends: [R] int32, samples of each ray, or where the step grows the distance at which it ends.
         image_width: pixels of a row, 0 for rays of no order.
     """
-    last = _array(ends) if ends.is_floating_point() else ends.cpu().numpy()
-    return Rays(_array(origins), _array(directions), _array(nears), last, image_width)
+    last = float_array(ends) if ends.is_floating_point() else ends.cpu().numpy()
+    return Rays(float_array(origins), float_array(directions), float_array(nears), last, image_width)
 
 
 class CpuCast(torch.autograd.Function):
@@ -55,11 +52,13 @@ class CpuCast(torch.autograd.Function):
         settings: CastSettings,
     ) -> Tensor:
         """[R, 5]: red, green, blue, transmittance, depth."""
-        shape = _array(scales), _array(quats)
+        shape = float_array(scales), float_array(quats)
         whitenings = whitenings_of(*shape)
-        bvh = build_bvh(_array(means), whitenings, _array(densities), _array(colors), settings.density_threshold)
+        bvh = build_bvh(
+            float_array(means), whitenings, float_array(densities), float_array(colors), settings.density_threshold
+        )
         out = (growing if settings.grows else cpu).cast_forward(bvh, rays, settings)
-        ctx.inputs = (*shape, _array(densities), whitenings)
+        ctx.inputs = (*shape, float_array(densities), whitenings)
         ctx.like = means.new_empty(0)
         ctx.bvh, ctx.rays, ctx.settings, ctx.out = bvh, rays, settings, out
         return torch.from_numpy(out.copy()).to(means.device)
@@ -69,6 +68,8 @@ class CpuCast(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of means, scales, quaternions, densities and colours."""
         backend = growing if ctx.settings.grows else cpu
-        moments = backend.cast_backward(ctx.bvh, ctx.rays, ctx.settings, ctx.out, _array(grad_out), len(ctx.inputs[0]))
+        moments = backend.cast_backward(
+            ctx.bvh, ctx.rays, ctx.settings, ctx.out, float_array(grad_out), len(ctx.inputs[0])
+        )
         gradients = *parameter_gradients(moments, *ctx.inputs), np.ascontiguousarray(moments[:, 10:])
         return *(torch.from_numpy(gradient).to(ctx.like) for gradient in gradients), None, None

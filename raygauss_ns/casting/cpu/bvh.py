@@ -10,14 +10,13 @@ once; where children lie follows from the block's number, so that there are no l
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-IntArray: TypeAlias = npt.NDArray[np.int32]
+from ns_support.kernels.arrays import FloatArray, IntArray
 
 RECORD_SIZE = 16
 """Floats of a record: mean 3, A 9 (row by row), peak density 1, colour 3: one 64-byte cache line."""

@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.arrays import FloatArray, IntArray
 from ns_support.kernels.simd import (
     LANES,
     Pointer,
@@ -57,9 +58,7 @@ from raygauss_ns.casting.cpu.packets import (
     ROWS,
     TILE,
     B,
-    FloatArray,
     G,
-    IntArray,
     March,
     P,
     Q,

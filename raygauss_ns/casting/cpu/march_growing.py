@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ns_support.kernels.arrays import FloatArray, IntArray
 from ns_support.kernels.simd import LANES, Pointer, get, load, pointer, put, reduce_min
 from raygauss_ns.casting import steps as rules
 from raygauss_ns.casting.cpu.bvh import Bvh
@@ -41,8 +42,6 @@ from raygauss_ns.casting.cpu.packets import (
     ROWS,
     STEPS,
     WORLD,
-    FloatArray,
-    IntArray,
     March,
     RayPointers,
     Rays,

@@ -8,12 +8,12 @@ coordinates would cost float32 its digits.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from ns_support.kernels.arrays import FloatArray, IntArray
 from ns_support.kernels.simd import (
     LANES,
     Pointer,
@@ -30,9 +30,6 @@ from ns_support.kernels.simd import (
     store,
     where,
 )
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-IntArray: TypeAlias = npt.NDArray[np.int32]
 
 TILE = 4  # a packet of an image is TILE x TILE pixels
 FAR = np.float32(3e38)

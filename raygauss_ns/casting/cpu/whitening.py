@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from ns_support.concurrency.threads import run_on_threads
-from raygauss_ns.casting.cpu.packets import FloatArray
+from ns_support.kernels.arrays import FloatArray
 
 _SMALLEST_NORM = 1e-12  # of a quaternion, as in torch.nn.functional.normalize
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from raygauss_ns.casting.gpu.bvh import GpuBvh, build_gpu_bvh, gather_records
 from raygauss_ns.casting.gpu.kernels import backward_kernel, forward_kernel
@@ -215,8 +214,3 @@ def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: T
     moments = torch.empty_like(sums)
     moments[scene.bvh.order] = sums
     return moments[:, :13]
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run on a device: a GPU, or the CPU in Triton's interpreter."""
-    return device.type == "cuda" or (device.type == "cpu" and not isinstance(forward_kernel, JITFunction))

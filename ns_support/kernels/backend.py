@@ -1,0 +1,44 @@
+"""Whether Triton is there, and where its kernels run. Importing this module does not import Triton."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+MINIMUM = "3.2"
+"""The first Triton whose language has what the kernels use (`gather`)."""
+
+
+def triton_module(name: str, what: str, instead: str = "") -> ModuleType:
+    """Import a module of Triton kernels, or say what to install.
+
+    Args:
+        name: the module's full name.
+        what: what needs it, as the subject of a sentence.
+        instead: what can be done without Triton, beginning with ", or".
+
+    Raises:
+        ImportError: Triton is missing, or too old.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, AttributeError) as error:  # AttributeError: a Triton too old for what the kernels use
+        raise ImportError(
+            f'{what} needs Triton {MINIMUM} or newer ({error}): pip install "triton>={MINIMUM}" (on Windows: '
+            f'"triton-windows>={MINIMUM}"){instead}'
+        ) from error
+
+
+def is_interpreted(kernel: Any) -> bool:
+    """Whether a kernel runs in Triton's interpreter, on tensors of the CPU (`TRITON_INTERPRET=1`)."""
+    from triton.runtime.jit import JITFunction
+
+    return not isinstance(kernel, JITFunction)
+
+
+def runs_on(kernel: Any, device: torch.device) -> bool:
+    """Whether a kernel runs on a device: a GPU, or the CPU in Triton's interpreter."""
+    return device.type == "cuda" or (device.type == "cpu" and is_interpreted(kernel))
