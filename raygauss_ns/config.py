@@ -95,13 +95,13 @@ class RayGaussModelConfig(ModelConfig):
     near_plane: float = 0.05
     """Distance from the camera at which rays begin (u), >= 0."""
     initial_ply: Path | None = None
-    """PLY file with the Gaussians to start from, instead of SfM or random points: written by `raygauss-export raygauss`,
-    or of 3D Gaussian splatting (`raygauss-export splat`, `ns-export gaussian-splat`), whose opacities are converted to
+    """PLY file with the Gaussians to start from, instead of SfM or random points: one of `raygauss-export raygauss`, or
+    one of 3D Gaussian splatting (`raygauss-export splat`, `ns-export gaussian-splat`), whose opacities are converted to
     densities. Positions are in nerfstudio's scene coordinates, as those commands write them. All colour coefficients
     are active from the start."""
     num_random: int = 30_000
-    """Initial Gaussians in a scene without SfM points, >= 1: uniform in the scene box, or along the cameras' rays if the
-    cameras are inside it."""
+    """Initial Gaussians in a scene without SfM points, >= 1: uniform in the scene box, or along the cameras' rays if
+    the cameras are inside it."""
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
     gap_points: int = 20_000
@@ -111,8 +111,8 @@ class RayGaussModelConfig(ModelConfig):
     initial_density: float = 3.0
     """Initial peak density sigma of each Gaussian (1/u), > density_threshold."""
     initial_scale: float = 0.5
-    """Initial scale of each Gaussian, in root mean squared distances to its three nearest neighbours, > 0. The papers use
-    1, which starts as an opaque fog: a few hundred steps pass before light reaches the object."""
+    """Initial scale of each Gaussian, in root mean squared distances to its three nearest neighbours, > 0. The papers
+    use 1, which starts as an opaque fog: a few hundred steps pass before light reaches the object."""
     sh_degree: int = SH_DEGREE
     """Highest degree of the colour's spherical harmonics: 0 (no view dependence), 1 or 2."""
     num_lobes: int = 7
@@ -157,8 +157,8 @@ class RayGaussModelConfig(ModelConfig):
     prune_every: int = 100
     """Training steps between two prunings of low-density Gaussians (below density_threshold), >= 1."""
     reorder_every: int = 500
-    """Training steps between two sorts of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX; 0: never.
-    Neighbours in space become neighbours in memory; the image stays the same."""
+    """Training steps between two sorts of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX. 0:
+    never. Neighbours in space become neighbours in memory; the image stays the same."""
     limit_scales: bool = True
     """Keep every scale above half the size of a pixel in the training camera that resolves the Gaussian best."""
 

@@ -48,8 +48,8 @@ class Rays(NamedTuple):
         directions: [R, 3] of unit length.
         nears: [R] distance along the ray at which it begins (length); samples are counted from here.
         fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
-        image_width: pixels of a row when the rays are an image, row by row: neighbouring pixels are cast together, which
-            is several times faster. 0 for incoherent rays. Affects only speed.
+        image_width: pixels of a row when the rays are an image, row by row: neighbouring pixels are then cast together,
+            several times faster. 0 for incoherent rays. Affects only speed.
     """
 
     origins: Tensor
