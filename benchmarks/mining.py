@@ -35,11 +35,11 @@ from torch import Tensor
 from hardmine_ns.marching import Composite, PackedSamples, composite
 from hardmine_ns.method import instant_ngp_hardmine_bounded
 from hardmine_ns.mining import MiningStatistics
-from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.model import HardMineModel
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
 from hardmine_ns.rendering.field import spherical_harmonics, truncated_exp
-from hardmine_ns.rendering.visibility import Rays, search
+from hardmine_ns.rendering.visibility import Rays, SampleCounts, search
 
 RULE_OF = {
     "shipped": "off",
