@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="CASE", help="cases of captures/cases.py (default: all)")
     names = parser.parse_args(arguments).names
     if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"no such case: {', '.join(unknown)}; choose from {', '.join(CASES)}")
+        parser.error(f"no such case: {'; '.join(unknown)}; choose from: {'; '.join(CASES)}")
     print("| case | " + " | ".join(METHODS) + " |\n|---|---|---|")
     for name in names or list(CASES):
         cells = []
