@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.gpu_scene import SETTINGS, Rays, candidates_from, image_rays, random_rays, shell_scene
+from common.gpu_scene import SETTINGS, candidates_from, image_rays, random_rays, shell_scene
 from common.report import write_json
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
-from raygauss_ns.casting import cast
+from raygauss_ns.casting import Rays, cast
 
 
 def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
@@ -50,14 +50,14 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure_cast(count: int, rays: Rays, width: int, options: argparse.Namespace) -> dict[str, float]:
+def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[str, float]:
     """Time the forward and the backward pass of one scene and set of rays."""
     gaussians, colors = shell_scene(count, options.device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def forward() -> Tensor:
-        outputs = cast(gaussians, colors, *rays, options.settings, image_width=width, backend=options.backend)
+        outputs = cast(gaussians, colors, rays, options.settings, backend=options.backend)
         return torch.cat([outputs.rgb, outputs.transmittance[:, None], outputs.depth[:, None]], dim=1)
 
     with torch.no_grad():
@@ -111,17 +111,17 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
     image = image_rays(options.side, options.device)
     shuffle = torch.randperm(len(image.origins), generator=torch.Generator().manual_seed(0)).to(options.device)
     kinds = {
-        "image": (image, options.side),
-        "image, shuffled": (image.take(shuffle), 0),
-        "random": (random_rays(options.batch, options.device), 0),
+        "image": image,
+        "image, shuffled": image.select(shuffle),
+        "random": random_rays(options.batch, options.device),
     }
     if options.backend == "gpu" or (options.backend == "auto" and options.device == "cuda"):
         kinds["image, lists"] = kinds["image"]
     print(f"{'rays':16} {'Gaussians':>9} {'forward':>9} {'backward':>9} {'per s':>8} {'peak MiB':>8} {'opacity':>7}")
     for count in options.gaussians:
-        for kind, (rays, width) in kinds.items():
+        for kind, rays in kinds.items():
             with candidates_from(lists=kind == "image, lists"):
-                row = measure_cast(count, rays, width, options)
+                row = measure_cast(count, rays, options)
             results["cast"].append({"kind": kind, **row})
             print(
                 f"{kind:16} {count:9} {row['forward_ms']:6.2f} ms {row['backward_ms']:6.2f} ms "

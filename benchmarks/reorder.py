@@ -6,7 +6,7 @@ The scenes are the bumpy shells of `casting.py`. A round is a forward and a back
 (A B A B ...), so that other load on the machine affects both alike. "saved" is the median over the rounds of the
 fraction of time saved in each. Times are CPU time of all threads together, divided by their number. Also measured: the
 time to build the BVH in either order, and to compute the 30-bit codes with Numba (as the BVH does) and with PyTorch (as
-`raygauss_ns.gaussians.ordering` does).
+`raygauss_ns.gaussians.maintenance` does).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from common.timing import Clock
 from torch import Tensor
 
 from ns_support.data.ply import read_ply
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 from raygauss_ns.color.harmonics import Y0
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import StartPoints
@@ -143,18 +143,16 @@ class View(NamedTuple):
 
     Attributes:
         leaves: the Gaussians' tensors and their colours, which the gradients are of.
-        rays: origins and directions [R, 3], nears and fars [R].
-        width: of the image, in pixels.
+        rays: of all pixels, row by row.
     """
 
     leaves: list[Tensor]
-    rays: tuple[Tensor, Tensor, Tensor, Tensor]
-    width: int
+    rays: Rays
 
     def render(self, settings: CastSettings) -> Tensor:
         """RGB [R, 3] over black."""
         gaussians, colors = Gaussians(*self.leaves[:4]), self.leaves[4]
-        return cast(gaussians, colors, *self.rays, settings, image_width=self.width).rgb
+        return cast(gaussians, colors, self.rays, settings).rgb
 
 
 def load_view(options: Options) -> View:
@@ -168,7 +166,7 @@ def load_view(options: Options) -> View:
         leaves = [tensor.detach().clone().requires_grad_() for tensor in (*cloud.gaussians(), colors)]
     origins, directions, width = rays_of(scene, pose_of(scene, options.view, frame), options.downscale)
     nears, fars = torch.full((len(origins),), NEAR * UNIT), torch.full((len(origins),), torch.inf)
-    return View(leaves, (origins, directions, nears, fars), width)
+    return View(leaves, Rays(origins, directions, nears, fars, width))
 
 
 def sampling_errors(view: View, compared: dict[str, CastSettings], finer: int) -> dict[str, float]:
@@ -223,7 +221,8 @@ def main(options: Options) -> None:
     errors = sampling_errors(view, compared, options.finer)
     clocks = measure_times(view, compared, options.rounds)
     rows = table(clocks, errors)
-    count, size = len(view.leaves[4]), [view.width, len(view.rays[0]) // view.width]
+    width = view.rays.image_width
+    count, size = len(view.leaves[4]), [width, len(view.rays.origins) // width]
     print(f"{options.scene.name}: {count} Gaussians, {size[0]} x {size[1]} rays, n = {options.slab}")
     print_table(rows)
     record = {

@@ -8,31 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting import CastSettings, Gaussians
+from raygauss_ns.casting import CastSettings, Gaussians, Rays
 
 SETTINGS = CastSettings(step=0.0025, density_threshold=0.1, sample_offset=0.5, transmittance_threshold=1e-3)
 CAMERA_ANGLE_X = 0.6911
 """Horizontal field of view of the Blender scenes, in radians."""
 CAMERA_DISTANCE = 4.0
 """Distance of the camera from the shell's centre (scene units)."""
-
-
-class Rays(NamedTuple):
-    """The rays' arguments of `cast`: origins and directions [R, 3], nears and fars [R]."""
-
-    origins: Tensor
-    directions: Tensor
-    nears: Tensor
-    fars: Tensor
-
-    def take(self, rows: Tensor) -> Rays:
-        """The rays with the given indices."""
-        return Rays(*(tensor[rows] for tensor in self))
 
 
 def shell_scene(count: int, device: str, seed: int = 0) -> tuple[Gaussians, Tensor]:
@@ -60,7 +46,7 @@ def image_rays(side: int, device: str) -> Rays:
     directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
     origins = torch.tensor([[0.0, 0.0, -CAMERA_DISTANCE]], device=device).repeat(side * side, 1)
     nears = torch.full((side * side,), 0.05, device=device)
-    return Rays(origins, directions, nears, torch.full_like(nears, torch.inf))
+    return Rays(origins, directions, nears, torch.full_like(nears, torch.inf), side)
 
 
 def random_rays(count: int, device: str) -> Rays:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.timing import Clock, least_cpu_milliseconds
-from raygauss_ns.casting import CastSettings, Gaussians, cast, whitening_matrices
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast, whitening_matrices
 from raygauss_ns.casting.cpu.bvh import build_bvh
 
 DISTANCE, FIELD_OF_VIEW = 3.0, 50.0
@@ -146,12 +146,11 @@ def kernel_case(
         order = torch.randperm(len(origins), generator=torch.Generator().manual_seed(0))
         origins, directions = origins[order], directions[order]
     nears, fars = torch.zeros(len(origins)), torch.full((len(origins),), torch.inf)
-    width = 0 if shuffle else pixels
+    rays = Rays(origins, directions, nears, fars, 0 if shuffle else pixels)
 
     def forward() -> Tensor:
         gaussians, colors = Gaussians(*scene.leaves[:4]), scene.leaves[4]
-        rays = (origins, directions, nears, fars)
-        return cast(gaussians, colors, *rays, settings, image_width=width, backend=backend).rgb
+        return cast(gaussians, colors, rays, settings, backend=backend).rgb
 
     def backward(rgb: Tensor) -> None:
         torch.autograd.grad(rgb.sum(), scene.leaves)
