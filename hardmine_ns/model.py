@@ -41,9 +41,9 @@ from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 
 _SAMPLES_AT_ONCE = 1 << 19
-"""Samples that evaluation evaluates at once: bounds its memory to about 200 MB whatever the scene."""
+"""Samples whose densities evaluation computes at once: bounds its memory to about 200 MB whatever the scene."""
 _RAYS_AT_ONCE = 1 << 13
-"""Rays that evaluation marches at once: their samples come before the visibility pass, 16 bytes each, some hundreds on a ray."""
+"""Rays that evaluation marches at once: before the visibility pass a ray has some hundreds of samples of 16 bytes."""
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
@@ -65,8 +65,8 @@ class HardMineModelConfig(ModelConfig):
     prompt: tyro.conf.Suppress[str | None] = None
     """Not used."""
     eval_num_rays_per_chunk: int = 8192
-    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only the memory of the images themselves
-    grows: samples are marched and evaluated in groups of bounded size."""
+    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only the memory of the images
+    themselves grows: samples are marched and evaluated in groups of bounded size."""
 
     mining_rule: MiningRule = "poisson"
     """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
