@@ -27,7 +27,7 @@ from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
 from raygauss_ns.gaussians.projection import View, smallest_resolved_scale
 from raygauss_ns.gaussians.regularization import isotropy_loss
-from raygauss_ns.gaussians.schedules import stretched, unlocked_colors
+from raygauss_ns.gaussians.schedules import active_colors, stretched
 from raygauss_ns.ssim.api import structural_similarity
 
 BOX = torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]])
@@ -116,7 +116,7 @@ class Trainer:
         height, width = views.images.shape[1:3]
         center, directions = views.rays(index)
         gaussians = self.cloud.gaussians()
-        basis = self.cloud.color_basis().unlocked(*unlocked_colors(step, stretched(1000, self.steps), SH_DEGREE))
+        basis = self.cloud.color_basis().active(*active_colors(step, stretched(1000, self.steps), SH_DEGREE))
         colors = view_colors(basis, gaussians.means, center)
         nears = torch.full_like(directions[:, 0], 0.05)
         out = cast(
@@ -159,7 +159,7 @@ class Trainer:
         if step > 0 and step % 100 == 0 and self.control.prune(params, self.optimizers) == 0:
             raise RuntimeError(f"no Gaussian is left at step {step}")
         if self.control.is_due(step):
-            self.control.multiply(params, self.optimizers, self.extent, seed=step)
+            self.control.densify(params, self.optimizers, self.extent, seed=step)
         if len(self.floor) != len(params["means"]) or step % 100 == 0:
             lenses = [self.lens] * len(self.world_to_cameras)
             self.floor = smallest_resolved_scale(params["means"], self.world_to_cameras, lenses).log()

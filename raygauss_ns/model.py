@@ -46,10 +46,10 @@ from raygauss_ns.gaussians.scene_scale import (
 from raygauss_ns.gaussians.schedules import (
     PAPER_STEPS,
     Draw,
+    active_colors,
     step_generator,
     steps_per_update,
     stretched,
-    unlocked_colors,
 )
 from raygauss_ns.ssim.api import structural_similarity
 from raygauss_ns.training import TrainingLoop, density_schedule
@@ -365,8 +365,8 @@ class RayGaussModel(Model):
         # What a file brings along counts from the start.
         interval = self.config.sh_degree_interval if self.config.initial_ply is None else 0
         interval = stretched(interval, self.total_steps)
-        degree, lobes = unlocked_colors(self.step, interval, self.config.sh_degree)
-        basis = self.cloud.color_basis().unlocked(degree, lobes)
+        degree, lobes = active_colors(self.step, interval, self.config.sh_degree)
+        basis = self.cloud.color_basis().active(degree, lobes)
         if center is None:
             assert direction is not None
             return colors_reference(basis, direction)

@@ -103,7 +103,7 @@ class TrainingLoop:
             )
         if any(map(control.is_due, steps)):
             self.processes.check_same({"means": params["means"]}, f"at step {step}")
-            control.multiply(params, optimizers, self.extent, step_seed(self.model.seed, step, Draw.SPLIT))
+            control.densify(params, optimizers, self.extent, step_seed(self.model.seed, step, Draw.SPLIT))
         for name, parameter in params.items():
             self.optimizers.parameters[name] = [parameter]
 

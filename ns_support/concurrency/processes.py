@@ -80,7 +80,7 @@ class Processes:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-    def first(self, number: int, device: torch.device | str = "cpu") -> int:
+    def broadcast_number(self, number: int, device: torch.device | str = "cpu") -> int:
         """Process 0's number, in every process.
 
         Args:
@@ -89,9 +89,9 @@ class Processes:
         """
         if self.size == 1:
             return number
-        return int(self.from_first(torch.tensor(number, dtype=torch.int64, device=device)))
+        return int(self.broadcast(torch.tensor(number, dtype=torch.int64, device=device)))
 
-    def from_first(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """Process 0's tensor, in every process, in place.
 
         Args:
@@ -105,7 +105,7 @@ class Processes:
         return tensor
 
     @torch.no_grad()
-    def copy_from_first(self, module: nn.Module) -> None:
+    def broadcast_module(self, module: nn.Module) -> None:
         """Load process 0's state into a module, in every other process.
 
         Tensors may be of another size there, if the module can load that: random or found points may differ in number.

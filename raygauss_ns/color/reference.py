@@ -28,7 +28,7 @@ class ColorBasis(NamedTuple):
     sg_sharpness: Tensor
     sg_axes: Tensor
 
-    def unlocked(self, degree: int, lobes: bool) -> ColorBasis:
+    def active(self, degree: int, lobes: bool) -> ColorBasis:
         """The part that counts early in training; what is locked costs nothing and gets no gradient.
 
         Args:

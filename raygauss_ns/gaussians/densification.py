@@ -107,10 +107,10 @@ class DensityControl(nn.Module):
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
         seen = norms > 0
         if view is not None:
-            norms *= view.share
+            norms *= view.fraction
             if self.schedule.distance_weighted:
                 norms *= (view.distances(means) / unit).clamp_min(1.0)
-            if view.share < 1:
+            if view.fraction < 1:
                 seen &= ~view.misses(means)
         found = torch.stack([norms, seen.to(norms)])
         self._observed = found if self._observed is None else self._observed + found
@@ -132,7 +132,7 @@ class DensityControl(nn.Module):
             self.times_seen += found[1]
 
     @torch.no_grad()
-    def multiply(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
+    def densify(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
         """Clone and split where the statistic is high, and start it afresh.
 
         Args:

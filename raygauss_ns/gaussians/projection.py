@@ -25,7 +25,7 @@ class View(NamedTuple):
     window: tuple[int, int, int, int]
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """The window's share of the image's pixels."""
         _, _, rows, columns = self.window
         return rows * columns / float(self.lens.width * self.lens.height)

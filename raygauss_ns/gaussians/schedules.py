@@ -38,7 +38,7 @@ def stretched(paper_step: int, total: int) -> int:
     return round(paper_step * total / PAPER_STEPS)
 
 
-def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
+def active_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
     """What of the colour basis counts at a step: degree 1 after one interval, 2 after two, the lobes after three.
 
     Args:
