@@ -16,7 +16,7 @@ Y2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 
 
 def rgb_to_sh_base(rgb: Tensor) -> Tensor:
-    """The degree-0 coefficient that gives a colour in every direction; any shape."""
+    """The degree-0 coefficient of a colour that is the same in all directions; any shape."""
     return (rgb - 0.5) / Y0
 
 

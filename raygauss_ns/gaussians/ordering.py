@@ -1,8 +1,7 @@
-"""In which order the Gaussians lie in memory: along a Z-order curve, as RayGaussX keeps them (arXiv 2509.07782).
+"""The order of the Gaussians in memory: along a Z-order curve, as in RayGaussX (arXiv 2509.07782).
 
-Neighbours in space become neighbours in memory, so that what is read for one is often there for the next. No value
-changes, and neither does anything that training decides, but for the order in which floats are added up and the one
-in which random numbers fall to Gaussians that split.
+Neighbours in space become neighbours in memory, which improves the use of caches. No value changes, and training is the
+same except for the order in which floats are added up and in which random numbers are assigned to split Gaussians.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from raygauss_ns.gaussians.densification import DensityControl
 def reorder(
     params: nn.ParameterDict, optimizers: dict[str, Optimizer], control: DensityControl | None = None
 ) -> Tensor:
-    """Sort the Gaussians by the Morton codes of their means, in place; equal codes keep their order.
+    """Sort the Gaussians by the Morton codes of their means, in place and stably.
 
-    The parameters stay the same tensors; their gradients, the optimisers' moments and density control's statistic move
-    along. The order depends on the means alone: a resumed training finds the one that it was stopped with.
+    The parameters stay the same tensors. Their gradients, the optimisers' moments and the densification statistic are
+    reordered along with them. The order depends only on the means, so a resumed training has the same one.
 
     Args:
         params: the parameters of `GaussianCloud`, N rows each.
-        optimizers: an optimiser for some or each of them, by name.
-        control: whose statistic is moved along.
+        optimizers: optimisers by the name of their parameter; some may be absent.
+        control: its statistic is reordered as well.
 
     Returns:
-        [N] int64: where each Gaussian was before.
+        [N] int64: the previous index of each Gaussian.
     """
     means = params["means"]
     order = torch.argsort(morton_codes(means), stable=True)

@@ -1,6 +1,6 @@
-"""Numba kernels of `similarity`. An image's row is one run of 3 W floats: a neighbour to the right is 3 floats away.
+"""The Numba kernels of `ssim.api`. An image row is 3 W consecutive floats: the next pixel is 3 floats away.
 
-Rows are padded to whole vectors, with a margin of zeros on either side so that a blur needs no special case at the
+Rows are padded to whole vectors, with a margin of zeros on either side, so that a blur needs no special case at the
 edges.
 """
 
@@ -55,8 +55,8 @@ def _forward_chunk(
     """SSIM of every `threads`-th row of windows, and its derivatives.
 
     Args:
-        thread: which share.
-        threads: number of shares.
+        thread: index of this thread.
+        threads: number of threads.
         x: [H, stride] the image.
         y: [H, stride] the ground truth.
         weights: [taps] of the window.
