@@ -13,7 +13,7 @@ import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
-from ns_support.errors import UserError
+from ns_support.errors import UserError, require
 from ns_support.help import documented
 from raygauss_ns.color.harmonics import SH_DEGREE
 
@@ -229,7 +229,5 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("prune_every", config.prune_every >= 1, "at least 1"),
         ("reorder_every", config.reorder_every >= 0, "at least 0"),
     ]
-    for name, valid, requirement in checks:
-        if not valid:
-            option = f"--pipeline.model.{name.replace('_', '-')}"
-            raise UserError(f"{option} must be {requirement}, got {getattr(config, name)}.")
+    for name, holds, wanted in checks:
+        require(f"--pipeline.model.{name.replace('_', '-')}", holds, wanted, getattr(config, name))

@@ -66,8 +66,7 @@ def configure(method, scene, output, steps=8, **options):
 def begin(config, at=None, act=None):
     """Train as `ns-train` does; call `act` once the step `at` is done."""
     writer.EVENT_WRITERS.clear()
-    if config.timestamp == "{timestamp}":
-        config.set_timestamp()
+    config.set_timestamp()
     config.print_to_terminal()
     config.save_config()
     _set_random_seed(config.machine.seed)

@@ -24,6 +24,49 @@ class Gaussians(NamedTuple):
     densities: Tensor
 
 
+class WhitenedGaussians(NamedTuple):
+    """N Gaussians as the kernels work with them.
+
+    Attributes:
+        means: [N, 3] centres mu.
+        whitenings: [N, 3, 3] A = diag(1/s) R^T, the inverse square root of the covariance.
+        densities: [N] peak densities sigma (1/length).
+        colors: [N, 3].
+    """
+
+    means: Tensor
+    whitenings: Tensor
+    densities: Tensor
+    colors: Tensor
+
+
+class Rays(NamedTuple):
+    """R rays.
+
+    Attributes:
+        origins: [R, 3].
+        directions: [R, 3] of unit length.
+        nears: [R] distance along the ray at which it begins (length); samples are counted from here.
+        fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+        image_width: pixels of a row when the rays are an image, row by row; rays that are neighbours in it are cast
+            together, several times faster. 0 for incoherent rays; the results are the same.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    nears: Tensor
+    fars: Tensor
+    image_width: int = 0
+
+    def select(self, rows: Tensor) -> Rays:
+        """Some of the rays, as incoherent ones.
+
+        Args:
+            rows: [r] int64 indices.
+        """
+        return Rays(self.origins[rows], self.directions[rows], self.nears[rows], self.fars[rows])
+
+
 class CastSettings(NamedTuple):
     """How rays are sampled. Lengths are in the units of the Gaussians' means.
 
@@ -33,7 +76,7 @@ class CastSettings(NamedTuple):
         sample_offset: where in its step a sample sits, in [0, 1): 0 the left end, 0.5 the midpoint.
         transmittance_threshold: a sample contributes only while the transmittance before it exceeds this; in [0, 1).
         samples_per_slab: K, samples that are processed together; has no influence on the result unless the step grows,
-            when it is chosen anew for each slab (`ladder` says how).
+            when it is chosen anew for each slab (`steps` says how).
         step_growth: g >= 0, growth of the step with the distance t from a ray's origin: dt = max(step, g t); without a
             unit.
         transmittance_exponent: gamma >= 0: dt grows with T^-gamma as the transmittance T falls.

@@ -41,7 +41,16 @@ from ns_support.kernels.simd import (
 from raygauss_ns.casting.cpu import layout as at
 from raygauss_ns.casting.cpu.bvh import RECORD_SIZE, Bvh
 from raygauss_ns.casting.cpu.compositing import composite, composite_gradients
-from raygauss_ns.casting.cpu.packets import TILE, March, RayPointers, Rays, enter_slab, finished, next_row, open_packet
+from raygauss_ns.casting.cpu.packets import (
+    TILE,
+    March,
+    RayArrays,
+    RayPointers,
+    enter_slab,
+    finished,
+    next_row,
+    open_packet,
+)
 from raygauss_ns.casting.cpu.slabs import Scene, begin_search, collect, fill_slab, project, start_block
 from raygauss_ns.casting.types import CastSettings
 
@@ -122,7 +131,7 @@ def differentiate_slab(
 
 
 @njit(cache=True, nogil=True)
-def pointers_of(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
+def pointers_of(bvh: Bvh, rays: RayArrays) -> tuple[Scene, RayPointers]:
     """The addresses of the arrays; the caller must keep the arrays alive."""
     depth = len(bvh.levels) - 1
     scene = Scene(pointer(bvh.records), pointer(bvh.squared_cutoff), pointer(bvh.boxes), pointer(bvh.levels), depth)
@@ -157,7 +166,7 @@ def _forward_chunk(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: March,
     workspace: FloatArray,
     integers: IntArray,
@@ -204,7 +213,7 @@ def _backward_chunk(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: March,
     workspace: FloatArray,
     integers: IntArray,
@@ -243,7 +252,7 @@ def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
             out[order[m], i] = total
 
 
-def _march(rays: Rays, settings: CastSettings) -> March:
+def _march(rays: RayArrays, settings: CastSettings) -> March:
     """The settings of the uniform step for the kernels."""
     single = rays.width == 0
     rows = max(settings.samples_per_slab // LANES, 1) if single else settings.samples_per_slab
@@ -260,7 +269,7 @@ def _march(rays: Rays, settings: CastSettings) -> March:
     )
 
 
-def _packets(rays: Rays) -> int:
+def _packets(rays: RayArrays) -> int:
     """How many packets the rays fill."""
     if rays.width == 0:
         return len(rays.nears)
@@ -274,7 +283,7 @@ def _workspaces(rows: int, threads: int) -> tuple[FloatArray, IntArray]:
     )
 
 
-def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: Rays) -> FloatArray:
+def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: RayArrays) -> FloatArray:
     """Cast R rays.
 
     Args:
@@ -303,7 +312,7 @@ def backward_with(
     kernel: Callable[..., None],
     march: Any,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     out: FloatArray,
     grad_out: FloatArray,
     num_gaussians: int,
@@ -338,13 +347,13 @@ def backward_with(
     return moments
 
 
-def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
     """`forward_with` for the uniform step."""
     return forward_with(_forward_chunk, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
-    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+    bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
     """`backward_with` for the uniform step."""
     return backward_with(_backward_chunk, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

@@ -32,8 +32,8 @@ from raygauss_ns.casting.cpu.march import (
 )
 from raygauss_ns.casting.cpu.packets import (
     March,
+    RayArrays,
     RayPointers,
-    Rays,
     begin_outputs,
     box_interval,
     open_cone,
@@ -173,7 +173,7 @@ def _forward_chunk(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: GrowingMarch,
     workspace: FloatArray,
     integers: IntArray,
@@ -200,7 +200,7 @@ def _backward_chunk(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: GrowingMarch,
     workspace: FloatArray,
     integers: IntArray,
@@ -227,7 +227,7 @@ def _backward_chunk(
             _leave_slab(ws, places, march)
 
 
-def _march(rays: Rays, settings: CastSettings) -> GrowingMarch:
+def _march(rays: RayArrays, settings: CastSettings) -> GrowingMarch:
     schedule = step_schedule(settings)
     return GrowingMarch(
         schedule,
@@ -238,13 +238,13 @@ def _march(rays: Rays, settings: CastSettings) -> GrowingMarch:
     )
 
 
-def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
     """`march.forward_with` for the adaptive step."""
     return forward_with(_forward_chunk, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
-    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+    bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
     """`march.backward_with` for the adaptive step."""
     return backward_with(_backward_chunk, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

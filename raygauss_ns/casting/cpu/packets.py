@@ -37,7 +37,7 @@ FAR = np.float32(3e38)
 _NEVER = 1e30
 
 
-class Rays(NamedTuple):
+class RayArrays(NamedTuple):
     """R rays as arrays, and how to group them.
 
     Attributes:
@@ -56,7 +56,7 @@ class Rays(NamedTuple):
 
 
 class RayPointers(NamedTuple):
-    """`Rays` inside the kernels."""
+    """`RayArrays` inside the kernels."""
 
     origins: Pointer
     directions: Pointer

@@ -1,6 +1,6 @@
 """The whitening matrices A from scales and quaternions, and the gradients back to these parameters, on a CPU.
 
-With A = diag(1/s) R(q)^T and the 13 moments that `march` defines:
+With A = diag(1/s) R(q)^T and the 13 moments that `casting.moments` defines:
 
     dL/dmu = A^T A Y1,   dL/dA = -A Y2,   dL/dsigma = M0 / sigma
     dL/ds_i = -(dL/dA . A)_i / s_i (row by row),   dL/d(R^T)_i = (dL/dA)_i / s_i
@@ -119,7 +119,7 @@ def parameter_gradients(
     """Gradients of means, scales, quaternions and densities from the 13 moments.
 
     Args:
-        moments: [N, 13], as `march` defines them; the last three, the colour's gradient, are not used.
+        moments: [N, 13], as `casting.moments` defines them; the last three, the colour's gradient, are not used.
         scales: [N, 3].
         quats: [N, 4].
         densities: [N].

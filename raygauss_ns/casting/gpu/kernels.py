@@ -9,9 +9,9 @@ along the ray),
     dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . R) + the depth's part
 
 Along a ray x - mu is p + d tau with tau = t - t*, so that four sums over a lane's samples (of w f, w f tau, w f tau^2
-and P f) give the lane's part of all 13 moments (`cpu.march` defines them). 16 values in 32 lanes are summed in 16
-exchanges, each of which halves the number of values. At the end each lane holds one sum: a single atomic instruction
-adds the 64 bytes of a Gaussian's row.
+and P f) give the lane's part of all 13 moments (see `casting.moments`). 16 values in 32 lanes are summed in 16
+exchanges, which halve the number of values in each round. At the end each lane holds one sum, and a single atomic
+instruction adds the 64 bytes of a Gaussian's row.
 
 Candidates come from the BVH, where a leaf holds one record and is a node whose skip pointer is the next node, or, with
 LISTED, from tile lists. `candidates` contains all code in which the two differ.

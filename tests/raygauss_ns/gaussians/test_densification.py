@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ns_support.concurrency.processes import Processes
 from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
@@ -28,7 +29,8 @@ def gradient(values):
 
 def record(control, norms, means=None, unit=1.0, view=None, images=1):
     means = torch.zeros(len(norms), 3) if means is None else means
-    control.record(gradient(norms), means, unit, view, images)
+    control.observe(gradient(norms), means, unit, view, images)
+    control.add_observed(Processes())
 
 
 def assert_consistent(cloud, optimizers, count):

@@ -9,8 +9,8 @@ from raygauss_ns.casting.morton import morton_codes
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
-from raygauss_ns.gaussians.ordering import reorder
-from raygauss_ns.training import TrainingLoop
+from raygauss_ns.gaussians.maintenance import reorder
+from raygauss_ns.training import TrainingHooks
 
 SCHEDULE = DensitySchedule(first=10, last=100, every=5, threshold=1.0, max_gaussians=1000)
 
@@ -88,7 +88,7 @@ def test_without_optimisers_gradients_or_bounds():
 def test_an_image_stays_the_same(make_model, make_cameras, optimizers_of):
     """Up to the order in which floats are added up; the loop re-orders when it is due, and only then."""
     model = make_model(reorder_every=3, limit_scales=False, densify_until=0).eval()
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     camera = make_cameras()[0:1]
     image, means = model.get_outputs_for_camera(camera), model.cloud.params["means"].detach().clone()
     changed = []
@@ -104,7 +104,7 @@ def test_an_image_stays_the_same(make_model, make_cameras, optimizers_of):
 @pytest.mark.parametrize("every", [0, 500])
 def test_not_due(every, make_model, make_cameras, optimizers_of):
     model = make_model(reorder_every=every)
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     means = model.cloud.params["means"].detach().clone()
     loop.before(0)
     loop.after(0)
