@@ -1,4 +1,6 @@
-"""Maintenance of a set of Gaussians after each update of its parameters, in this order:
+"""Maintenance of a set of Gaussians after each update of its parameters.
+
+In this order:
 
     negative densities to 0 -> remove low-density Gaussians -> clone and split -> sort in memory -> bound the scales
 
