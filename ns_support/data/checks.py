@@ -167,7 +167,7 @@ class ChecksData:
     @dataparser.setter
     def dataparser(self, parser: DataParser) -> None:
         read = _explained(parser.get_dataparser_outputs, *self._source)
-        parser.get_dataparser_outputs = read  # type: ignore[method-assign]
+        parser.get_dataparser_outputs = read
         self._dataparser = parser
 
     def create_train_dataset(self) -> InputDataset:
@@ -197,7 +197,7 @@ class ChecksData:
         return checked_ones
 
     def _explaining(self, dataset: InputDataset) -> InputDataset:
-        dataset.get_data = _explained(dataset.get_data, *self._source)  # type: ignore[method-assign]
+        dataset.get_data = _explained(dataset.get_data, *self._source)
         return dataset
 
     @property
@@ -266,7 +266,7 @@ def _reads(name: str, path: Path) -> bool:
     silenced, CONSOLE.quiet = CONSOLE.quiet, True
     try:
         return len(config.setup().get_dataparser_outputs("train").image_filenames) > 0
-    except (UserError, *_READING_ERRORS):
+    except _READING_ERRORS:  # a UserError is a ValueError
         return False
     finally:
         CONSOLE.quiet = silenced
