@@ -1,7 +1,7 @@
-"""nerfstudio's trainer for any number of processes: what they have to do together, and what only one of them should.
+"""Trainer for data-parallel runs: gradients, pausing and stopping are synchronised; only rank 0 logs, evaluates, saves.
 
-It also sees to it that nothing is lost: checkpoints are whole or not there, signals end a training with one, and a run
-goes on where its checkpoint stands or says why it can't.
+Nothing is lost either: a checkpoint is written whole or not at all, a signal ends training with a checkpoint, and a
+resumed run continues where its checkpoint stands or says why it can't.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `raygauss` shows beside the colour, and the controls with which the viewer's own pictures are changed."""
+"""What `raygauss` shows beside the colour, and the controls with which the viewer's own images are changed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RayGaussPictures(SlicePlane):
         self.scale = _slider("Gaussian scale", 1.0, 0.05, 2.0, 0.05, "Size of all Gaussians, by what it really is")
 
     def controls(self) -> list[ViewerElement[Any]]:
-        """The controls that act on pictures only, in the order in which they are shown."""
+        """The controls that act on images only, in the order in which they are shown."""
         return [self.cutoff, self.step, self.scale, *super().controls()]
 
     def follow_checkpoint(self, unit: float, step_size: float) -> None:

@@ -85,7 +85,7 @@ def cast(
 
 
 def _cast_on_gpu(gaussians: Gaussians, colors: Tensor, rays: Rays, settings: CastSettings) -> RayOutputs:
-    """Cast without a question to the device whose answer the host would wait for."""
+    """The GPU path. Never synchronises with the device."""
     _require_gpu(*gaussians, colors, *rays[:4])
     from raygauss_ns.casting.gpu.autograd import GpuCast
 

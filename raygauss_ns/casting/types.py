@@ -1,4 +1,4 @@
-"""What goes into the caster and what comes out, and the two quantities that every back end must compute alike."""
+"""Inputs and outputs of the caster, and the quantities that every back end must compute alike."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Rays(NamedTuple):
         directions: [R, 3] of unit length.
         nears: [R] distance along the ray at which it begins (length); samples are counted from here.
         fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
-        image_width: pixels of a row when the rays are an image, row by row; rays that are neighbours in it are cast
-            together, several times faster. 0 for incoherent rays; the results are the same.
+        image_width: pixels of a row when the rays are an image, row by row: neighbouring pixels are then cast together,
+            several times faster. 0 for incoherent rays. Affects only speed.
     """
 
     origins: Tensor
@@ -99,7 +99,7 @@ class CastSettings(NamedTuple):
 
 
 class RayOutputs(NamedTuple):
-    """What a ray brings back; R rays.
+    """The rendering of R rays.
 
     Attributes:
         rgb: [R, 3] sum of T alpha c, without a background.

@@ -76,7 +76,7 @@ class GaussianCloud(nn.Module):
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """`params`, or what stands for them in an image's part of a step; everything differentiable starts here."""
+        """The parameters to differentiate through: `params`, or inside `one_image()` per-image views of them."""
         return dict(self.params.items()) if self._of_image is None else self._of_image
 
     @contextmanager

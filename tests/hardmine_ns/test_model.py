@@ -18,8 +18,9 @@ from hardmine_ns.data import MaskedPixelSamplerConfig
 from hardmine_ns.marching import march_rays
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from hardmine_ns.mining import HardSampleMining
-from hardmine_ns.model import HardMineModel, HardMineModelConfig, SampleCounts
+from hardmine_ns.model import HardMineModel, HardMineModelConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipeline, AdaptiveRaysPipelineConfig, next_num_rays
+from hardmine_ns.rendering.visibility import SampleCounts
 from ns_support.errors import UserError
 
 SIZE = 24
