@@ -23,8 +23,8 @@ _SEED_STRIDE = 0x9E3779B1
 """A prime close to 2^32 / golden ratio (Knuth's multiplicative hash): keeps the streams of different seeds apart."""
 
 Rates = dict[str, tuple[float, ...]]
-"""Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of
-the means is multiplied by the camera extent, and all decays follow the length of training."""
+"""Learning rate of each kind of parameter and, if it decays exponentially, the one at the end of training. Those of the
+means are multiplied by the camera extent. All decays are scaled to the length of training."""
 
 DEFAULT_RATES: Rates = {
     "means": (1.6e-4, 1.6e-6),
