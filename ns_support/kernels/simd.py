@@ -112,7 +112,7 @@ def pointer(typing_context: Any, array: Any) -> Any:
 
 @intrinsic
 def get(typing_context: Any, address: Any, index: Any) -> Any:
-    """The element behind a pointer."""
+    """The element at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return builder.load(builder.gep(args[0], [args[1]]))
@@ -122,7 +122,7 @@ def get(typing_context: Any, address: Any, index: Any) -> Any:
 
 @intrinsic
 def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
-    """Set the element behind a pointer."""
+    """Set the element at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         builder.store(args[2], builder.gep(args[0], [args[1]]))
@@ -133,7 +133,7 @@ def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def load(typing_context: Any, address: Any, offset: Any) -> Any:
-    """The 16 float32 from `offset` on behind a pointer."""
+    """The 16 float32 from `offset` on at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         lanes = builder.bitcast(builder.gep(args[0], [args[1]]), _FLOATS.as_pointer())
@@ -144,7 +144,7 @@ def load(typing_context: Any, address: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, address: Any, offset: Any, vector: Any) -> Any:
-    """Write 16 float32 from `offset` on behind a pointer."""
+    """Write 16 float32 from `offset` on at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         lanes = builder.bitcast(builder.gep(args[0], [args[1]]), _FLOATS.as_pointer())
