@@ -40,7 +40,18 @@ KINDS = {
     "load": re.compile(r"LDG|STG|RED[G.]|ATOM"),
     "exchange": re.compile(r"SHFL|REDUX|VOTE"),
 }
-_POINTERS = ["origins", "directions", "nears", "records", "reaches", "boxes", "out", "grad_out", "moments", "shells"]
+_POINTERS = [
+    "origins",
+    "directions",
+    "nears",
+    "records",
+    "squared_cutoffs",
+    "boxes",
+    "out",
+    "grad_out",
+    "moments",
+    "shells",
+]
 
 
 def compile_kernel(name: str) -> tuple[str, int]:
@@ -118,7 +129,7 @@ PARTS = {
     ),
     "composited": ("transmittances", "phi", "phi_slope", "forward_kernel", "backward_kernel"),
     "slabs": ("open_slab",),
-    "skipping": ("_clip", "box_interval", "next_row", "next_in_hierarchy"),
+    "skipping": ("_clip", "box_interval", "next_row", "next_in_bvh"),
 }
 """Functions that run once per visit. `next_row` and the functions that it calls are in the code twice (and the box
 once more, at the start), so that half of their instructions are counted."""

@@ -28,7 +28,7 @@ from raygauss_ns.gaussians.losses import ISO_WEIGHT_SYNTHETIC, isotropy_loss, ph
 from raygauss_ns.gaussians.maintenance import Maintenance, MaintenanceSettings
 from raygauss_ns.gaussians.projection import View
 from raygauss_ns.gaussians.renderer import image_rays, render
-from raygauss_ns.gaussians.schedules import DEFAULT_RATES, decayed, stretched, unlocked_colors
+from raygauss_ns.gaussians.schedules import DEFAULT_RATES, active_colors, decayed, stretched
 
 BOX = torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]])
 DENSITY_THRESHOLD = 0.1
@@ -100,8 +100,8 @@ class Trainer:
 
     def render(self, views: Views, index: int, step: int) -> Tensor:
         """An image over white, [H, W, 3]."""
-        active = unlocked_colors(step, stretched(1000, self.steps), SH_DEGREE)
-        basis, rays = self.cloud.color_basis().unlocked(*active), views.rays(index)
+        active = active_colors(step, stretched(1000, self.steps), SH_DEGREE)
+        basis, rays = self.cloud.color_basis().active(*active), views.rays(index)
         out = render(self.cloud.gaussians(), basis, rays, self.settings, backend=self.options.backend)
         return (out.rgb + out.transmittance[:, None]).view(*views.images.shape[1:3], 3)
 

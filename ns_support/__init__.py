@@ -1,1 +1,1 @@
-"""What both methods share. The modules here are what nerfstudio sees; the folders are libraries of one subject each."""
+"""Code used by both methods. The modules here are what nerfstudio uses; each folder is a library on one subject."""

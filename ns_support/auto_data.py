@@ -1,7 +1,7 @@
-"""One `--data` for all: a data parser that recognises a folder's format and leaves it to nerfstudio's parser for that.
+"""A data parser that recognises the format of the `--data` folder and delegates to nerfstudio's parser for it.
 
 Registered as `auto-data`. nerfstudio imports this module while it collects its data parsers: nothing here may import a
-datamanager, or whatever else asks for that collection.
+datamanager, or anything else that needs the complete collection.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class AutoDataParserConfig(DataParserConfig):
         return self.chosen(self.data).setup(**kwargs)
 
     def chosen(self, folder: Path) -> DataParserConfig:
-        """The configuration of the parser that fits a folder; a copy.
+        """The configuration of the parser that fits a folder, as a copy.
 
         Args:
             folder: the data folder, or a `.json` file in the format of transforms.json.
 
         Raises:
-            UserError: as `setup`.
+            UserError: as for `setup`.
         """
         config = checked(self._recognise(folder))
         config.data = folder

@@ -1,14 +1,14 @@
-"""Errors that are the user's to mend: one sentence on the terminal instead of a traceback."""
+"""User errors: printed as one line, without a traceback, and exit code 1."""
 
 from __future__ import annotations
 
 
 class UserError(SystemExit, ValueError):
-    """Ends a command with a sentence on stderr and exit code 1, and nothing else.
+    """An error that the user can fix. Ends a command with one sentence on stderr and exit code 1.
 
-    Being a `SystemExit`, it passes through nerfstudio's commands, which know no errors of their own, without a
-    traceback. Being a `ValueError` too, it is caught by the `except Exception` of a program that uses the packages as a
-    library, and a thread that dies of it is reported instead of vanishing as with a bare `SystemExit`.
+    As a `SystemExit`, it passes through nerfstudio's commands without a traceback. As a `ValueError`, it is caught by
+    `except Exception` in programs that use the packages as a library, and a thread that it ends is reported, whereas a
+    bare `SystemExit` ends a thread silently.
 
     Example:
         >>> try:
@@ -24,13 +24,13 @@ class UserError(SystemExit, ValueError):
 
 
 def require(option: str, holds: bool, wanted: str, value: object) -> None:
-    """Refuse a setting out of its range.
+    """Refuse a setting that is out of range.
 
     Args:
-        option: the setting, as it is given on the command line.
-        holds: whether its value can be used.
-        wanted: what it must be, to go with "must be".
-        value: what it is.
+        option: the setting, as on the command line.
+        holds: whether its value is valid.
+        wanted: the valid values, completing "must be ...".
+        value: the actual value.
 
     Raises:
         UserError: names all of that.

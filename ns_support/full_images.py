@@ -1,4 +1,4 @@
-"""nerfstudio's datamanager of whole images, made to work without CUDA, without eval images and with any camera."""
+"""nerfstudio's datamanager of whole images, fixed to work without CUDA, without eval images and with any camera."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ns_support.rays import camera_lenses
 from ns_support.terminal import say
 
 _FEWEST_POINTS = 100
-"""Fewer triangulated points than this say nothing about a scene."""
+"""With fewer triangulated points, initial positions are random."""
 
 Batch = dict[str, Any]
 """An image's data: "image" [H, W, 3 or 4] float in [0, 1] (or uint8), "image_idx", "mask" [H, W, 1] bool if any."""
@@ -51,30 +51,30 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     """Load the SfM points of scenes that have some, even if the data parser's load_3D_points is off, as it is in
     nerfstudio-data unless told otherwise. False: as the data parser says."""
     resumes: tyro.conf.Suppress[bool] = False
-    """Whether a checkpoint is to be loaded, which has what start points would be for. Set by `SharedTrainer`."""
+    """Whether a checkpoint will be loaded, so that no initial points are needed. Set by `SharedTrainer`."""
     triangulated_points: int = 30_000
-    """Number of points, >= 0, that are at most triangulated from the photographs before training when the scene has no
-    SfM points and its cameras are inside of the scene box, as those of a capture are; 0: none."""
+    """Maximum number of points, >= 0, to triangulate from the training images before training, if the scene has no SfM
+    points and its cameras are inside the scene box, as in a capture; 0: none."""
 
 
 class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
-    """`FullImageDatamanager` with its traps removed.
+    """`FullImageDatamanager` without its pitfalls.
 
-    - Bad data ends in one sentence (`ChecksData`).
+    - Bad data is reported in one sentence (`ChecksData`).
     - `cache_images="cpu"`, which more than 500 images force, does not try to pin memory without CUDA.
-    - Every tensor of a batch is on the datamanager's device, masks too.
-    - Images and cameras stay as they are, distortion included: `ns_support.rays` makes exact rays of any lens.
-    - What lies outside the data's `fisheye_crop_radius` is masked.
-    - An empty eval split is no obstacle to training; evaluating on it ends in a sentence.
-    - `ns-export` gets rays from it, as soon as it has said how many (`train_pixel_sampler`).
-    - A resumed run goes on with the images that the run it resumes would have come to next.
-    - Of one sequence of training images, each of several processes gets its own part (`divide`).
+    - All tensors of a batch are on the datamanager's device, masks included.
+    - Images and cameras are not undistorted: `ns_support.rays` makes exact rays of any lens.
+    - Pixels outside the data's `fisheye_crop_radius` are masked.
+    - Training works with an empty eval split; evaluation on it is refused in one sentence.
+    - `ns-export` gets rays from it once it has set their number (`train_pixel_sampler`).
+    - A resumed run continues with the images that the original run would have used next.
+    - Each rank gets its own part of a common sequence of training images (`divide`).
     """
 
     config: FullImagesConfig
     train_unseen_cameras: list[int]
     rays_per_step: int | None = None
-    """Rays that a training step casts, if its model tells; None: a whole image. For the rays per second in the logs."""
+    """Rays per training step, if the model sets it; None: a whole image. For the rays per second in the logs."""
     _begun = False
     _images_per_step, _first, _every = 1, 0, 1
 
@@ -84,40 +84,43 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
             _ask_for_points(config)
         super().__init__(config, *args, **kwargs)
         self.train_pixel_sampler = RaysWanted()
-        # The pipeline hands the metadata on to the model: the one way there for what a model wants to know of them.
+        # The pipeline passes the metadata to the model, which has no other access to the cameras.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
-        # A trained scene does not need the file that it once began with, and nobody waits for it to be read.
+        # A trained model does not need the file of Gaussians that it was initialised from, so it is not read again.
         self.train_dataset.metadata["checkpoint_follows"] = self.test_mode != "val" or config.resumes
-        # As `ns-train` has it. Every process gets the model that the first one makes of the points.
+        # Only for training ("val" is `ns-train`'s mode). Every rank gets the model that rank 0 makes of the points.
         starts = self.test_mode == "val" and not config.resumes and Processes.current().rank == 0
         if starts and config.triangulated_points > 0:
             self._triangulate(config.triangulated_points)
 
     def _triangulate(self, most: int) -> None:
-        """Find points in the photographs of a capture that came without any."""
+        """Triangulate points from the images of a capture without SfM points."""
         metadata, dataset = self.train_dataparser_outputs.metadata, self.train_dataset
         poses = dataset.cameras.camera_to_worlds
         if metadata.get("points3D_xyz") is not None or not cameras_inside(poses[:, :, 3], dataset.scene_box.aabb):
             return
-        say(f"The scene has no SfM points: looking for points in its {len(dataset)} photographs.")
+        say(f"The scene has no SfM points: looking for points in its {len(dataset)} images.")
         data = (dataset.get_data(i, image_type="uint8") for i in range(len(dataset)))
-        photographs = ((item["image"], item.get("mask")) for item in data)
-        found = triangulated_points(photographs, poses, camera_lenses(dataset.cameras), follow=_followed)
+        images = ((item["image"], item.get("mask")) for item in data)
+        found = triangulated_points(images, poses, camera_lenses(dataset.cameras), follow=_followed)
         if len(found.positions) < _FEWEST_POINTS:
             say(f"Only {len(found.positions)} were found, too few: the start is at random positions.")
             return
         chosen = torch.randperm(len(found.positions), generator=torch.Generator().manual_seed(0))[:most]
-        # Where nerfstudio's pipeline looks for SfM points to hand to the model.
+        # nerfstudio's pipeline passes SfM points from here to the model.
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
         say(f"{len(chosen):,} points were triangulated.")
 
     def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
-        # "cpu" pins memory for copies to a GPU. Without one, "gpu" means the device that all is on anyway.
+        # "cpu" pins memory for copies to a GPU. Without a GPU, "gpu" means the datamanager's own device.
         where = cache_images_device if torch.device(self.device).type == "cuda" else "gpu"
         dataset = self.train_dataset if split == "train" else self.eval_dataset
         cameras = dataset.cameras
-        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser)):
-            # nerfstudio undistorts the images of cameras with distortion: for it, they have none while it loads.
+        # The data set's own errors are explained already (`ChecksData`). What is left is nerfstudio's assertion that
+        # images and cameras have the same size. It is in a local function of the method below, which can't be wrapped,
+        # so only this type of error is explained here.
+        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser), (AssertionError,)):
+            # nerfstudio would undistort the images of cameras with distortion: it is shown cameras without.
             dataset.cameras = copy(cameras)
             dataset.cameras.distortion_params = None
             try:
@@ -134,24 +137,24 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     @property
     def _resized(self) -> float:
-        """Side of the images at hand, by that of the images that the scene's metadata are about."""
+        """Ratio of the size of the loaded images to that of the images that the scene's metadata refer to."""
         scale: float = self.config.camera_res_scale_factor / (getattr(self.dataparser, "downscale_factor", None) or 1)
         return scale
 
     def divide(self, images_per_step: int, rank: int = 0, processes: int = 1) -> None:
-        """Serve one process's part of a sequence that all processes see together; before the first image.
+        """Serve only one rank's part of the common sequence of images. To be called before the first image.
 
         Args:
-            images_per_step: that all processes together take in a step, a multiple of `processes`.
+            images_per_step: images of all ranks together per step, a multiple of `processes`.
             rank: of this process, which gets the images rank, rank + processes, rank + 2 processes, ...
-            processes: how many there are.
+            processes: number of ranks.
         """
         self._images_per_step, self._first, self._every = images_per_step, rank, processes
 
     def next_train(self, step: int) -> tuple[Cameras | RayBundle, Batch]:
-        """The next training camera and its image, each seen once before any is seen again.
+        """The next training camera and its image. All images are used once before any is used again.
 
-        For nerfstudio's exporters, which ask for a number of rays first: rays of the camera's, and no image.
+        nerfstudio's exporters, which set a number of rays first, get rays of the camera and no image.
         """
         wanted = self.train_pixel_sampler.num_rays_per_batch
         if wanted is not None:
@@ -171,7 +174,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
             self.train_unseen_cameras = self.train_unseen_cameras or self.sample_train_cameras()
 
     def get_train_rays_per_batch(self) -> int:
-        """Rays of a training step."""
+        """The number of rays of a training step."""
         return self.rays_per_step or super().get_train_rays_per_batch()
 
     def next_eval_image(self, step: int) -> tuple[Cameras, Batch]:
@@ -187,12 +190,12 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     @property
     def eval_dataloader(self) -> EvalCameras:
-        """What `ns-render spiral` takes the camera from that it starts at."""
+        """The cameras from which `ns-render spiral` takes its first one."""
         return EvalCameras(self)
 
     @property
     def fixed_indices_eval_dataloader(self) -> EvalImages:
-        """All eval cameras and images in order; loads nothing until it is iterated."""
+        """All eval cameras and images in order; nothing is loaded before iteration."""
         return EvalImages(self)
 
     def _on_device(self, batch: Batch) -> Batch:
@@ -209,7 +212,7 @@ class EvalCameras:
         self._source = source
 
     def get_camera(self, image_idx: int = 0) -> tuple[Cameras, None]:
-        """A camera of shape [1], and nothing in its image's place.
+        """A camera of shape [1], and None instead of its image.
 
         Raises:
             UserError: when the split is empty.
@@ -222,8 +225,8 @@ class EvalCameras:
 class EvalImages:
     """The eval split of a `FullImages`, one image on the device at a time.
 
-    nerfstudio builds a list in a property. Its viewer reads every property when it starts, and would load all eval
-    images only to look for buttons.
+    nerfstudio builds a list in a property. Its viewer reads all properties when it starts, in search of buttons, and
+    would thereby load all eval images.
     """
 
     def __init__(self, source: FullImages) -> None:
@@ -241,19 +244,19 @@ class EvalImages:
         source = self._source
         if len(self) == 0:
             raise UserError(source._no_eval_images())
-        images = source.cached_eval  # loading them may correct the cameras' sizes
+        images = source.cached_eval  # loaded first, since this may correct the cameras' sizes
         cameras = deepcopy(source.eval_dataset.cameras).to(source.device)
         for i, batch in enumerate(images):
             yield cameras[i : i + 1], source._on_device(batch)
 
 
 def _ask_for_points(config: FullImagesConfig) -> None:
-    """Switch the data parser's SfM points on: one named on the command line comes with nerfstudio's defaults."""
+    """Enable the data parser's SfM points: a parser named on the command line has nerfstudio's defaults."""
     parser = config.dataparser
     if isinstance(parser, AutoDataParserConfig):
         parser = parser.nerfstudio
     if isinstance(parser, NerfstudioDataParserConfig):
-        # Where no file of points is named, nerfstudio may ask whether to make one, of whoever is not there.
+        # If no file of points is named, nerfstudio may ask the user whether to create one, which would block.
         parser.load_3D_points |= names_points(config.data or config.dataparser.data)
     elif hasattr(parser, "load_3D_points"):
         parser.load_3D_points = True
@@ -264,7 +267,7 @@ def _followed(things: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 
 
 def _within_circle(batch: Batch, radius: float) -> torch.Tensor:
-    """The batch's mask, or all of the image, within a circle about the image's middle; [H, W, 1] bool."""
+    """The batch's mask (or the whole image) restricted to a circle about the image's centre; [H, W, 1] bool."""
     height, width = batch["image"].shape[:2]
     device = batch["image"].device
     row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)

@@ -1,7 +1,7 @@
-"""What `--help` says about a setting: its docstring, as one paragraph.
+"""The `--help` text of a setting: its docstring, as one paragraph.
 
-tyro takes the text below a field as it stands in the source, where the lines after the first are indented, and prints
-each on a line of its own. Given as an argument's help text, it is wrapped to the terminal's width like any other.
+tyro takes the docstring of a field verbatim from the source, where the lines after the first are indented, and prints
+each of them on its own line. Passed as an argument's help text, it is wrapped to the terminal's width instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ C = TypeVar("C", bound=type)
 
 
 def documented(cls: C) -> C:
-    """Class decorator, above `dataclass`: hand each field's docstring to tyro with its lines joined.
+    """Class decorator, above `dataclass`: pass each field's docstring to tyro with its lines joined.
 
     Args:
-        cls: a dataclass whose source is at hand. Its fields' annotations become `Annotated`, which
-            `typing.get_type_hints` takes away again.
+        cls: a dataclass whose source is available. The annotations of its fields become `Annotated`, which
+            `typing.get_type_hints` removes again.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     for name, text in field_docstrings(cls).items():
@@ -31,7 +31,7 @@ def documented(cls: C) -> C:
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """The docstring below each field that a class declares itself, as in the source."""
+    """The docstring below each field that the class itself declares, as in the source."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}

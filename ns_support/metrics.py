@@ -1,4 +1,4 @@
-"""Image metrics and comparison pictures, the same for both methods."""
+"""Image metrics and comparison images, the same for both methods."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from torch import Tensor
 from ns_support.terminal import warn
 
 _SSIM_WINDOW = 11
-"""Width in pixels of SSIM's window."""
+"""Width of SSIM's window (pixels)."""
 _ALEXNET_MIN_SIZE = 31
-"""Height and width in pixels below which nothing is left after AlexNet's strides and poolings."""
+"""Height and width below which AlexNet's strides and poolings leave nothing (pixels)."""
 _CONNECT_SECONDS = 5.0
-"""How long the weights' server may take to answer; torch.hub itself waits for minutes where packets are dropped."""
+"""Timeout for the server of the weights (s). torch.hub itself waits for minutes if packets are dropped."""
 ERROR_RANGE = 0.2
-"""Error, averaged over the three channels, that has the brightest colour in pictures. Fixed, so that the pictures of
-different steps and methods can be compared."""
+"""Error, averaged over the three channels, that is shown in the brightest colour. Fixed, so that error images of
+different steps and methods are comparable."""
 _NO_WEIGHTS = (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError)
 """What a failed download or a broken file raises: URLError and timeouts are OSErrors, a wrong hash a RuntimeError."""
 
 
 class LazyLPIPS:
-    """LPIPS (AlexNet), built when it is first asked for and never part of a model's state.
+    """LPIPS (AlexNet), built on first use and never part of a model's state.
 
-    nerfstudio's models build it in their constructor, which downloads AlexNet's weights, dies offline, and puts 10 MB
-    into every checkpoint. This one is no `torch.nn.Module`, so that a model may hold it as an attribute. Where the
-    weights can't be had it says so once and gives None from then on.
+    nerfstudio's models build it in their constructor, which downloads AlexNet's weights, fails offline, and adds 10 MB
+    to every checkpoint. This class is not a `torch.nn.Module`, so that a model may hold it as an attribute. If the
+    weights are unavailable, it warns once and returns None from then on.
 
     Example:
         >>> lpips = LazyLPIPS()
@@ -50,7 +50,7 @@ class LazyLPIPS:
         """LPIPS of two [H, W, 3] images in [0, 1], on the device of `image`.
 
         Returns:
-            None where there are no weights, or where the images are too small for the network (under 31 pixels).
+            None if the weights are unavailable, or if the images are too small for the network (under 31 pixels).
         """
         if self._unavailable or min(image.shape[:2]) < _ALEXNET_MIN_SIZE:
             return None
@@ -63,7 +63,7 @@ class LazyLPIPS:
         return float(value)
 
     def _build(self) -> Any:
-        # torchvision takes a second to import: only who evaluates should wait for it.
+        # Imported late: torchvision takes a second to import.
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights  # type: ignore[import-untyped]
 
@@ -92,14 +92,14 @@ def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None =
     Args:
         image: [H, W, 3] float.
         ground_truth: [H, W, 3] float, same device.
-        lpips: the model's LPIPS; None leaves it out.
+        lpips: the model's LPIPS; None: not computed.
 
     Returns:
         "psnr" in dB; "ssim" (11-pixel Gaussian window, data range 1) unless the image is smaller than the window;
         "lpips" (AlexNet) unless it is unavailable.
 
     Raises:
-        ValueError: when the two are not [H, W, 3] of one size.
+        ValueError: the two are not [H, W, 3] of the same size.
     """
     if image.shape != ground_truth.shape or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"images must be [H, W, 3], got {list(image.shape)} and {list(ground_truth.shape)}")
@@ -116,24 +116,24 @@ def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None =
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The scores that a metrics dictionary holds, as people write them: "31.20 dB PSNR, 0.964 SSIM, 0.031 LPIPS"."""
+    """The scores in a metrics dictionary as text: "31.20 dB PSNR, 0.964 SSIM, 0.031 LPIPS"."""
     known = {"psnr": "{:.2f} dB PSNR", "ssim": "{:.3f} SSIM", "lpips": "{:.3f} LPIPS"}
     return ", ".join(text.format(metrics[name]) for name, text in known.items() if name in metrics)
 
 
 @torch.no_grad()
 def comparison_images(outputs: dict[str, Tensor], ground_truth: Tensor) -> dict[str, Tensor]:
-    """Pictures for nerfstudio's log and `ns-eval`, under the keys that its own models use.
+    """Images for nerfstudio's log and `ns-eval`, under the keys that its own models use.
 
     Args:
         outputs: "rgb" [H, W, 3]; "accumulation" and "depth" [H, W, 1].
         ground_truth: [H, W, 3], same device.
 
     Returns:
-        "img" [H, 3W, 3]: ground truth, prediction, error; "accumulation" and "depth" [H, W, 3]; the last three
+        "img" [H, 3W, 3]: ground truth, prediction, error; "accumulation" and "depth" [H, W, 3]. The last three are
         colour-mapped. The error is |prediction - ground truth|, both clamped to [0, 1], averaged over the channels:
-        black for 0, light yellow from `ERROR_RANGE` on. The depth's colours span what is covered (accumulation > 0.5),
-        so that an empty background doesn't use up the range.
+        black for 0, light yellow from `ERROR_RANGE` on. The colours of the depth span the range of covered pixels
+        (accumulation > 0.5), so that an empty background does not use up the range.
     """
     accumulation, depth = outputs["accumulation"], outputs["depth"].nan_to_num()
     covered = depth[accumulation > 0.5]

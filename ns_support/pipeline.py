@@ -67,7 +67,7 @@ class SharedPipeline(VanillaPipeline):
         self.processes = processes
         self.loaded_step = 0
         """Of the checkpoint that was loaded to be looked at."""
-        processes.copy_from_first(self.model)
+        processes.broadcast_module(self.model)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = None) -> None:
         """Load a checkpoint's state, all of it: nerfstudio's own goes on with whatever fits, in silence.

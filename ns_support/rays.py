@@ -1,6 +1,6 @@
-"""Exact rays of every nerfstudio camera, for whole images, windows of them and batches of pixels.
+"""Exact rays of all nerfstudio cameras, for whole images, crops and batches of pixels.
 
-What nerfstudio's `Cameras.generate_rays` does not do exactly, and why it is not used, is in docs/cameras.md.
+docs/cameras.md lists the inaccuracies of nerfstudio's `Cameras.generate_rays`, which is therefore not used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ns_support.errors import UserError
 from ns_support.lenses.lens import Lens, LensType, LocalRays, make_lens, stack_lenses
 
 _MOST_KEPT = 1 << 22
-"""Pixels of an image whose rays are kept, at most: 24 bytes each."""
+"""Maximum number of pixels of an image whose rays are cached (24 bytes each)."""
 Window = tuple[int, int, int, int]
 """First row, first column, rows, columns."""
 
@@ -26,7 +26,7 @@ def camera_lenses(cameras: Cameras) -> list[Lens]:
     """The lenses of C cameras.
 
     Raises:
-        UserError: if a camera's parameters make no sense.
+        UserError: a camera's parameters are invalid.
     """
     fields = (cameras.camera_type, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height)
     columns = [field.reshape(-1).tolist() for field in fields]
@@ -48,22 +48,22 @@ def camera_lenses(cameras: Cameras) -> list[Lens]:
 
 
 def camera_rays(camera: Cameras, window: Window | None = None, obb_box: OrientedBox | None = None) -> RayBundle:
-    """Rays through the centres of a window of a camera's pixels; [rows, columns] of them, without pixel areas.
+    """Rays [rows, columns] through the centres of the pixels of a crop, without pixel areas.
 
-    Directions are computed in float64 and then rounded, except for pinholes, which are quick and as good in float32.
+    Directions are computed in float64 and then rounded, except for pinholes, where float32 is faster and as accurate.
     Pixels without a ray (docs/cameras.md) get one that ends where it begins.
 
     Args:
-        camera: one camera, of shape [] or [1], its numbers of any type.
-        window: first row, first column, rows, columns; None for the whole image.
-        obb_box: a box that the rays are cut to.
+        camera: a single camera, of shape [] or [1] and any dtype.
+        window: the crop: first row, first column, rows, columns; None: the whole image.
+        obb_box: a box that the rays are clipped to.
 
     Returns:
-        A bundle with nears and fars if there is a box or a pixel without a ray; both are 0 there.
+        A bundle; with nears and fars if there is a box or a pixel without a ray, for which both are 0.
 
     Raises:
-        UserError: if the camera's parameters make no sense.
-        ValueError: if it is not one camera.
+        UserError: the camera's parameters are invalid.
+        ValueError: `camera` is not a single camera.
     """
     if camera.camera_to_worlds.numel() != 12:
         raise ValueError(f"camera must be one camera, got some of shape {list(camera.camera_to_worlds.shape[:-2])}")
@@ -88,16 +88,16 @@ class ExactRayGenerator(RayGenerator):
     """nerfstudio's ray generator with exact rays, and without pixel areas.
 
     Args:
-        cameras: C cameras of any kinds.
+        cameras: C cameras of any types.
 
     Raises:
-        UserError: if a camera's parameters make no sense.
+        UserError: a camera's parameters are invalid.
     """
 
     def __init__(self, cameras: Cameras) -> None:
         super().__init__(cameras)
         lenses = camera_lenses(cameras)
-        # What differs in more than numbers is not computed together.
+        # Lenses that differ in more than numbers can't be computed together.
         groups: dict[tuple[LensType, int], list[int]] = {}
         for index, lens in enumerate(lenses):
             groups.setdefault((lens.kind, len(lens.distortion)), []).append(index)
@@ -116,7 +116,7 @@ class ExactRayGenerator(RayGenerator):
             ray_indices: [N, 3] int64: camera, row, column.
 
         Returns:
-            N rays, with nears and fars if one of the pixels has no ray.
+            N rays, with nears and fars if any of the pixels has no ray.
         """
         camera, row, column = ray_indices.to(self._group.device).unbind(-1)
         row, column = row + torch.tensor(0.5, dtype=torch.float64), column + torch.tensor(0.5, dtype=torch.float64)
@@ -149,27 +149,27 @@ class ExactRayGenerator(RayGenerator):
 
 
 def _pixel_centers(window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A row of columns and a column of rows, float64."""
+    """Columns [columns] and rows [rows, 1] of the pixel centres, float64."""
     top, left, rows, columns = window
     column = torch.arange(left, left + columns, dtype=torch.float64, device=device) + 0.5
     return column, torch.arange(top, top + rows, dtype=torch.float64, device=device)[:, None] + 0.5
 
 
 class _LatestLens:
-    """The rays of the latest distorted lens: mostly, all of a scene's images are taken through the same one.
+    """A cache of the latest distorted lens's rays, since usually all images of a scene have the same lens.
 
-    Those of a whole image are kept once a lens comes up twice in a row, so that a scene whose every image has a lens of
-    its own pays for the windows that it asks for and no more.
+    The rays of a whole image are cached once the same lens is used twice in a row. A scene with a different lens for
+    each image therefore only pays for the crops that it requests.
     """
 
     def __init__(self) -> None:
         self._kept: tuple[Lens, torch.device, LocalRays | None] | None = None
 
     def rays(self, lens: Lens, window: Window, device: torch.device) -> LocalRays:
-        """Rays [rows, columns] of a window."""
+        """Rays [rows, columns] of a crop."""
         if not lens.distortion or lens.width * lens.height > _MOST_KEPT:
             return lens.rays(*_pixel_centers(window, device))
-        kept = self._kept  # once: another thread may have its own lens
+        kept = self._kept  # read once: another thread may replace it
         if kept is None or kept[:2] != (lens, device):
             self._kept = lens, device, None
             return lens.rays(*_pixel_centers(window, device))
@@ -186,11 +186,11 @@ _LATEST = _LatestLens()
 
 
 def _in_world(local: LocalRays, pose: Tensor) -> RayBundle:
-    """Rays of camera space in the scene, float32.
+    """Transform rays from camera space to the scene, float32.
 
     Args:
         local: rays of shape [*].
-        pose: [3, 4], or [*, 3, 4] one for each; camera to world.
+        pose: camera to world: [3, 4], or [*, 3, 4] one per ray.
     """
     rotation = pose[..., :3].double()
     directions = torch.nn.functional.normalize(_rotated(rotation, local.directions), dim=-1)
@@ -212,7 +212,7 @@ def _rotated(rotation: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _cut(bundle: RayBundle, box: OrientedBox) -> None:
-    """Bound a bundle's rays to a box."""
+    """Clip a bundle's rays to a box."""
     origins, directions = bundle.origins.reshape(-1, 3), bundle.directions.reshape(-1, 3)
     enters, leaves = (t.reshape(bundle.pixel_area.shape) for t in intersect_obb(origins, directions, box))
     if bundle.fars is not None:

@@ -1,7 +1,7 @@
-"""What this package says on the terminal.
+"""Messages of this package on the terminal.
 
-Not on nerfstudio's console, which is 120 columns wide whatever the terminal's width, and silent while `SharedTrainer`
-sets things up. This one takes its width and colours from the terminal, and obeys NO_COLOR.
+nerfstudio's console is not used: it is always 120 columns wide, and silenced while `SharedTrainer` sets up. This one
+takes its width and colours from the terminal, and obeys NO_COLOR.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ TERMINAL = Console(highlight=False)
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a paragraph, wrapped at words to the terminal's width; of several processes, the first one speaks.
+    """Print a paragraph, wrapped at words to the terminal's width; only rank 0 prints.
 
     Args:
         text: plain, without markup.
         style: as rich names it, e.g. "yellow" for a warning.
     """
     if Processes.current().rank == 0:
-        # A path is longer than some terminals are wide, and is to be copied: words are never broken.
+        # Words are never broken: a path may be longer than the terminal's width, and users copy it.
         TERMINAL.print(text, style=style, markup=False, overflow="ignore", crop=False)
 
 
@@ -32,6 +32,6 @@ def warn(text: str) -> None:
 
 
 def show_command(label: str, command: str) -> None:
-    """Print a command with a label before it, on one line however long, so that it can be copied."""
+    """Print a command after a label, on one line of any length, so that it can be copied."""
     if Processes.current().rank == 0:
         TERMINAL.print(f"  {label:<12}{command}", markup=False, soft_wrap=True)

@@ -33,10 +33,10 @@ from raygauss_ns.gaussians.renderer import render
 from raygauss_ns.gaussians.schedules import (
     PAPER_STEPS,
     Draw,
+    active_colors,
     step_generator,
     steps_per_update,
     stretched,
-    unlocked_colors,
 )
 from raygauss_ns.scene import TrainingViews, initial_cloud, resolve_scale
 from raygauss_ns.training import TrainingHooks, density_schedule
@@ -304,7 +304,7 @@ class RayGaussModel(Model):
         # What a file brings along counts from the start.
         interval = self.config.sh_degree_interval if self.config.initial_ply is None else 0
         interval = stretched(interval, self.total_steps)
-        return self.cloud.color_basis().unlocked(*unlocked_colors(self.step, interval, self.config.sh_degree))
+        return self.cloud.color_basis().active(*active_colors(self.step, interval, self.config.sh_degree))
 
     def _background(self) -> Tensor:
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:

@@ -70,7 +70,7 @@ class RayGaussPipeline(SharedPipeline):
         self.datamanager.divide(images, self.processes.rank, self.processes.size)
         model: RayGaussModel = self.model
         model.images_at_once = images
-        model.seed = self.processes.first(model.seed % (1 << 63), model.device)
+        model.seed = self.processes.broadcast_number(model.seed % (1 << 63), model.device)
 
     def describe(self) -> str:
         """How many Gaussians there are and may be, and the lengths that everything else is given in."""

@@ -174,9 +174,9 @@ def test_settings_that_do_not_fit_a_checkpoint_are_a_sentence(finished, scene, t
 CHANGES = {
     "fewer photographs": (
         {"views": 3},
-        r"there were 4 photographs .*, and now there are 3; gone: train_3\.png",
+        r"there were 4 images .*, and now there are 3; gone: train_3\.png",
     ),
-    "moved cameras": ({"away": 5.0}, "the cameras of 4 of 4 photographs are not where they were"),
+    "moved cameras": ({"away": 5.0}, "the cameras of 4 of 4 images are not where they were"),
     "other lenses": ({"fov": 0.9}, "focal lengths, centres or distortion differ"),
 }
 

@@ -228,7 +228,7 @@ def count_visits(count: int, side: int, every: int) -> dict[str, float]:
     for packet in range(0, (side // 4) * (side // 8), every):
         y, x = packet // (side // 8) * 4, packet % (side // 8) * 8
         o, d = (array[y : y + 4, x : x + 8].reshape(-1, 3).copy() for array in (origins, directions))
-        _march_packet(o, d, (bvh.records, bvh.reach, boxes, links), SETTINGS.step, counts)
+        _march_packet(o, d, (bvh.records, bvh.squared_cutoff, boxes, links), SETTINGS.step, counts)
         packets += 1
     names = ("slabs", "nodes", "leaves", "gaussians", "composited", "skipping")
     return dict(zip(names, (counts / packets).tolist(), strict=True))

@@ -196,7 +196,7 @@ class HardSampleMining(nn.Module):
         if self.processes.size > 1:
             rules = get_args(MiningRule)
             own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
-            firsts = self.processes.from_first(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
+            firsts = self.processes.broadcast(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
             index, self.min_fraction, self.max_fraction = firsts.tolist()
             self.rule = rules[int(index)]
 

@@ -1,1 +1,1 @@
-"""Where nerfstudio's commands meet the methods: launching, loading, rendering, exporting."""
+"""Adapters between nerfstudio's commands and the methods: launching, loading, rendering, exporting."""

@@ -1,4 +1,4 @@
-"""Rays as nerfstudio's exporters want them: some of an image for a point cloud, one for each texel of a mesh."""
+"""Rays for nerfstudio's exporters: some of an image for a point cloud, one per texel of a mesh."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ns_support.rays import camera_rays
 
 @dataclass
 class RaysWanted:
-    """Stands where `ns-export pointcloud` and `poisson` look for a pixel sampler, and takes what they write there."""
+    """Stands in for a pixel sampler, on which `ns-export pointcloud` and `poisson` set the number of rays."""
 
     num_rays_per_batch: int | None = None
-    """Rays wanted of a batch, >= 1; None while nobody has asked, as in training."""
+    """Number of rays requested per batch, >= 1; None if no exporter has set it, as in training."""
 
 
 def image_rays(cameras: Cameras, index: int, count: int) -> RayBundle:
     """Rays through the centres of the pixels of some whole rows of one camera's image.
 
-    Whole rows, since rays that are neighbours are cast together.
+    Whole rows, because neighbouring rays are cast together.
 
     Args:
         cameras: of any kind.
-        index: which of them.
-        count: at most so many rays, but one row at least; from a random row on, the whole image if it has no more.
+        index: of the camera.
+        count: maximum number of rays, but at least one row is returned. Rows start at a random one; the whole image is
+            returned if it has no more rays.
 
     Returns:
         [rows, width] rays on the cameras' device.
@@ -43,20 +44,20 @@ def image_rays(cameras: Cameras, index: int, count: int) -> RayBundle:
 
 
 def is_of_texels(rays: RayBundle) -> bool:
-    """Whether rays are those of a mesh's texels: short, and each from a place of its own."""
+    """Whether rays are those of a mesh's texels: bounded, and with different origins."""
     bounded = rays.nears is not None and rays.fars is not None
     return bounded and bool((rays.origins != rays.origins.reshape(-1, 3)[0]).any())
 
 
 def texel_rays(rays: RayBundle, near_plane: float) -> RayBundle:
-    """The same stretches of space, on rays that a model with a near plane doesn't cut.
+    """Rays that cover the same segments, but begin at a model's near plane instead of being cut by it.
 
-    nerfstudio's rays of texels begin at a distance of 0 from their origins. Where its interpolated normal is nought, a
-    texel's direction is too; it becomes +z.
+    nerfstudio's texel rays begin at a distance of 0 from their origins. Where its interpolated normal is zero, so is
+    the texel's direction; it becomes +z.
 
     Args:
         rays: [*] with nears and fars, of any type.
-        near_plane: distance below which the model sees nothing (scene units), >= 0.
+        near_plane: distance below which the model renders nothing (scene units), >= 0.
     """
     assert rays.nears is not None
     assert rays.fars is not None
@@ -72,17 +73,17 @@ def texel_rays(rays: RayBundle, near_plane: float) -> RayBundle:
 
 
 def groups_of_directions(rays: RayBundle, count: int = 512) -> Iterator[tuple[Tensor, RayBundle]]:
-    """Rays turned about their middles to the nearest of so many directions, and grouped by them.
+    """Rays rotated about their midpoints to the nearest of a set of directions, and grouped by direction.
 
-    For a model that computes colours once for all rays of one direction. With 512 directions a ray is turned by some 3
-    degrees on average.
+    For a model that computes colours once for all rays of the same direction. With 512 directions a ray is rotated by
+    about 3 degrees on average.
 
     Args:
         rays: R rays with nears and fars.
-        count: directions, >= 1, spread evenly over the sphere (a Fibonacci lattice).
+        count: number of directions, >= 1, evenly distributed over the sphere (a Fibonacci lattice).
 
     Yields:
-        (indices [r] of the group's rays, the turned rays).
+        (indices [r] of the group's rays, the rotated rays).
     """
     assert rays.nears is not None
     assert rays.fars is not None

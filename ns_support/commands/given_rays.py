@@ -1,8 +1,8 @@
-"""Rays as others make them, for models that want single precision, unit directions and both ends.
+"""Normalises ray bundles made elsewhere, for models that need single precision, unit directions and both ends.
 
-nerfstudio's commands make ray bundles by hand, as little of them as its own models look at: `ns-export pointcloud` asks
-for a probe ray along (1, 1, 1), `ns-render --render-nearest-camera` for one that ends at the integer 100 and that has
-no direction where a rendered camera stands where a training camera does.
+nerfstudio's commands build some ray bundles by hand, with only the fields that its own models use. `ns-export
+pointcloud` casts a probe ray along (1, 1, 1). `ns-render --render-nearest-camera` casts one that ends at the integer
+100, and whose direction is zero if a rendered camera coincides with a training camera.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def unit_directions(directions: Tensor) -> tuple[Tensor, Tensor]:
         directions: [*, 3] numbers of any type.
 
     Returns:
-        [*, 3] float32, those of unit length to 1e-6 as they were and +z for those that point nowhere (of length 0 or
-        not finite); [*, 1] bool, whether a direction points somewhere.
+        [*, 3] float32: directions of unit length (to 1e-6) are unchanged, and invalid ones (of length 0, or not finite)
+        become +z; [*, 1] bool, which directions are valid.
     """
     exact = directions.double()
-    # By the largest part first: a square may overflow, or vanish.
+    # Divided by the largest component first, since squares may overflow or underflow.
     largest = exact.abs().amax(-1, keepdim=True)
     somewhere = exact.isfinite().all(-1, keepdim=True) & (largest > 0)
     up = torch.tensor([0.0, 0.0, 1.0], dtype=exact.dtype, device=exact.device)
@@ -35,17 +35,17 @@ def unit_directions(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def given_rays(rays: RayBundle, device: torch.device | str) -> RayBundle:
-    """The same rays, fit for a model.
+    """The same rays in the form that the models take.
 
     Args:
-        rays: [*] rays, their numbers of any type, their directions of any length, with or without nears and fars
-            ([*], [*, 1] or one for all; distances in scene units whatever the directions' length).
-        device: where they go.
+        rays: [*] rays of any dtype, with directions of any length, with or without nears and fars ([*], [*, 1] or one
+            for all; distances in scene units, independent of the directions' length).
+        device: of the result.
 
     Returns:
-        A bundle of shape [*] with float32 origins, unit directions, pixel areas [*, 1], camera indices [*, 1] int64 if
-        any, and nears and fars [*, 1] if the bundle had either or if a ray points nowhere: it ends where it begins. No
-        times or metadata, which no model here looks at.
+        A bundle of shape [*] with float32 origins, unit directions, pixel areas [*, 1] and, if given, camera indices
+        [*, 1] int64. Nears and fars [*, 1] are present if the bundle had either, or if a ray has no valid direction:
+        such a ray ends where it begins. Times and metadata are dropped, as no model here uses them.
 
     Raises:
         ValueError: origins and directions do not fit together, or the last dimension is not 3.
@@ -79,6 +79,6 @@ def _of_each(values: Tensor | None, shape: torch.Size, device: torch.device | st
     if values is None:
         return None
     values = values.to(device).float()
-    if values.shape == shape:  # without the last dimension, unless it is a single ray's
+    if values.shape == shape:  # the last dimension is missing, unless this is a single ray
         values = values[..., None]
     return values.reshape(1).expand(*shape, 1) if values.numel() == 1 else values.expand(*shape, 1)

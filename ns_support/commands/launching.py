@@ -1,8 +1,8 @@
-"""Let `ns-train --machine.num-devices N` start processes on any machine.
+"""Make `ns-train --machine.num-devices N` work on any machine.
 
-nerfstudio 1.1.5 chooses gloo for devices other than CUDA, and then asserts in each process that CUDA is there. It also
-leaves every process on device 0, lets each use all cores, and drops a connection that has waited for half an hour:
-someone pausing the training in the viewer is enough.
+nerfstudio 1.1.5 chooses gloo for devices other than CUDA, and then asserts in each process that CUDA is available. It
+also leaves every process on device 0, lets each use all cores, and drops a connection after half an hour of waiting,
+for which pausing the training in the viewer is enough.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ns_support.terminal import say
 
 _COMMAND = "nerfstudio.scripts.train"
 _PATIENCE = timedelta(days=7)
-"""How long a process waits for another. When one dies, the others are ended at once and do not wait for this."""
+"""How long a process waits for another. If one dies, the others are ended at once, without this delay."""
 
 
 def prepare_launch() -> None:
-    """Replace what `ns-train` starts processes with, in this process; does nothing outside of `ns-train`.
+    """Replace the functions with which `ns-train` starts processes; does nothing outside of `ns-train`.
 
-    `ns-train` calls a method's configuration between reading its command line and starting processes: from there, and
-    not on import, because plugins are imported before `ns-train`'s own functions are defined.
+    Must be called from a method's configuration, which `ns-train` uses between reading its command line and starting
+    processes. An import would be too early: plugins are imported before `ns-train`'s own functions are defined.
     """
     for module in _commands():
         if module._distributed_worker is not run_worker:
@@ -51,15 +51,15 @@ def run_worker(
     timeout: timedelta = _PATIENCE,
     device_type: str = "cuda",
 ) -> None:
-    """Join the other processes, train, leave. Stands in for nerfstudio's `_distributed_worker`.
+    """Join the process group, train, leave. Replaces nerfstudio's `_distributed_worker`.
 
     Args:
-        local_rank: of the processes on this machine.
+        local_rank: rank among the processes of this machine.
         main_func: called as `main_func(local_rank, world_size, config, global_rank)`.
         world_size: number of processes on all machines.
-        num_devices_per_machine: number of processes on this one.
-        machine_rank: of the machines.
-        dist_url: where the processes meet.
+        num_devices_per_machine: number of processes on this machine.
+        machine_rank: rank of this machine.
+        dist_url: rendezvous of the processes.
         config: for `main_func`.
         timeout: nerfstudio's, not used: see `_PATIENCE`.
         device_type: "cuda" for NCCL, anything else for gloo.
@@ -88,12 +88,12 @@ def run_worker(
         if first == rank - local_rank:
             comms.LOCAL_PROCESS_GROUP = group
     main_func(local_rank, world_size, config, rank)
-    # No barrier: process 0 may be serving the viewer for hours.
+    # No barrier: rank 0 may serve the viewer for hours.
     dist.destroy_process_group()
 
 
 def _commands() -> Iterator[Any]:
-    """`ns-train`'s module under the names it can be loaded as."""
+    """`ns-train`'s module, under all names that it can be loaded as."""
     for module in (sys.modules.get(_COMMAND), sys.modules.get("__main__")):
         spec = getattr(module, "__spec__", None)
         if module is not None and spec is not None and spec.name == _COMMAND:
@@ -101,14 +101,14 @@ def _commands() -> Iterator[Any]:
 
 
 _INTERRUPTED = 130
-"""Exit code of a command that was interrupted, as shells have it."""
+"""Exit code of an interrupted command, by the shells' convention."""
 
 
 def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
-    """The launcher, with errors and signals ended in a sentence.
+    """The launcher, with errors and signals reported in one sentence.
 
-    A user's error in one of several processes ends as it does without processes. A signal that comes before training
-    has begun, or a second one, ends the command at once.
+    A user error in one of several processes is reported as with a single process. A second signal, or one that arrives
+    before training has begun, ends the command at once.
     """
     name = f"{UserError.__module__}.{UserError.__qualname__}: "
 
@@ -133,7 +133,7 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
 
 
 def _without_traceback(main_func: Callable[..., Any], **kwargs: Any) -> Any:
-    """Train in this process; an interruption says what it means, where nerfstudio prints where it happened."""
+    """Train in this process; an interruption is reported in one word, where nerfstudio prints a traceback."""
     try:
         return main_func(**kwargs)
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""How nerfstudio's commands load a finished run of one of this package's methods.
+"""Loading a finished run of one of this package's methods in nerfstudio's commands.
 
-`ns-eval`, `ns-viewer`, `ns-render`, `ns-export` and `raygauss-export` all go through `eval_setup`, which takes the file
-of the highest number in the run's folder, whole or not, and loads of it what fits. They are given `load_finished`
-instead, for this package's runs only.
+`ns-eval`, `ns-viewer`, `ns-render`, `ns-export` and `raygauss-export` all use `eval_setup`. It takes the file with the
+highest number in the run's folder, complete or not, and loads the parts that fit. For runs of this package it is made
+to call `load_finished` instead.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ns_support.runs.trained_on import KEY, moved, trained_on
 from ns_support.terminal import say, warn
 
 LOCAL_HOST = "127.0.0.1"
-"""Where a viewer listens unless told otherwise: it lets whoever reaches it stop a training."""
+"""The default address of a viewer. Anyone who can reach a viewer can stop the training."""
 
 
 def prepare_loading() -> None:
-    """Put `load_finished` and a viewer for this machine only in the places of nerfstudio's own, in this process.
+    """Replace nerfstudio's loading function by `load_finished`, and its viewer's address by this machine's only.
 
-    Called when a pipeline is made, which is before nerfstudio looks its functions up, and not on import: plugins are
-    imported before those functions are defined.
+    Called when a pipeline is made, before nerfstudio looks up these functions. An import would be too early: plugins
+    are imported before the functions are defined.
     """
     utilities = sys.modules.get("nerfstudio.utils.eval_utils")
     if utilities is not None and not getattr(utilities.eval_load_checkpoint, "is_ours", False):
@@ -51,7 +51,7 @@ def _for_our_runs(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 
 
 def load_finished(config: Any, pipeline: Any) -> tuple[Path, int]:
-    """Load a run's newest whole checkpoint into a pipeline.
+    """Load a run's newest complete checkpoint into a pipeline.
 
     Args:
         config: the run's configuration; its `load_dir` is the folder of the run's checkpoints.
@@ -61,7 +61,7 @@ def load_finished(config: Any, pipeline: Any) -> tuple[Path, int]:
         The checkpoint's path and step.
 
     Raises:
-        UserError: there is none, or it does not fit.
+        UserError: there is none, or it does not fit the configuration.
     """
     if not config.load_dir.is_dir():
         raise UserError(
@@ -86,7 +86,7 @@ def load_finished(config: Any, pipeline: Any) -> tuple[Path, int]:
 
 
 def _local(config: Any) -> Any:
-    """A viewer's configuration, to be reached from this machine only unless the command line says otherwise."""
+    """A viewer's configuration, reachable from this machine only unless the command line sets an address."""
     said = any(word.replace("_", "-").startswith("--viewer.websocket-host") for word in sys.argv)
     if config.viewer.websocket_host == "0.0.0.0" and not said:
         config.viewer.websocket_host = LOCAL_HOST

@@ -1,7 +1,7 @@
-"""What `ns-render` needs in order to render a spiral with this package's methods.
+"""Make `ns-render spiral` work with this package's methods.
 
-nerfstudio 1.1.5 asks for a datamanager of rays, though all that it takes of it is a camera, and mixes float32 with
-float64 on today's PyTorch.
+nerfstudio 1.1.5 requires a datamanager of rays, although it only takes a camera from it, and mixes float32 with float64
+on current versions of PyTorch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _COMMANDS = ("nerfstudio.scripts.render", "__main__")
 
 
 def prepare_rendering() -> None:
-    """Mend `ns-render spiral` in this process; does nothing outside of `ns-render`."""
+    """Fix `ns-render spiral` in this process; does nothing outside of `ns-render`."""
     for name in _COMMANDS:
         command: Any = sys.modules.get(name)
         if hasattr(command, "SpiralRender") and not getattr(command.get_spiral_path, "is_ours", False):
             command.get_spiral_path = _in_one_precision(command.get_spiral_path)
-            # A name in a tuple of classes that the datamanager must be one of; such tuples nest.
+            # nerfstudio uses this name in a tuple of classes for `isinstance`; such tuples may be nested.
             command.ParallelDataManager = (command.ParallelDataManager, FullImageDatamanager)
 
 

@@ -1,1 +1,1 @@
-"""Threads and processes that compute together. Stands on torch."""
+"""Threads, and the ranks of data-parallel training. Depends on torch only."""

@@ -1,4 +1,4 @@
-"""A lock that threads get in the order in which they asked."""
+"""A lock that is granted in the order of requests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from types import TracebackType
 
 
 class FairLock:
-    """First come, first served; otherwise as `threading.Lock` in a `with` statement.
+    """First come, first served; otherwise like `threading.Lock` in a `with` statement.
 
-    `threading.Lock` belongs to whoever asks first after it was let go. A training loop asks again within a millisecond,
-    and on a busy machine the viewer's thread, woken by then but not yet running, can lose for minutes on end.
+    A `threading.Lock` goes to the first thread that requests it after its release. A training loop requests it again
+    within a millisecond. On a busy machine the viewer's thread, already woken but not yet running, can then lose the
+    race for minutes.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class FairLock:
         self._waiting: deque[threading.Lock] = deque()
 
     def acquire(self) -> None:
-        """Wait for one's turn."""
+        """Wait for the lock."""
         with self._mutex:
             if not self._held:
                 self._held = True
@@ -29,8 +30,8 @@ class FairLock:
             turn.acquire()
             self._waiting.append(turn)
         try:
-            turn.acquire()  # `release` of the one before lets it go
-        except BaseException:  # Ctrl+C: don't be given a lock that nobody would give back
+            turn.acquire()  # until the previous holder's `release`
+        except BaseException:  # Ctrl+C: do not keep a lock that nobody would release
             with self._mutex:
                 given = turn not in self._waiting
                 if not given:
@@ -40,10 +41,10 @@ class FairLock:
             raise
 
     def release(self) -> None:
-        """Hand the lock to the one who has waited longest.
+        """Pass the lock to the thread that has waited longest.
 
         Raises:
-            RuntimeError: if nobody holds it.
+            RuntimeError: it is not held.
         """
         with self._mutex:
             if not self._held:
@@ -54,7 +55,7 @@ class FairLock:
                 self._held = False
 
     def locked(self) -> bool:
-        """Whether somebody holds it."""
+        """Whether it is held."""
         return self._held
 
     def __enter__(self) -> FairLock:

@@ -1,15 +1,15 @@
-"""Processes that train one model together: who they are, what they add up, and whether they still agree.
+"""The ranks of data-parallel training: sums, broadcasts, and a check that all ranks hold the same parameters.
 
-Each process holds the whole model and renders its own part of a step's batch. Gradients, and statistics of the batch,
-are added up over all processes, so that everything computed from them is the same everywhere. This replaces PyTorch's
-`DistributedDataParallel`, which knows neither parameters that change their size (Gaussians come and go) nor sparse
-gradients of dense parameters (the hash table's on a CPU).
+Each rank is a process that holds the whole model and renders its own part of a step's batch. Gradients and statistics
+of the batch are summed over all ranks, so that everything computed from them is equal on all ranks. This replaces
+PyTorch's `DistributedDataParallel`, which supports neither parameters that change their size (Gaussians are added and
+removed) nor sparse gradients of dense parameters (those of the hash table on a CPU).
 
-    L = sum over processes r of L_r,    dL/dtheta = sum over r of dL_r/dtheta
+    L = sum over ranks r of L_r,    dL/dtheta = sum over r of dL_r/dtheta
 
-A process divides its losses by the number of processes where the whole batch's loss is a mean.
+If the loss of the whole batch is a mean, each rank divides its losses by the number of ranks.
 
-Stands on torch alone. The backend is whatever `torch.distributed` was started with: gloo on a CPU, NCCL on GPUs.
+Depends on torch only. The backend is the one that `torch.distributed` was started with: gloo on a CPU, NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a training. With size 1 nothing is communicated and every method returns at once.
+    """All ranks of a training. With size 1 nothing is communicated and every method returns at once.
 
-    Every process must call the same methods in the same order.
+    Every rank must call the same methods in the same order.
 
     Attributes:
-        rank: which one this is, 0 <= rank < size; 0 writes files and serves the viewer.
-        size: how many there are, >= 1.
+        rank: of this process, 0 <= rank < size; rank 0 writes files and serves the viewer.
+        size: number of ranks, >= 1.
     """
 
     rank: int = 0
@@ -38,16 +38,16 @@ class Processes:
 
     @staticmethod
     def current() -> Processes:
-        """The processes of `torch.distributed`'s default group; this one alone if there is none."""
+        """The ranks of `torch.distributed`'s default group; a single rank if there is none."""
         if dist.is_available() and dist.is_initialized():
             return Processes(dist.get_rank(), dist.get_world_size())
         return Processes()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's tensor, in place.
+        """The sum of all ranks' tensors, in place.
 
         Args:
-            tensor: dense, of the same shape and type in every process.
+            tensor: dense, of the same shape and type on every rank.
 
         Returns:
             The tensor itself.
@@ -60,42 +60,42 @@ class Processes:
         return tensor
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Every process's rows one after another, in the order of ranks.
+        """The rows of all ranks, concatenated in the order of ranks.
 
         Args:
-            rows: [n, ...]; n may differ between processes, the rest may not.
+            rows: [n, ...]; n may differ between ranks, the other dimensions may not.
 
         Returns:
-            [sum of n, ...]; the rows themselves if there is one process.
+            [sum of n, ...]; with a single rank, the rows themselves.
         """
         if self.size == 1:
             return rows
         counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(self.size)]
         dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
         lengths = [int(count) for count in counts]
-        # Collectives want equal shapes: shorter ones are filled up.
+        # Collectives require equal shapes: shorter tensors are padded.
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-    def first(self, number: int, device: torch.device | str = "cpu") -> int:
-        """Process 0's number, in every process.
+    def broadcast_number(self, number: int, device: torch.device | str = "cpu") -> int:
+        """Rank 0's number, on every rank.
 
         Args:
             number: in the range of int64.
-            device: one that the backend communicates from.
+            device: one that the backend supports.
         """
         if self.size == 1:
             return number
-        return int(self.from_first(torch.tensor(number, dtype=torch.int64, device=device)))
+        return int(self.broadcast(torch.tensor(number, dtype=torch.int64, device=device)))
 
-    def from_first(self, tensor: Tensor) -> Tensor:
-        """Process 0's tensor, in every process, in place.
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every rank, in place.
 
         Args:
-            tensor: dense and contiguous, of the same shape and type in every process.
+            tensor: dense and contiguous, of the same shape and type on every rank.
 
         Returns:
             The tensor itself.
@@ -105,10 +105,11 @@ class Processes:
         return tensor
 
     @torch.no_grad()
-    def copy_from_first(self, module: nn.Module) -> None:
-        """Load process 0's state into a module, in every other process.
+    def broadcast_module(self, module: nn.Module) -> None:
+        """Load rank 0's state into a module, on every other rank.
 
-        Tensors may be of another size there, if the module can load that: random or found points may differ in number.
+        Tensors may have another size there, if the module can load that: the number of random or triangulated points
+        may differ.
         """
         if self.size == 1:
             return
@@ -124,14 +125,14 @@ class Processes:
             module.load_state_dict(state)
 
     def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
-        """Make sure that all processes hold the same tensors, bit for bit.
+        """Make sure that all ranks hold the same tensors, bit for bit.
 
         Args:
-            tensors: by name; the same names in every process.
+            tensors: by name; the same names on every rank.
             when: completes "The processes differ ... ".
 
         Raises:
-            RuntimeError: in every process; names the tensors that differ.
+            RuntimeError: on every rank; names the tensors that differ.
         """
         if self.size == 1 or not tensors:
             return
@@ -148,23 +149,24 @@ class Processes:
             )
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by the sum of every process's.
+        """Replace each gradient by its sum over all ranks.
 
-        A parameter without a gradient in any process stays without; where only some have none, it counts as zero there.
+        A parameter without a gradient on any rank stays without. If only some ranks have none, it counts as zero there.
 
         Args:
-            parameters: the same, in the same order, in every process. Gradients may be sparse in their rows
-                (`sparse_dim` 1); the sum is then sparse too, unless some process has that gradient dense.
+            parameters: the same, in the same order, on every rank. Gradients may be sparse in their rows (`sparse_dim`
+                1); the sum is then sparse too, unless the gradient is dense on some rank.
         """
         if self.size == 1 or not parameters:
             return
-        # How a process has each gradient, in two bits: dense, sparse. Asked first, so that all take the same way.
+        # The form of each gradient on this rank, in two bits: dense, sparse. Exchanged first, so that all ranks take
+        # the same branch.
         kinds = torch.tensor(
             [[p.grad is not None and not p.grad.is_sparse, p.grad is not None and p.grad.is_sparse] for p in parameters]
         )
         found = self.sum(kinds.to(parameters[0].device, torch.int64)) > 0
         for parameter, (dense, sparse) in zip(parameters, found.tolist(), strict=True):
-            if dense:  # in some process; where none of a batch's rows is mined, zeros stand for a sparse gradient
+            if dense:  # on some rank: if no row of a batch is mined, a sparse gradient is replaced by zeros
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 elif parameter.grad.is_sparse:
@@ -184,7 +186,7 @@ class Processes:
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """[2] int64: number of entries, and a sum of their bits that also depends on their order."""
+    """[2] int64: number of entries, and a checksum of their bits that depends on their order."""
     flat = tensor.detach().contiguous().view(-1)
     if flat.is_floating_point():
         flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])

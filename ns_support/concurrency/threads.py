@@ -1,8 +1,8 @@
 """Run a Numba kernel on every core without Numba's own thread pool.
 
-The kernels are compiled with `nogil=True` and each thread takes its share of the work. Numba's `parallel=True` is not
-used: its `workqueue` layer aborts the process when two threads launch at once (training and the viewer do), and its
-OpenMP layer does not survive a fork after first use (data workers do).
+The kernels are compiled with `nogil=True`, and each thread takes a part of the work. Numba's `parallel=True` is not
+used: its `workqueue` layer aborts the process if two threads launch kernels at once (training and the viewer do), and
+its OpenMP layer does not survive a fork after its first use (data workers fork).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 
 @lru_cache(maxsize=4)
 def _pool(process_id: int, size: int) -> ThreadPoolExecutor:
-    # Keyed by process: a forked child must not wait for threads that only its parent has.
+    # Keyed by process: a forked child must not wait for threads that exist only in its parent.
     return ThreadPoolExecutor(max_workers=size, thread_name_prefix=f"numba-kernel-{process_id}")
 
 
 def num_threads() -> int:
-    """Threads a kernel may use: torch's own setting, so that `torch.set_num_threads` rules both."""
+    """Number of threads a kernel may use: torch's own setting, so that `torch.set_num_threads` controls both."""
     return torch.get_num_threads()
 
 
 def share_threads(processes: int) -> None:
-    """Leave this process its share of the cores, when as many as `processes` train on this machine.
+    """Limit this process to its fraction of the cores, if several processes train on this machine.
 
-    `OMP_NUM_THREADS` in the environment has the last word, and a smaller number that was set before stays.
+    `OMP_NUM_THREADS` in the environment takes precedence, and a smaller number that was set before is kept.
 
     Args:
-        processes: on this machine, >= 1.
+        processes: number of training processes on this machine, >= 1.
     """
     if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only
@@ -41,13 +41,13 @@ def share_threads(processes: int) -> None:
 
 
 def run_on_threads(worker: Callable[[int, int], None], threads: int | None = None) -> None:
-    """Call `worker(thread, threads)` for every thread at once and return when all have finished.
+    """Call `worker(thread, threads)` on several threads at once, and return when all have finished.
 
-    A worker should release the GIL. Callers on different threads may do this at the same time.
+    A worker should release the GIL. Different threads may call this function at the same time.
 
     Args:
-        worker: called with its thread's index and the number of threads.
-        threads: how many; `num_threads()` when None.
+        worker: called with the index of its thread and the number of threads.
+        threads: number of threads; None: `num_threads()`.
 
     Raises:
         Exception: the first error that a worker raised.

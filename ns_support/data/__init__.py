@@ -1,5 +1,4 @@
-"""All data come in here: what is read exactly, what is mended with a word, and what is refused.
+"""Input data: images, masks, poses and points are read exactly, corrected with a warning, or refused.
 
-Both methods and every parser read images, masks, poses and points through it. Nothing here but `checks` imports a
-datamanager.
+Both methods and all parsers read their data through this package. Only `checks` imports a datamanager.
 """

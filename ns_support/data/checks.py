@@ -1,22 +1,21 @@
-"""Say what is wrong with a data folder in one sentence, instead of a traceback from deep inside nerfstudio."""
+"""Reports what is wrong with a data folder in one sentence, instead of a traceback from deep inside nerfstudio."""
 
 from __future__ import annotations
 
 import functools
 import os
 import struct
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig, variable_res_collate
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -28,37 +27,37 @@ from ns_support.errors import UserError
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
 )
-"""File name endings, in lower case, that count as an image."""
+"""File name extensions, in lower case, that count as an image."""
 _LIST_SUFFIXES = frozenset({".json", ".npz"})
-"""Endings of the files in which a parser may find images that lie outside the folder."""
-_READERS = frozenset({"get_dataparser_outputs", "get_data", "undistort_idx"})
-"""The functions through which every parser and every data set reads the user's files, nerfstudio's or another's; the
-last compares the images' sizes with the cameras'."""
-_USERS_FAULT = (
+"""Extensions of the files in which a parser may find images that lie outside the folder."""
+_READING_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, LookupError, AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError, EOFError),
     *(ImportError, MemoryError, OverflowError, RecursionError, AttributeError, struct.error),
 )
-"""What they raise over a missing file, a missing entry or a broken image."""
+"""What parsers and data sets, nerfstudio's or others, raise for a missing file, a missing entry or a broken image."""
 _MARKS = {
     "transforms.json": "nerfstudio-data",
     "transforms_train.json": "blender-data",
     "colmap": "colmap",
     "sparse": "colmap --colmap-path sparse/0",
 }
-"""What tells a folder's format, and the parser for it."""
+"""What identifies a folder's format, and the parser for it."""
 
 
 Config = TypeVar("Config", bound=DataManagerConfig)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def own_configuration(config: Config) -> Config:
-    """A copy for a datamanager to write into, as nerfstudio's do while they are set up.
+    """A copy of a configuration for a datamanager to modify, as nerfstudio's datamanagers do during setup.
 
-    nerfstudio's commands set a run's datamanager up more than once, each time for another purpose: `ns-render dataset`
-    makes a first one that looks at no image, and a second one with images of the size that the run was trained at.
+    nerfstudio's commands set up a run's datamanager more than once, for different purposes: `ns-render dataset` makes a
+    first one that reads no image, and a second one with images of the size that the run was trained at.
 
     Args:
-        config: its data folder and its parser's become one, as nerfstudio would make them; nothing else changes.
+        config: its data folder and that of its parser are set to the same path, as nerfstudio would do; nothing else
+            changes.
     """
     path = Path(config.data or config.dataparser.data)
     if config.data != path:
@@ -71,14 +70,14 @@ def own_configuration(config: Config) -> Config:
 def check_data_folder(path: Path) -> None:
     """Refuse a data path in which no parser could find an image.
 
-    A `.json` file is accepted, as it is by the parsers that take one.
+    A `.json` file is accepted, since some parsers take one.
 
     Args:
-        path: what the user gave as `--data`.
+        path: the user's `--data`.
 
     Raises:
-        UserError: when the path does not exist, is neither a folder nor a `.json` file, or holds neither an image
-            nor a list of images at any depth.
+        UserError: the path does not exist, is neither a folder nor a `.json` file, or contains neither an image nor a
+            list of images at any depth.
     """
     if not path.exists():
         raise UserError(f"The data folder {path} does not exist.")
@@ -90,12 +89,17 @@ def check_data_folder(path: Path) -> None:
 
 
 @contextmanager
-def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
-    """Turn an error met while reading the user's files into a `UserError` with a sentence; leave others alone.
+def explained_data_errors(
+    path: Path, parser: str, errors: tuple[type[Exception], ...] = _READING_ERRORS
+) -> Iterator[None]:
+    """Turn the errors of a call that reads the user's files into a one-sentence `UserError`.
+
+    Only for calls that do nothing else: in here, every such error is taken to be the user's.
 
     Args:
         path: the data folder, to name it and to guess its format.
         parser: the parser's name on the command line.
+        errors: the exceptions to explain; others pass.
 
     Raises:
         UserError: names the parser, the folder, what was looked for, and the parser that fits the folder better.
@@ -104,17 +108,28 @@ def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _USERS_FAULT as error:
-        if not any(frame.f_code.co_name in _READERS for frame, _ in traceback.walk_tb(error.__traceback__)):
-            raise
+    except errors as error:
         hint = _better_parser(path, parser)
         raise UserError(f"{parser} can't read the data in {path}: {_reason(error)}.{hint}") from error
 
 
-class ChecksData:
-    """Mixin, named before nerfstudio's datamanager, that reports bad data in a sentence.
+def _explained(read: Callable[P, T], path: Path, parser: str) -> Callable[P, T]:
+    """A function that reads the user's files, inside `explained_data_errors`."""
 
-    What reads an image of the data sets later, such as the viewer when training starts, reports it too.
+    @functools.wraps(read)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        with explained_data_errors(path, parser):
+            return read(*args, **kwargs)
+
+    return explained
+
+
+class ChecksData:
+    """Mixin, listed before nerfstudio's datamanager, that reports bad data in one sentence.
+
+    The two functions that read the user's files, the data parser's `get_dataparser_outputs` and the data sets'
+    `get_data`, are wrapped once, where the datamanager receives the objects. So every caller reports errors in the same
+    way, also after setup (for example the viewer when training starts).
 
     Example:
         >>> class MyDataManager(ChecksData, VanillaDataManager[InputDataset]):  # doctest: +SKIP
@@ -137,12 +152,23 @@ class ChecksData:
         config.dataparser = checked(config.dataparser)
         path = config.data
         if test_mode == "inference" and hasattr(config.dataparser, "downscale_factor"):
-            # nerfstudio sets this too, where COLMAP's parser does not look: it would open an image to find its size.
+            # nerfstudio sets this on the parser, which COLMAP's does not look at: it would open an image to find its
+            # size.
             config.dataparser.downscale_factor = 1
-        if test_mode != "inference":  # which opens no image, so that a trained scene can be viewed without them
+        if test_mode != "inference":  # opens no image, so that a trained scene can be viewed without them
             check_data_folder(path)
-        with explained_data_errors(path, parser_name(config.dataparser, path)):
-            super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
+        super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
+
+    @property
+    def dataparser(self) -> DataParser:
+        """The data parser. nerfstudio sets it up and calls it, so its reading function is wrapped on assignment."""
+        return self._dataparser
+
+    @dataparser.setter
+    def dataparser(self, parser: DataParser) -> None:
+        read = _explained(parser.get_dataparser_outputs, *self._source)
+        parser.get_dataparser_outputs = read
+        self._dataparser = parser
 
     def create_train_dataset(self) -> InputDataset:
         """The training images."""
@@ -150,7 +176,7 @@ class ChecksData:
         return self._explaining(super().create_train_dataset())  # type: ignore[misc]
 
     def create_eval_dataset(self) -> InputDataset:
-        """The images to evaluate on."""
+        """The evaluation images."""
         outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)  # type: ignore[attr-defined]
         outputs = self._checked(outputs, needed=self.test_mode != "inference")
         scale = self.config.camera_res_scale_factor  # type: ignore[attr-defined]
@@ -158,7 +184,7 @@ class ChecksData:
 
     @cached_property
     def dataset_type(self) -> type[InputDataset]:
-        """Nerfstudio's plain data set is replaced by the one that looks at what it reads; others stay."""
+        """The data set's class: `CheckedDataset` in place of nerfstudio's plain one; other types are kept."""
         found: type[InputDataset] = super().dataset_type  # type: ignore[misc]
         return CheckedDataset if found is InputDataset else found
 
@@ -171,27 +197,25 @@ class ChecksData:
         return checked_ones
 
     def _explaining(self, dataset: InputDataset) -> InputDataset:
-        parser: DataParserConfig = self.config.dataparser  # type: ignore[attr-defined]
-        path, name, read = parser.data, parser_name(parser), dataset.get_data
-
-        @functools.wraps(read)
-        def get_data(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            with explained_data_errors(path, name):
-                return read(*args, **kwargs)
-
-        dataset.get_data = get_data
+        dataset.get_data = _explained(dataset.get_data, *self._source)
         return dataset
+
+    @property
+    def _source(self) -> tuple[Path, str]:
+        """The data folder, and the name of the parser that reads it."""
+        parser: DataParserConfig = self.config.dataparser  # type: ignore[attr-defined]
+        return parser.data, parser_name(parser)
 
 
 def parser_name(config: object, folder: Path | None = None) -> str:
-    """The name by which a data parser's configuration is called on the command line.
+    """The name of a data parser on the command line.
 
     Args:
-        config: the configuration; in place of one that recognises formats, the one it chooses is named.
-        folder: the data folder it chooses for; None: the one in the configuration.
+        config: its configuration. For `auto-data`, the parser that it chooses is named.
+        folder: the data folder to choose for; None: the one in the configuration.
 
     Raises:
-        UserError: the folder is of no format that it recognises.
+        UserError: `auto-data` does not recognise the folder's format.
     """
     if isinstance(config, AutoDataParserConfig):
         config = config.chosen(folder or config.data)
@@ -204,7 +228,7 @@ def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
     for here, folders, names in os.walk(folder, followlinks=True):
         if any(os.path.splitext(name)[1].lower() in suffixes for name in names):
             return True
-        # A link may lead back up: every real folder is entered once.
+        # A link may lead back to a parent: every real folder is entered once.
         real = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in seen]
         seen.update(real.values())
@@ -218,7 +242,7 @@ def _reason(error: Exception) -> str:
         return "it asks a question here, and there is no terminal to answer it from"
     if isinstance(error, KeyError):
         return f"an entry {error} is missing"
-    if isinstance(error, ZeroDivisionError):  # in scaling the cameras' distances to 1
+    if isinstance(error, ZeroDivisionError):  # when scaling the cameras' largest distance to 1
         return (
             "all its cameras stand in one place; `--auto-scale-poses False` after the parser's name leaves them there"
         )
@@ -234,7 +258,7 @@ def _better_parser(path: Path, parser: str) -> str:
 
 
 def _reads(name: str, path: Path) -> bool:
-    """Whether the parser, with the options after its name, finds images in the folder."""
+    """Whether a parser, given by name and options, finds images in the folder."""
     config = checked(all_dataparsers[name.split()[0]])
     config.data = path
     if name.startswith("colmap "):
@@ -242,7 +266,7 @@ def _reads(name: str, path: Path) -> bool:
     silenced, CONSOLE.quiet = CONSOLE.quiet, True
     try:
         return len(config.setup().get_dataparser_outputs("train").image_filenames) > 0
-    except (UserError, *_USERS_FAULT):
+    except _READING_ERRORS:  # a UserError is a ValueError
         return False
     finally:
         CONSOLE.quiet = silenced

@@ -1,4 +1,4 @@
-"""A data set whose images and masks are read and checked by this package."""
+"""A data set whose images and masks are read and checked by this package, and the check of a parser's outputs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ns_support.data.warnings import warn_once
 from ns_support.errors import UserError
 
 _ROUNDINGS = ((-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0))
-"""Between what the exact size of a resized image may lie, less the size in whole pixels: to the nearest, down, up."""
-_SMALL_SHARE = 0.005
-"""Share of an image's side below which a pixel more or less is not worth a word."""
+"""Range of a resized image's exact size minus its size in whole pixels, for rounding to nearest, down and up."""
+_SMALL_FRACTION = 0.005
+"""Fraction of an image's side below which a difference of a pixel is not reported."""
 _TURNED = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
 
 
 class CheckedDataset(InputDataset):
-    """`InputDataset` that converts every pixel format, and names the file that it can't.
+    """`InputDataset` that converts all pixel formats, and names a file that it can't convert.
 
-    Where some images have transparency and others have none, those are given an opaque one, so that batches are alike.
+    If only some of the images have an alpha channel, the others get an opaque one, so that all batches are alike.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0) -> None:
@@ -54,7 +54,7 @@ class CheckedDataset(InputDataset):
         return image
 
     def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict[str, Any]:
-        """An image, its index and its mask if there is one.
+        """An image, its index, and its mask if there is one.
 
         Raises:
             UserError: the image or the mask can't be read, they differ in size, or all masks hide everything.
@@ -96,18 +96,18 @@ class CheckedDataset(InputDataset):
 
 
 def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> DataparserOutputs:
-    """What a parser found, after a look at the poses and at every image's header.
+    """A parser's outputs, after a check of the poses and of every image's header.
 
     Args:
         outputs: of any parser; not changed.
         data: the folder or file that they are from, for messages.
-        needed: whether the images must be there.
+        needed: whether the images must exist.
 
     Returns:
-        The same with cameras whose sizes are the images', and the metadata "some_have_alpha".
+        The same outputs, with cameras of the same size as their images, and the metadata "some_have_alpha".
 
     Raises:
-        UserError: poses are unusable, images are missing or are not of the cameras' sizes.
+        UserError: poses are unusable, or images are missing or do not fit the cameras' sizes.
     """
     cameras, files = deepcopy(outputs.cameras), outputs.image_filenames
     poses = cameras.camera_to_worlds.double().numpy()
@@ -131,17 +131,17 @@ def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> Dat
 
 
 def fit_sizes(cameras: Cameras, files: list[Path], headers: dict[int, Header]) -> None:
-    """Give cameras the sizes of their images, in place.
+    """Set the cameras' sizes to those of their images, in place.
 
-    By a pixel they may differ: the sizes of downscaled images are rounded up by some and down by others. Images that
-    were resized, the aspect kept, have their cameras' numbers scaled with them.
+    A difference of one pixel is accepted: some programs round the sizes of downscaled images up, others down. If an
+    image was resized with its aspect ratio kept, its camera's intrinsics are scaled accordingly.
 
     Raises:
-        UserError: an image has another aspect than its camera.
+        UserError: an image has a different aspect ratio than its camera.
     """
     if not headers:
         return
-    # Those of all cameras may be one number in memory.
+    # All cameras may share a single number in memory.
     for name in ("width", "height", "fx", "fy", "cx", "cy"):
         setattr(cameras, name, getattr(cameras, name).clone())
     scaled: list[tuple[int, tuple[int, int]]] = []
@@ -156,7 +156,7 @@ def fit_sizes(cameras: Cameras, files: list[Path], headers: dict[int, Header]) -
             cameras.fx[i], cameras.cx[i] = cameras.fx[i] * across, cameras.cx[i] * across
             cameras.fy[i], cameras.cy[i] = cameras.fy[i] * down, cameras.cy[i] * down
             scaled.append((i, (width, height)))
-        elif (head.width, head.height) != (width, height) and min(width, height) * _SMALL_SHARE < 1:
+        elif (head.width, head.height) != (width, height) and min(width, height) * _SMALL_FRACTION < 1:
             warn_once(
                 f"Images such as {files[i]} are {head.width} x {head.height} pixels, their cameras {width} x {height}: "
                 "taken for rounding. If they were resized, correct the cameras.",

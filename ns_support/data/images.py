@@ -1,4 +1,4 @@
-"""Images of every pixel format as 8-bit RGB or RGBA: converted where that is exact, refused by name where not."""
+"""Reads images of all pixel formats as 8-bit RGB or RGBA: converted if that is unambiguous, otherwise refused."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ns_support.errors import UserError
 
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _BITS = 262, 258
-"""Numbers of EXIF's and TIFF's tags."""
+"""Numbers of EXIF and TIFF tags."""
 _WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _PLAIN = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 _LINEAR = frozenset({".exr", ".hdr", ".pfm"})
 _RAW = frozenset({".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2"})
 _USUAL_GAMMA = (0.43, 0.48)
-"""PNG's gAMA of pictures that are meant for a screen, 1 / 2.2."""
+"""Range of PNG's gAMA for images intended for a screen, 1 / 2.2."""
 _FEW_LEVELS = 64
 
 
 class Header(NamedTuple):
-    """What a file says of its image before any pixel is decoded.
+    """The properties of an image that are known without decoding it.
 
     Attributes:
         width: of the image as it is stored (pixels).
         height: of the image as it is stored (pixels).
         alpha: whether it has transparency.
-        orientation: EXIF's tag, 1 for "as stored".
+        orientation: the EXIF tag, 1 for "as stored".
     """
 
     width: int
@@ -49,10 +49,10 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """An image's header; read once, unless the file changes.
+    """An image's header, cached until the file changes.
 
     Raises:
-        UserError: the file is missing or is no image.
+        UserError: the file is missing or is not an image.
     """
     try:
         state = path.stat()
@@ -74,10 +74,10 @@ def _header(path: Path, _changed: int, _size: int) -> Header:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, opened by Pillow; what goes wrong while it is read becomes a sentence.
+    """An image file opened with Pillow; errors while it is read become a `UserError`.
 
     Raises:
-        UserError: the file is missing, broken or of a format that can't be read; names it and what to do.
+        UserError: the file is missing, broken or of an unsupported format; names the file and the remedy.
     """
     try:
         if path.suffix.lower() in _HEIF and importlib.util.find_spec("pillow_heif"):
@@ -113,14 +113,14 @@ def read_image(path: Path, scale: float = 1.0) -> NDArray[np.uint8]:
     """Decode an image.
 
     Args:
-        path: the file; EXIF's orientation is not applied.
+        path: the file; the EXIF orientation is not applied.
         scale: factor to resize by, bilinearly.
 
     Returns:
-        [H, W, 3] or, with transparency, [H, W, 4]. Colours are sRGB: another ICC profile is converted.
+        [H, W, 3] or, with transparency, [H, W, 4]. Colours are sRGB: images with another ICC profile are converted.
 
     Raises:
-        UserError: the file can't be read, or its values can't be brought to 8 bits without guessing.
+        UserError: the file can't be read, or its conversion to 8 bits would be ambiguous.
     """
     with opened(path) as image:
         _tell(path, image)
@@ -140,7 +140,7 @@ def read_image(path: Path, scale: float = 1.0) -> NDArray[np.uint8]:
 
 
 def _tell(path: Path, image: Image.Image) -> None:
-    """Warn of what is in the file and not looked at."""
+    """Warn about contents of the file that are ignored."""
     gamma = image.info.get("gamma")
     if gamma and "srgb" not in image.info and not _USUAL_GAMMA[0] < gamma < _USUAL_GAMMA[1]:
         warn_once(
@@ -149,12 +149,12 @@ def _tell(path: Path, image: Image.Image) -> None:
             about=("gamma", path.parent),
         )
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        warn_once(f"Images such as {path} hold several pictures; the first is taken.", ("several", path.parent))
+        warn_once(f"Images such as {path} hold several frames; the first is taken.", ("several", path.parent))
 
 
 def _eight_bits(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """A gray image of more than 8 bits: the highest 8 of them, as Pillow has it for colours."""
-    # Pillow scales PPM's values to 16 bits, but calls them "I".
+    """The highest 8 bits of a gray image of more than 8 bits, as Pillow does for colour images."""
+    # Pillow scales the values of PPM files to 16 bits, but calls their mode "I".
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         kind = "floating point" if image.mode == "F" else "32-bit"
         raise UserError(
@@ -207,7 +207,7 @@ _known: dict[tuple[bytes, str], _Known] = {}
 
 
 def _conversion(profile: bytes, mode: str, path: Path) -> _Conversion | None:
-    """How to bring pixels of a profile to sRGB; None where that changes nothing or can't be done."""
+    """The conversion of a profile's pixels to sRGB; None if it changes nothing or is impossible."""
     key = profile, "CMYK" if mode == "CMYK" else "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if key not in _known:
         _known[key] = _looked_at(*key)
@@ -223,7 +223,7 @@ def _looked_at(profile: bytes, source: str) -> _Known:
         if "srgb" in name.lower() and source == "RGB":
             return _Known(None, "")
         target = ImageCms.createProfile("sRGB")
-        # Two threads decode images: a transform with a cache must not be used by both.
+        # Two threads decode images, and a transform with a cache must not be used by both.
         transform = ImageCms.buildTransform(found, target, source, "RGB", flags=ImageCms.Flags.NOCACHE)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -232,5 +232,5 @@ def _looked_at(profile: bytes, source: str) -> _Known:
 
 
 def missing(paths: list[Path]) -> list[Path]:
-    """Those of the files that are not there."""
+    """The files that do not exist."""
     return [path for path in paths if not os.path.isfile(path)]

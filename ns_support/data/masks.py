@@ -1,4 +1,4 @@
-"""Masks of every pixel format: 0 hides, 255 shows, and half is the threshold."""
+"""Reads masks of all pixel formats: 0 hides, 255 shows, and half is the threshold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ns_support.errors import UserError
 def read_mask(path: Path, scale: float = 1.0) -> Tensor:
     """Which pixels a mask shows.
 
-    Colours count by their luminance and transparency as black. A mask of zeros and ones shows the ones.
+    Colours are converted to luminance, and transparent pixels count as black. In a mask of zeros and ones, ones show.
 
     Args:
         path: the mask's file.
@@ -28,7 +28,7 @@ def read_mask(path: Path, scale: float = 1.0) -> Tensor:
         [H, W, 1] bool.
 
     Raises:
-        UserError: the file can't be read, or holds labels in place of black and white.
+        UserError: the file can't be read, or contains labels instead of black and white.
     """
     with opened(path) as image:
         mask: Image.Image = image

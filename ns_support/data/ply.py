@@ -1,7 +1,7 @@
-"""PLY files of points with scalar properties, written as binary little endian, read in any of the format's encodings.
+"""PLY files of points with scalar properties, written as binary little endian, read in all encodings of the format.
 
-Only what a cloud needs: the element `vertex`, which must come first, and its scalar properties. Lists, faces and other
-elements behind it are passed over.
+Only what point clouds need is supported: the element `vertex`, which must come first, and its scalar properties. Lists,
+faces and other elements after it are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ns_support.errors import UserError
 from ns_support.runs.safe_files import replaced
 
 Columns = dict[str, NDArray[np.generic]]
-"""Property name to one value a point, [N]; in the order of the file."""
+"""Maps a property's name to one value per point, [N], in the order of the file."""
 
 _CODES = {
     "i1": ("char", "int8"),
@@ -29,7 +29,7 @@ _CODES = {
     "f4": ("float", "float32"),
     "f8": ("double", "float64"),
 }
-"""NumPy's code of each of the format's types, and the type's old and new name."""
+"""NumPy's code of each type of the format, and the type's old and new name."""
 _CODE_OF = {name: code for code, names in _CODES.items() for name in names}
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "<"}
 _LONGEST_LINE = 4096
@@ -58,13 +58,13 @@ def write_ply(path: Path, columns: Mapping[str, NDArray[np.generic]], comments: 
     """Write points.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file; its folder is made if necessary.
         columns: at least one property; each [N] of one of the format's types: integers up to 32 bits, float32, float64.
         comments: lines for the header.
 
     Raises:
-        ValueError: columns of different lengths or of another type, or a comment or a name that breaks the header.
-        UserError: the file can't be written; one that was there before is unchanged.
+        ValueError: columns differ in length or have another type, or a comment or name would break the header.
+        UserError: the file can't be written; an existing one is unchanged.
     """
     lengths = {name: column.shape for name, column in columns.items()}
     if len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
@@ -92,7 +92,7 @@ def read_ply(path: Path) -> Ply:
     """Read the points of a file.
 
     Raises:
-        UserError: the file is missing, is no PLY, ends early or has another structure than this module reads.
+        UserError: the file is missing, is not a PLY file, ends early, or has a structure that is not supported.
     """
     if not path.is_file():
         raise UserError(f"The PLY file {path} does not exist.")
@@ -100,9 +100,9 @@ def read_ply(path: Path) -> Ply:
         header = _read_header(file, path)
         order = _ORDERS[header.encoding]
         dtype = np.dtype([(name, order + code) for name, code in header.types])
-        # Before memory is asked for: a header may promise anything.
+        # Checked before memory is allocated, since a header may claim any number.
         left = path.stat().st_size - file.tell()
-        # A digit and what ends it, at least.
+        # In ASCII a value takes at least a digit and a separator.
         smallest = 2 * len(header.types) if header.encoding == "ascii" else dtype.itemsize
         if header.points * smallest > left + 1:
             raise UserError(
@@ -115,7 +115,7 @@ def read_ply(path: Path) -> Ply:
             rows = np.frombuffer(data, dtype, len(data) // max(dtype.itemsize, 1))
     if len(rows) != header.points:
         raise UserError(f"The PLY file {path} ends after {len(rows)} of the {header.points} points in its header.")
-    # Copies in the machine's byte order, which torch takes.
+    # Copies in the machine's byte order, which torch requires.
     return Ply({name: rows[name].astype(code) for name, code in header.types}, header.comments)
 
 
@@ -162,7 +162,7 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
 
 
 def _what_else(path: Path, start: bytes) -> str:
-    """A sentence on what a file is that is no PLY, as far as its first line or its name tells."""
+    """For a file that is not PLY, a sentence on what it seems to be by its first line or its name; may be empty."""
     suffix = path.suffix.lower()
     if start.startswith(b"version https://git-lfs"):
         return " It is a pointer of Git LFS: `git lfs pull` fetches the file."
@@ -181,7 +181,7 @@ def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int) -> NDArray
     names = dtype.names or ()
     for i in range(count):
         words: list[bytes] = []
-        while not words:  # blank lines between rows are passed over
+        while not words:  # blank lines between rows are skipped
             line = file.readline()
             if not line:
                 return rows[:i]

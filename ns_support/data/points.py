@@ -1,4 +1,4 @@
-"""SfM points of a PLY file, read without Open3D, which needs a library that few machines have (libusb)."""
+"""Reads the SfM points of a PLY file, without Open3D, which needs a library that few machines have (libusb)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SfmPoints(NamedTuple):
 
     Attributes:
         positions: [N, 3] float64.
-        colors: [N, 3] uint8, or [0, 3] where the file has none.
+        colors: [N, 3] uint8, or [0, 3] if the file has none.
     """
 
     positions: NDArray[np.float64]
@@ -32,14 +32,14 @@ class SfmPoints(NamedTuple):
 
 
 def read_points(path: Path) -> SfmPoints | None:
-    """The finite points of a PLY file; warnings say how many are not, and what is missing.
+    """The finite points of a PLY file; warnings report how many are not finite, and missing contents.
 
     Args:
         path: a PLY file with the vertex properties x, y and z, and perhaps colours: integers of 8 or 16 bits, floats
             in [0, 1], or 3D Gaussian splatting's f_dc_*.
 
     Returns:
-        None without the file, or without a point in it.
+        None if there is no file, or no point in it.
 
     Raises:
         UserError: the file can't be read, or has no x, y and z.
@@ -68,12 +68,12 @@ def read_points(path: Path) -> SfmPoints | None:
 
 
 def in_scene(points: SfmPoints, transform: Tensor, scale: float) -> dict[str, Tensor]:
-    """Points as nerfstudio's parsers hand them on.
+    """Points in the form in which nerfstudio's parsers return them.
 
     Args:
         points: in the coordinates of the data.
-        transform: [3, 4] from there to the scene, and then
-        scale: what the result is multiplied by.
+        transform: [3, 4] from there to the scene, applied first.
+        scale: factor, applied after the transform.
 
     Returns:
         "points3D_xyz" [N, 3] float32 and "points3D_rgb" [N, 3] uint8.

@@ -1,4 +1,4 @@
-"""Poses as both methods take them: finite, right-handed rotations, and positions that float32 can tell apart."""
+"""Checks and corrects poses: finite, right-handed rotations, and positions that float32 can distinguish."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ Poses = NDArray[np.float64]
 """[N, 3, 4] or [N, 4, 4], camera to world."""
 
 _NOISE = 1e-3
-"""Deviation of R^T R from the identity up to which a rotation stays as it is."""
+"""Deviation of R^T R from the identity up to which a rotation is not changed."""
 _ROUNDED = 3e-2
-"""Deviation up to which it counts as a rotation that was rounded."""
+"""Deviation up to which it counts as a rounded rotation, and is corrected."""
 _FAR = 100.0
 """Distance from the origin, in units of the cameras' extent, from which an offset is subtracted."""
 _BEYOND, _FARTHEST = 1e12, 1e15
-"""The same for float64, and a distance from which whole numbers are not exact in it."""
+"""The same for float64: relative distance from which positions are refused, and distance from which whole numbers are
+not exact."""
 _LOST = 2e4
-"""The same, from which positions in float32 are too coarse: 1 / 2^24 of the distance is 0.1 % of the extent."""
+"""Relative distance from which positions in float32 are too coarse: 1 / 2^24 of it is 0.1 % of the extent."""
 
 
 def checked_poses(poses: Poses, names: Sequence[object], where: object) -> Poses:
-    """Poses with a uniform scale taken out of their rotations; the very same ones where there is nothing to mend.
+    """Poses with any uniform scale removed from their rotations; the same array if nothing needs to be corrected.
 
     Args:
-        poses: N of them.
-        names: what each is called, for messages.
-        where: the file they are from.
+        poses: N poses.
+        names: the name of each, for messages.
+        where: the file that they are from.
 
     Raises:
-        UserError: a pose has numbers that are not finite, is mirrored, or is no rotation and scale.
+        UserError: a pose is not finite, is mirrored, or is not a rotation with a uniform scale.
     """
     for name, pose in zip(names, poses, strict=True):
         if not np.isfinite(pose[:3]).all():
@@ -85,9 +86,9 @@ def _refuse_mirrored(determinants: NDArray[np.float64], names: Sequence[object],
 
 
 def common_offset(positions: NDArray[np.float64], where: object) -> NDArray[np.float64]:
-    """What to subtract from positions [N, 3] so that float32 can tell them apart: [3], zeros where they are near.
+    """The offset [3] to subtract from positions [N, 3] so that float32 can distinguish them; zeros if they are near.
 
-    Whole numbers, so that the difference is exact. A warning says what is subtracted.
+    A vector of whole numbers, so that the difference is exact. A warning reports it.
 
     Raises:
         UserError: the positions are too far away for double precision.
@@ -97,7 +98,7 @@ def common_offset(positions: NDArray[np.float64], where: object) -> NDArray[np.f
     low, high = positions.min(0), positions.max(0)
     center = np.round(0.5 * (low + high))
     extent = float((high - low).max())
-    # Of a single camera, or of cameras in one place, the extent says nothing: metres are guessed.
+    # The extent of a single camera, or of cameras in one place, is 0: the unit is then assumed to be metres.
     if float(np.abs(positions).max()) <= _FAR * (extent if extent > 0 else 10.0):
         return np.zeros(3)
     farthest = float(np.abs(positions).max())
@@ -115,7 +116,7 @@ def common_offset(positions: NDArray[np.float64], where: object) -> NDArray[np.f
 
 
 def refuse_coarse(positions: NDArray[np.float64], where: object) -> None:
-    """Refuse positions [N, 3] that have been rounded to float32 far from the origin.
+    """Refuse positions [N, 3] that were rounded to float32 far from the origin.
 
     Raises:
         UserError: they are too coarse for the cameras' extent.

@@ -1,4 +1,4 @@
-"""One line of warning, once."""
+"""Warnings that are printed once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _said: set[Hashable] = set()
 
 
 def forget_warnings() -> None:
-    """Print again what has been printed, as for another run."""
+    """Allow all warnings to be printed again, as at the start of another run."""
     _said.clear()
 
 
 def warn_once(text: str, about: Hashable = None) -> None:
-    """Print a warning, unless the same has been printed before.
+    """Print a warning, unless it has been printed before.
 
     Args:
-        text: whole sentences, without a line break.
-        about: what makes two warnings the same; None: their text.
+        text: full sentences, without a line break.
+        about: key by which two warnings count as the same; None: their text.
     """
     key = text if about is None else about
     if key not in _said:

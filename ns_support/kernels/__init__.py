@@ -1,1 +1,1 @@
-"""Vector types, and what Numba and Triton kernels of all packages need. Stands on torch, numpy, Numba and Triton."""
+"""Vector types and utilities of the Numba and Triton kernels. Depends on torch, numpy, Numba and Triton."""

@@ -17,10 +17,10 @@ IndexArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The values of a tensor on the host, row by row; shares memory where that is how they lie already."""
+    """A tensor on the CPU as a C-contiguous array; shares memory with the tensor if that is contiguous."""
     return tensor.detach().contiguous().numpy()
 
 
 def float_array(tensor: Tensor) -> FloatArray:
-    """As `as_array`, of a tensor of any precision on any device, in float32."""
+    """As `as_array`, in float32, for a tensor of any dtype on any device."""
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()

@@ -1,4 +1,4 @@
-"""Whether Triton is there, and where its kernels run. Importing this module does not import Triton."""
+"""Whether Triton is available, and where its kernels run. Importing this module does not import Triton."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MINIMUM = "3.2"
 
 
 def triton_module(name: str, what: str, instead: str = "") -> ModuleType:
-    """Import a module of Triton kernels, or say what to install.
+    """Import a module of Triton kernels, or report what to install.
 
     Args:
         name: the module's full name.
-        what: what needs it, as the subject of a sentence.
-        instead: what can be done without Triton, beginning with ", or".
+        what: the feature that needs it, as the subject of a sentence.
+        instead: an alternative without Triton, beginning with ", or".
 
     Raises:
         ImportError: Triton is missing, or too old.

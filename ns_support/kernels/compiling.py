@@ -1,6 +1,6 @@
-"""Numba compiles kernels once and keeps them on disk. This module tells the user when it does, and lets go of old ones.
+"""Announces the compilation of Numba kernels, which are cached on disk, and makes Numba ignore unreadable caches.
 
-Importing it is enough; a kernel that Numba finds in its cache is not announced.
+Importing this module is enough. A kernel that Numba finds in its cache is not announced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MESSAGE = "Compiling kernels for this processor. This takes some ten seconds, on
 
 
 class _Announcement(event.Listener):
-    """Says so when the first kernel of ours is compiled in this process."""
+    """Prints a message when the first kernel of these packages is compiled in this process."""
 
     def __init__(self) -> None:
         self.said = False
@@ -27,7 +27,7 @@ class _Announcement(event.Listener):
             print(MESSAGE, file=sys.stderr, flush=True)
 
     def on_end(self, event: event.Event) -> None:
-        """Numba asks for it; there is nothing to say."""
+        """Required by Numba; does nothing."""
 
 
 announcement = _Announcement()
@@ -35,11 +35,11 @@ event.register("numba:compile", announcement)
 
 
 class _Index(caching.IndexDataCacheFile):
-    """Numba's index of a file's compiled kernels, which can be unreadable.
+    """Numba's index of a file's compiled kernels, which may be unreadable.
 
-    It is a pickle that names the classes of the kernels' arguments. After an upgrade these may have another name, and
-    Numba reads all of the index before it looks whether it belongs to today's source; or the process that wrote it was
-    killed. Either way the kernels are compiled anew.
+    The index is a pickle that refers to the classes of the kernels' arguments. After an upgrade these may have other
+    names, and Numba reads the whole index before it checks whether it belongs to the present source. The index is also
+    unreadable if the process that wrote it was killed. In both cases the kernels are compiled again.
     """
 
     def _load_index(self) -> dict[Any, str]:
@@ -50,7 +50,7 @@ class _Index(caching.IndexDataCacheFile):
         return index
 
     def load(self, key: Any) -> Any:
-        """A compiled kernel, or None where there is none that can be read."""
+        """A compiled kernel, or None if there is none that can be read."""
         try:
             return super().load(key)
         except (AttributeError, ImportError, EOFError, pickle.UnpicklingError):

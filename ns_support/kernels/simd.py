@@ -1,8 +1,8 @@
-"""Sixteen float32 lanes as one Numba value, so that a kernel says which loop is the vector.
+"""Sixteen float32 lanes as one Numba value, so that a kernel determines what is vectorised.
 
-Numba leaves vectorisation to LLVM, which gives up on the caster's inner loops (it cannot prove that the arrays do not
-overlap) and keeps no accumulator in a register. `f32x16` is LLVM's `<16 x float>`: one AVX-512 register, two AVX2 ones,
-four NEON ones; the code is the same on all of them. Inside an `@njit` function:
+Numba leaves vectorisation to LLVM, which fails for the caster's inner loops (it cannot prove that the arrays do not
+overlap) and does not keep accumulators in registers. `f32x16` is LLVM's `<16 x float>`: one AVX-512 register, two AVX2
+or four NEON registers; the code is the same on all of them. Inside an `@njit` function:
 
     p = pointer(array)                  # the address of a contiguous float32 array
     x = load(p, offset)                 # 16 consecutive elements
@@ -30,7 +30,7 @@ import ns_support.kernels.compiling  # noqa: F401 - tells the user when kernels 
 LANES = 16
 """Lanes of a vector: the rays of a 4x4 packet, or 16 neighbouring samples of one ray."""
 
-# What a function of this module takes and returns inside compiled code; outside of it there is no such value.
+# Arguments and results of this module's functions in compiled code; such values do not exist outside of it.
 Vector: TypeAlias = Any
 Mask: TypeAlias = Any
 Pointer: TypeAlias = Any
@@ -40,7 +40,7 @@ _CACHE_LINE = 64  # bytes
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
-# A product may fuse with a sum; nothing else of "fast math": NaN and infinity keep their meaning.
+# Products and sums may be fused. No other "fast math" flag is set: NaN and infinity keep their meaning.
 _FLAGS = ("contract",)
 
 
@@ -84,10 +84,10 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, args: Sequence[ir.V
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Zeros that begin at a cache line: of a vector that lies across two, every access costs twice.
+    """Zeros aligned to cache lines: every access to a vector that spans two of them costs twice.
 
     Args:
-        shape: of the array; where its last dimension is a multiple of 16 floats, every row is aligned.
+        shape: of the array; if its last dimension is a multiple of 16 floats, every row is aligned.
         dtype: of the elements.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -100,8 +100,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> 
 def pointer(typing_context: Any, array: Any) -> Any:
     """Address of a contiguous array's first element; the caller of the compiled function must keep the array alive.
 
-    Numba counts references to every array that a function is handed; in loops that call functions these atomic
-    counts took more time than the arithmetic. A pointer has none.
+    Numba counts references to each array that is passed to a function. In loops that call functions, these atomic
+    operations took more time than the arithmetic. A pointer is not counted.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
@@ -112,7 +112,7 @@ def pointer(typing_context: Any, array: Any) -> Any:
 
 @intrinsic
 def get(typing_context: Any, address: Any, index: Any) -> Any:
-    """The element behind a pointer."""
+    """The element at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return builder.load(builder.gep(args[0], [args[1]]))
@@ -122,7 +122,7 @@ def get(typing_context: Any, address: Any, index: Any) -> Any:
 
 @intrinsic
 def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
-    """Set the element behind a pointer."""
+    """Set the element at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         builder.store(args[2], builder.gep(args[0], [args[1]]))
@@ -133,7 +133,7 @@ def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def load(typing_context: Any, address: Any, offset: Any) -> Any:
-    """The 16 float32 from `offset` on behind a pointer."""
+    """The 16 float32 from `offset` on at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         lanes = builder.bitcast(builder.gep(args[0], [args[1]]), _FLOATS.as_pointer())
@@ -144,7 +144,7 @@ def load(typing_context: Any, address: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, address: Any, offset: Any, vector: Any) -> Any:
-    """Write 16 float32 from `offset` on behind a pointer."""
+    """Write 16 float32 from `offset` on at a pointer."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         lanes = builder.bitcast(builder.gep(args[0], [args[1]]), _FLOATS.as_pointer())
@@ -168,7 +168,7 @@ Emit: TypeAlias = "Callable[[ir.IRBuilder, list[ir.Value]], ir.Value]"
 
 
 def _elementwise(arity: int, result: types.Type, emit: Emit, symbol: Any = None) -> Any:
-    """An intrinsic on vectors and broadcast scalars; with `symbol`, also the meaning of that Python operator."""
+    """An intrinsic on vectors and broadcast scalars; with `symbol`, it also implements that Python operator."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return emit(builder, _as_vectors(builder, sig, args))
@@ -215,17 +215,17 @@ _elementwise(2, mask16, _compare(">"), operator.gt)
 _elementwise(2, mask16, _compare(">="), operator.ge)
 
 minimum = _elementwise(2, f32x16, lambda builder, v: builder.select(builder.fcmp_ordered("<", *v), *v))
-"""Lane by lane the smaller of two vectors; the second where either is NaN."""
+"""Elementwise minimum of two vectors; the second one's lane if either is NaN."""
 maximum = _elementwise(2, f32x16, lambda builder, v: builder.select(builder.fcmp_ordered(">", *v), *v))
-"""Lane by lane the larger of two vectors; the second where either is NaN."""
+"""Elementwise maximum of two vectors; the second one's lane if either is NaN."""
 sqrt = _elementwise(1, f32x16, lambda builder, v: _call(builder, f"llvm.sqrt.v{LANES}f32", _FLOATS, v))
 """Square root of every lane."""
 floor = _elementwise(1, f32x16, lambda builder, v: _call(builder, f"llvm.floor.v{LANES}f32", _FLOATS, v))
-"""Largest integer not above, in every lane."""
+"""Largest integer that is not greater, in every lane."""
 
 
 def _emit_power_of_two(builder: ir.IRBuilder, v: list[ir.Value]) -> ir.Value:
-    """2^n for whole n in [-126, 127]: n goes straight into the float's exponent field."""
+    """2^n for integral n in [-126, 127]: n is written to the exponent field of the float."""
     exponent = builder.add(builder.fptosi(v[0], _INTS), ir.Constant(_INTS, [127] * LANES))
     return builder.bitcast(builder.shl(exponent, ir.Constant(_INTS, [23] * LANES)), _FLOATS)
 
@@ -306,7 +306,7 @@ def _reduction(emit: Emit) -> Any:
 
 
 def _halving(combine: Emit) -> Emit:
-    """Fold the upper half on the lower until one lane is left: a fixed order, so sums repeat bit for bit."""
+    """Fold the upper half onto the lower until one lane is left: in a fixed order, so sums are reproducible."""
 
     def emit(builder: ir.IRBuilder, v: list[ir.Value]) -> ir.Value:
         vector = v[0]
@@ -331,7 +331,7 @@ reduce_max = _reduction(_halving(lambda builder, v: builder.select(builder.fcmp_
 
 
 def _emit_sums(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
-    """Fold pairs of vectors so that each keeps half of every group of lanes; four folds leave one lane for each."""
+    """Fold pairs of vectors so that each keeps half of each group of lanes; after four folds each has one lane."""
     width = LANES
     while width > 1:
         half = width // 2
@@ -362,7 +362,7 @@ def sums(typing_context: Any, vectors: Any) -> Any:
 
 
 _LOG2_E = 1.4426950408889634
-# ln 2 in two parts: n times the first is exact, so that the remainder keeps its digits (Cody and Waite's reduction).
+# ln 2 in two parts: n times the first is exact, so that the remainder is accurate (Cody-Waite reduction).
 _LN2_HIGH = 0.693359375
 _LN2_LOW = -2.12194440e-4
 
@@ -371,7 +371,7 @@ _LN2_LOW = -2.12194440e-4
 def exp(x: Vector) -> Vector:
     """e^x in every lane for x in [-87, 88], relative error below 3e-7; smaller x give 1e-38, larger ones e^88.
 
-    x = n ln 2 + r with |r| <= ln(2)/2; the Taylor polynomial of degree 6 serves e^r and n goes into the exponent.
+    x = n ln 2 + r with |r| <= ln(2)/2: e^r by its Taylor polynomial of degree 6, and 2^n by the exponent field.
     """
     x = minimum(maximum(x, -87.0), 88.0)
     n = floor(x * _LOG2_E + 0.5)

@@ -1,6 +1,7 @@
-"""Names for what a Triton kernel's arguments are; Triton itself finds out at compile time.
+"""Type names for the arguments of Triton kernels; Triton itself determines the types at compile time.
 
-A module, because Triton looks annotations up and lets a kernel see the modules beside it, but none of their names.
+They are used as attributes of this module (`ty.Lanes`): Triton evaluates annotations, and a kernel can access modules
+of its own module, but no other global names.
 """
 
 from typing import Any, TypeAlias
@@ -12,10 +13,10 @@ Scalar: TypeAlias = Any
 Lanes: TypeAlias = Any
 """One value for each ray, point or node of a program: [RAYS] or [BLOCK]."""
 Slab: TypeAlias = Any
-"""[K, RAYS], one value a sample."""
+"""[K, RAYS], one value per sample."""
 Rows: TypeAlias = Any
 """[BLOCK, features]."""
 Vector: TypeAlias = Any
 """Three of `Lanes`."""
 Fields: TypeAlias = Any
-"""A tuple of different things; the docstring says of which."""
+"""A tuple of values of different types, which the docstring lists."""

@@ -1,4 +1,4 @@
-"""Lenses: pixels to rays and back, and points triangulated from photographs.
+"""Lenses: pixels to rays and back, and points triangulated from images.
 
-Stands on torch, numpy, scipy and OpenCV.
+Depends on torch, numpy, scipy and OpenCV.
 """

@@ -1,22 +1,23 @@
-"""Lens distortion as a map of a plane to itself, and its inverse to the last digit of float64.
+"""Lens distortion as a map of a plane to itself, and its inverse to full float64 precision.
 
     F(x) = d(s) x + T(x) + P(x),   s = |x|^2,   d(s) = 1 + k_1 s + k_2 s^2 + ...
     T(x) = 2 (p . x) x + s p,      p = (p2, p1)                                   (decentring)
     P(x) = s (s0, s2) + s^2 (s1, s3)                                              (thin prism)
 
-It is OpenCV's model (https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html) with nerfstudio's k_4 s^4, where x is a
-point of the image plane before a pinhole; OpenCV's fisheye, where |x| is the angle to the axis; and, one after the
-other, the two halves of Project Aria's Fisheye624.
+It covers OpenCV's model (https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html) with nerfstudio's k_4 s^4, where x is
+a point of a pinhole's image plane; OpenCV's fisheye model, where |x| is the angle to the axis; and, as a composition of
+two such maps, Project Aria's Fisheye624.
 
-Away from the axis F may fold over: two points then share a pixel. What counts is the disc about the axis on which the
-symmetric part of F's Jacobian is positive definite, F being injective on a convex set where that holds. From
+Away from the axis F may fold over, so that two points share a pixel. F is therefore restricted to a disc about the axis
+on which the symmetric part of its Jacobian is positive definite: F is injective on a convex set with that property.
+From
 
     eigenvalues of the radial part's Jacobian: d (across) and d + 2 s d' (outwards)
     least eigenvalue of T's: -6 |p| r;  of the symmetric part of P's: >= -2 |(s0, s2)| r - 4 |(s1, s3)| r^3
 
-the disc's radius is the least r > 0 at which either of the first, less the rest, is zero. For radial distortion that is
-the very fold; decentring and prism make the disc smaller by their own size. Points beyond it are not seen, and pixels
-that no point of it is mapped to have no ray.
+the radius of the disc is the least r > 0 at which either of the first two, minus the others, is zero. For radial
+distortion this is exactly the fold. Decentring and prism make the disc smaller in proportion to their size. Points
+outside the disc are not seen, and pixels that no point of the disc is mapped to have no ray.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Number = float | Tensor
-"""A coefficient: one for all points, or a tensor with one for each."""
+"""A coefficient: a number for all points, or a tensor with one per point."""
 
 _CONVERGED = 1e-10
-"""Size of a Newton step after which none is needed: the next would be the square of it."""
+"""Size of the last Newton step: the next one would be about its square."""
 _COMMON_STEPS = 8
-"""Newton steps of all points together; the few that need more go on alone."""
+"""Newton steps for all points together; the few points that need more are then continued separately."""
 _MOST_STEPS = 60
 
 
@@ -47,7 +48,7 @@ class PlaneMap(NamedTuple):
         radial: k_1, k_2, ...
         tangential: p1, p2.
         prism: s0, s1, s2, s3.
-        radius: of the disc on which F counts and is injective.
+        radius: of the disc to which F is restricted, and on which it is injective.
     """
 
     radial: tuple[Number, ...]
@@ -62,11 +63,11 @@ class PlaneMap(NamedTuple):
 
     @property
     def is_radial(self) -> bool:
-        """Whether F keeps the direction from the axis."""
+        """Whether F preserves directions from the axis."""
         return not any(map(_counts, (*self.tangential, *self.prism)))
 
     def __call__(self, points: Tensor) -> Tensor:
-        """F(x) of points [*, 2], whether in the disc or not."""
+        """F(x) of points [*, 2], inside or outside the disc."""
         if self.is_identity:
             return points
         return torch.stack(self._value(*points.unbind(-1)), dim=-1)
@@ -81,13 +82,13 @@ class PlaneMap(NamedTuple):
         return torch.linalg.vector_norm(points, dim=-1) < self.radius
 
     def inverse(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The point in the disc that each image [*, 2] is of.
+        """The preimage in the disc of each image point [*, 2].
 
-        Newton's method until the steps vanish, safeguarded: by bisection along the radius, by halving in the plane.
-        Coefficients that are tensors must have the shape [*].
+        Newton's method until convergence, safeguarded by bisection (radial part) and by halving the steps (in the
+        plane). Coefficients that are tensors must have the shape [*].
 
         Returns:
-            [*, 2] float64 points; [*] bool, which images have one. Where there is none the point is the centre.
+            [*, 2] float64 points; [*] bool, which image points have a preimage. For the others the point is the centre.
         """
         images = images.double()
         if self.is_identity:
@@ -153,7 +154,7 @@ class PlaneMap(NamedTuple):
         return xx, xy, yx, yy
 
     def _inverse_radial(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inverse of d(s) x alone, and which images it has been found of."""
+        """The inverse of d(s) x alone, and for which image points it exists."""
         image = torch.hypot(u, v)
         upper = self._upper_bound(image)
         found = image < upper * self._factor(upper * upper)[0]
@@ -166,10 +167,10 @@ class PlaneMap(NamedTuple):
         return u * ratio, v * ratio, found
 
     def _radii(self, goal: Tensor, r: Tensor, upper: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Solve r d(r^2) = goal in [0, upper], where the left side increases, from a first guess at r.
+        """Solve r d(r^2) = goal in [0, upper], where the left side is increasing, from an initial guess r.
 
         Returns:
-            r, and which have not converged.
+            r, and which values have not converged.
         """
         low, high = torch.zeros_like(r), upper
         going = torch.ones_like(r, dtype=torch.bool)
@@ -187,18 +188,18 @@ class PlaneMap(NamedTuple):
         return r, going
 
     def _upper_bound(self, image: Tensor) -> Tensor:
-        """The radius, or where there is none, an r that is mapped further out than any image."""
+        """The radius, or if that is infinite, an r that is mapped beyond all image points."""
         bound = torch.as_tensor(self.radius, dtype=image.dtype, device=image.device).expand(image.shape).clone()
         open_ended = bound.isinf()
         if bool(open_ended.any()):
-            reach = torch.ones_like(bound)
-            while bool((short := open_ended & (reach * self._factor(reach * reach)[0] <= image)).any()):
-                reach = torch.where(short, 2 * reach, reach)
-            bound = torch.where(open_ended, reach, bound)
+            r = torch.ones_like(bound)
+            while bool((short := open_ended & (r * self._factor(r * r)[0] <= image)).any()):
+                r = torch.where(short, 2 * r, r)
+            bound = torch.where(open_ended, r, bound)
         return bound
 
     def _inverse_in_plane(self, u: Tensor, v: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inverse, from a first guess (x, y), and which images it has been found of."""
+        """The inverse, from an initial guess (x, y), and for which image points it was found."""
         x, y, found = self._newton(u, v, x, y, _COMMON_STEPS)
         if not bool(found.all()):
             going = ~found
@@ -207,7 +208,7 @@ class PlaneMap(NamedTuple):
         return x, y, found
 
     def _newton(self, u: Tensor, v: Tensor, x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps that are halved until they lead closer to the image, and end within the disc."""
+        """Newton steps, halved until they reduce the residual, and limited to the disc."""
         x, y = self._within(x, y)
         a, b = self._residual(u, v, x, y)
         scale = torch.ones_like(x)
@@ -233,7 +234,7 @@ class PlaneMap(NamedTuple):
         return u - at_x, v - at_y
 
     def _within(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Points outside the disc moved to its rim."""
+        """The points, with those outside the disc moved to its border."""
         shrink = (self.radius / torch.hypot(x, y)).clamp(max=1.0)
         return x * shrink, y * shrink
 
@@ -250,10 +251,10 @@ def plane_map(
         radial: k_1, k_2, ...
         tangential: p1, p2.
         prism: s0, s1, s2, s3.
-        limit: the greatest radius that makes sense: pi where |x| is an angle.
+        limit: upper bound of the radius: pi if |x| is an angle.
 
     Raises:
-        ValueError: if a coefficient is not finite.
+        ValueError: a coefficient is not finite.
     """
     if not all(map(math.isfinite, (*radial, *tangential, *prism))):
         raise ValueError(f"distortion coefficients must be finite, got {(*radial, *tangential, *prism)}")
@@ -271,10 +272,10 @@ def plane_map(
 
 
 def stack_maps(maps: list[PlaneMap]) -> PlaneMap:
-    """One map for points each of which has a map of its own; what all have in common stays a number.
+    """One map for points that each have their own map; coefficients that all maps share stay numbers.
 
     Args:
-        maps: with as many radial coefficients each.
+        maps: with the same number of radial coefficients.
 
     Returns:
         A map whose other coefficients are float64 tensors [number of maps].
@@ -286,17 +287,17 @@ def stack_maps(maps: list[PlaneMap]) -> PlaneMap:
 
 
 def stacked(values: list[Number]) -> Number:
-    """The number that all values are, or else a float64 tensor of them."""
+    """The common value if all are equal, otherwise a float64 tensor of them."""
     return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
 
 
 def _counts(coefficient: Number) -> bool:
-    """Whether a coefficient may be other than zero."""
+    """Whether a coefficient may be non-zero."""
     return isinstance(coefficient, Tensor) or coefficient != 0
 
 
 def _first_zero(coefficients: NDArray[np.float64]) -> float:
-    """The least positive real root of a polynomial given lowest power first; infinity if it has none."""
+    """The least positive real root of a polynomial (lowest power first), or infinity."""
     roots = np.roots(coefficients[::-1])
     real = roots.real[(np.abs(roots.imag) <= 1e-9 * np.abs(roots)) & (roots.real > 0)]
     return float(real.min()) if len(real) else math.inf

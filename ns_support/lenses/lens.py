@@ -1,4 +1,4 @@
-"""What a lens does: from points before it to pixels, from pixels to rays, and how fine its pixels are.
+"""Lenses: projection of points to pixels, rays of pixels, and the size of a pixel.
 
 Points are in camera space: x to the right, y up, the camera looks along -z. Pixel (row i, column j) is the square
 [j, j+1) x [i, i+1) of image coordinates, its centre at (j + 0.5, i + 0.5). With u = (column - cx) / fx,
@@ -12,8 +12,8 @@ v = (row - cy) / fy and F the distortion (`ns_support.lenses.distortion`):
     vr180           longitude pi u / 2, angle pi (v + 1/2), from a point half of `EYES_APART` along -x or +x
     orthophoto      (u, v) = (x, -y), all rays along -z
 
-They are nerfstudio's, without what its `generate_rays` leaves inexact: docs/cameras.md lists it. Only perspective and
-fisheye lenses are distorted.
+These are nerfstudio's camera models, without the inaccuracies of its `generate_rays` (listed in docs/cameras.md). Only
+perspective and fisheye lenses have distortion.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Projection(NamedTuple):
     Attributes:
         column: [N] image coordinate (pixels).
         row: [N] image coordinate (pixels).
-        seen: [N] bool, whether the image shows the point; only then do the other two mean anything.
+        seen: [N] bool, whether the image shows the point; if not, the other two are meaningless.
     """
 
     column: Tensor
@@ -69,9 +69,9 @@ class LocalRays(NamedTuple):
     """Rays in camera space, float64.
 
     Attributes:
-        origins: [*, 3], or None where all rays come from the camera's centre.
+        origins: [*, 3], or None if all rays start at the camera's centre.
         directions: [*, 3] of unit length.
-        exist: [*] bool, which pixels have a ray, or None where all do. The directions of others are (0, 0, -1).
+        exist: [*] bool, which pixels have a ray, or None if all do. The directions of the others are (0, 0, -1).
     """
 
     origins: Tensor | None
@@ -90,7 +90,7 @@ class Lens(NamedTuple):
         cy: row of the principal point (pixels).
         width: of the image (pixels).
         height: of the image (pixels).
-        distortion: maps of the plane that follow each other; none for anything but perspective and fisheye lenses.
+        distortion: maps of the plane, applied in order; none for lenses other than perspective and fisheye.
     """
 
     kind: LensType
@@ -119,15 +119,15 @@ class Lens(NamedTuple):
 
     @property
     def same_size_at_any_distance(self) -> bool:
-        """Whether a thing's size in pixels does not depend on how far away it is."""
+        """Whether the size of an object in pixels does not depend on its distance."""
         return self.kind is LensType.ORTHOPHOTO
 
     def rays(self, column: Tensor, row: Tensor) -> LocalRays:
         """The rays through image coordinates.
 
         Args:
-            column: float64, and
-            row: float64, of shapes that broadcast to [*]: a row of columns and a column of rows make a whole image.
+            column: float64.
+            row: float64. The two shapes broadcast to [*]: [1, W] and [H, 1] give a whole image.
         """
         u, v = (column - self.cx) / self.fx, (row - self.cy) / self.fy
         shape, zero = torch.broadcast_shapes(u.shape, v.shape), u.new_zeros(())
@@ -158,12 +158,12 @@ class Lens(NamedTuple):
             directions = _vectors(shape, x, -y, u.new_full((), -1.0))
             return LocalRays(None, directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True), exist)
         theta = torch.hypot(x, y)
-        # sin(theta) / theta; sinc is the same of theta / pi, and 1 at the centre.
+        # sin(theta) / theta, which is torch.sinc of theta / pi, and 1 at the centre.
         slope = torch.sinc(theta / math.pi)
         return LocalRays(None, _vectors(shape, slope * x, -slope * y, -torch.cos(theta)), exist)
 
     def _undistorted(self, plane: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Points [*, 2] before the distortion, and which there are, or None for all."""
+        """Points [*, 2] before the distortion, and which of them exist, or None for all."""
         exist = torch.ones(plane.shape[:-1], dtype=torch.bool, device=plane.device)
         for step in reversed(self.distortion):
             plane, found = step.inverse(plane)
@@ -173,10 +173,9 @@ class Lens(NamedTuple):
         return torch.where(exist[..., None], plane, 0.0), exist
 
     def project(self, points: Tensor) -> Projection:
-        """Where the image shows points [N, 3] of camera space.
+        """Project points [N, 3] of camera space to the image.
 
-        Where a panorama shows a point more than once, because its image is wider than a full turn, only one of the
-        places is given.
+        If a panorama is wider than a full turn and shows a point several times, only one of the positions is returned.
         """
         if self.kind in _PLANAR:
             plane, seen = self._on_plane(points)
@@ -191,11 +190,11 @@ class Lens(NamedTuple):
         return self._in_image(self.cx + self.fx * u, self.cy + self.fy * v, seen)
 
     def pixel_size(self, points: Tensor) -> Tensor:
-        """[N] how far points [N, 3] of camera space must move for their image to move by a pixel (scene units).
+        """[N] distance that points [N, 3] of camera space must move for their image to move by a pixel (scene units).
 
-        In the finer of the image's two directions; parallel to the image plane before a perspective lens (z / f for a
-        pinhole), on the sphere about the lens before others. That a panorama's columns crowd at its poles, and a
-        fisheye's pixels along the rim, counts for nothing there: the other direction is as coarse as anywhere.
+        Measured along the image axis with the finer pixels, parallel to the image plane of a perspective lens (z / f
+        for a pinhole), and on the sphere about other lenses. It is not reduced where the columns of a panorama crowd at
+        its poles, or the pixels of a fisheye along its rim: along the other axis they are as coarse as elsewhere.
         """
         if self.is_pinhole:
             return -points[:, 2] / max(self.fx, self.fy)
@@ -214,7 +213,7 @@ class Lens(NamedTuple):
         return self._from_eye(points)[1] * (2 * math.pi / pixels_per_turn)
 
     def _on_plane(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points [N, 2] of the plane that is then distorted; and which can be there at all."""
+        """Points [N, 2] of the plane before distortion, and which of them can be projected at all."""
         x, y, depth = points[:, 0], -points[:, 1], -points[:, 2]
         flat = torch.stack([x, y], dim=-1)
         if self.kind is LensType.PERSPECTIVE:
@@ -235,7 +234,7 @@ class Lens(NamedTuple):
     def _from_eye(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Longitude [N] of the rays to points, their length [N], and the points relative to the rays' origins [N, 3].
 
-        The length is 0 where no ray leads to a point: within the circle that a stereo panorama is seen from.
+        The length is 0 if no ray leads to a point: within the viewing circle of a stereo panorama.
         """
         if self.kind in _VR180:
             points = points - points.new_tensor([_VR180[self.kind], 0.0, 0.0])
@@ -269,10 +268,10 @@ def make_lens(
         center: cx, cy (pixels).
         size: width, height (pixels).
         coefficients: of the distortion: k1, k2, k3, k4, p1, p2; for fisheye624 k0, ..., k5, p0, p1, s0, s1, s2, s3;
-            none: no distortion. Ignored for other lenses than perspective and fisheye, which have none.
+            none: no distortion. Ignored for lenses other than perspective and fisheye.
 
     Raises:
-        ValueError: if a focal length is not positive, or the coefficients are not finite or not as many.
+        ValueError: a focal length is not positive, or the coefficients are not finite or have the wrong number.
     """
     if not all(0 < f < math.inf for f in focal):
         raise ValueError(f"focal lengths must be positive and finite, got fx, fy = {focal}")
@@ -293,10 +292,10 @@ def make_lens(
 
 
 def stack_lenses(lenses: Sequence[Lens]) -> Lens:
-    """One lens for image coordinates each of which is of another camera; what all have in common stays a number.
+    """One lens for image coordinates of different cameras; parameters that all lenses share stay numbers.
 
     Args:
-        lenses: of one kind and with as many distortion maps each.
+        lenses: of one kind and with the same number of distortion maps.
 
     Returns:
         A lens whose other parameters are float64 tensors [number of lenses].

@@ -1,4 +1,4 @@
-"""What photographs with known poses tell about where things are: points to start from when no SfM ones came along."""
+"""Triangulation of points from images with known poses: initial points for scenes without SfM points."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 from ns_support.lenses.lens import Lens
 
 _FEATURES = 4000
-"""SIFT features of an image, the strongest."""
+"""Number of SIFT features of an image; the strongest are kept."""
 _NEIGHBORS = 10
-"""Cameras that each camera is matched with: the nearest that look in about the same direction."""
+"""Number of cameras that each camera is matched with: the nearest that look in about the same direction."""
 _MAX_TURN = 60.0
 """Angle between optical axes above which features are not compared (degrees)."""
 _RATIO = 0.8
-"""A match counts if it is closer than this times the second best (Lowe 2004)."""
+"""A match is accepted if it is closer than this times the second best (Lowe 2004)."""
 _MIN_PARALLAX = 1.5
 """Angle between two rays below which their intersection is too uncertain (degrees)."""
 _MAX_ERROR = 2.0
-"""Distance from a feature to where its point is seen, in both images (pixels)."""
+"""Maximum reprojection error in both images (pixels)."""
 
-_COMPANY = 5
-"""Which nearest neighbour of a point tells how lonely it is."""
-_LONELY = 5.0
-"""A point is a false match if that neighbour is this times as far as usual, relative to the distance of the cameras."""
+_OUTLIER_NEIGHBOR = 5
+"""Outlier removal uses the distance to the 5th nearest neighbour, relative to the distance to the nearest camera."""
+_OUTLIER_RATIO = 5.0
+"""A point is an outlier if that is more than this times the median over all points."""
 
 
 class Points(NamedTuple):
@@ -45,7 +45,7 @@ class Points(NamedTuple):
 
 
 class _Features(NamedTuple):
-    """What SIFT found in an image: world rays [K, 3] each, pixels [K, 2], descriptors [K, 128], colours [K, 3]."""
+    """SIFT features of an image: world rays [K, 3] each, pixels [K, 2], descriptors [K, 128], colours [K, 3]."""
 
     origins: Tensor
     directions: Tensor
@@ -55,7 +55,7 @@ class _Features(NamedTuple):
 
 
 def cameras_inside(centers: Tensor, box: Tensor) -> bool:
-    """Whether most of C >= 0 cameras [C, 3] are inside of a box [2, 3]: a capture, whose content is anywhere."""
+    """Whether most of C >= 0 cameras [C, 3] are inside a box [2, 3]: a capture, whose content may be anywhere."""
     if len(centers) == 0:
         return False
     inside = ((centers >= box[0].to(centers)) & (centers <= box[1].to(centers))).all(-1)
@@ -63,38 +63,36 @@ def cameras_inside(centers: Tensor, box: Tensor) -> bool:
 
 
 def triangulated_points(
-    photographs: Iterable[tuple[Tensor, Tensor | None]],
+    images: Iterable[tuple[Tensor, Tensor | None]],
     camera_to_worlds: Tensor,
     lenses: Sequence[Lens],
     follow: Callable[[Iterable[Any], str, int], Iterable[Any]] = lambda things, what, total: things,
 ) -> Points:
-    """Points where the rays of matching SIFT features of two photographs meet, their poses being known.
+    """Triangulate points from the rays of matching SIFT features in pairs of images with known poses.
 
-    Features are OpenCV's, matched by Lowe's ratio test in both directions. A match gives the point midway between its
-    two rays at their closest, if that lies before both cameras, the rays differ by 1.5 degrees or more, and both lenses
-    show the point within 2 pixels of the feature. Works with every lens that has rays, distorted ones too.
+    Features are OpenCV's, matched by Lowe's ratio test in both directions. A match gives the midpoint of the shortest
+    segment between its two rays, if this point lies in front of both cameras, the rays differ by 1.5 degrees or more,
+    and the reprojection error is at most 2 pixels in both images. Works with all lenses, distorted ones included.
 
     Args:
-        photographs: C images [H, W, 3 or 4] uint8, each with a mask [H, W, 1] bool of where features may lie, or None
-            for everywhere. One is held at a time.
+        images: C images [H, W, 3 or 4] uint8, each with a mask [H, W, 1] bool of where features may lie, or None for
+            everywhere. Only one image is in memory at a time.
         camera_to_worlds: [C, 3, 4]; cameras look along their -z axis.
         lenses: C lenses.
-        follow: gives back what is to be iterated over, and may show how far it is; told what is done, and how often.
+        follow: wraps an iterable, given a description and its length, and may report progress.
 
     Returns:
-        As many as were found, perhaps none; a place that many pairs see comes as often. Those far from any other, for
-        their distance from the cameras, are left out.
+        The points, possibly none. A place that several pairs see appears several times. Outliers, which are far from
+        other points relative to their distance from the cameras, are removed.
     """
     poses = camera_to_worlds.double().cpu()
     found = [
         _features(image[..., :3].cpu().numpy(), pose, lens, mask)
-        for (image, mask), pose, lens in zip(
-            follow(photographs, "Finding features", len(poses)), poses, lenses, strict=True
-        )
+        for (image, mask), pose, lens in zip(follow(images, "Finding features", len(poses)), poses, lenses, strict=True)
     ]
     positions, colors = [torch.zeros(0, 3)], [torch.zeros(0, 3, dtype=torch.uint8)]
     pairs = neighbors(poses)
-    for i, j in follow(pairs, "Matching photographs", len(pairs)):
+    for i, j in follow(pairs, "Matching images", len(pairs)):
         a, b = _matches(found[i], found[j])
         points = _midpoints(found[i], found[j], a, b)
         for camera, features, own in ((i, found[i], a), (j, found[j], b)):
@@ -106,23 +104,23 @@ def triangulated_points(
         positions.append(points[kept].float())
         colors.append(found[i].colors[a][kept])
     everything = Points(torch.cat(positions), torch.cat(colors))
-    kept = _in_company(everything.positions, poses[:, :, 3].float())
+    kept = _inliers(everything.positions, poses[:, :, 3].float())
     return Points(everything.positions[kept], everything.colors[kept])
 
 
-def _in_company(points: Tensor, centers: Tensor) -> Tensor:
-    """[N] bool, which points have others near by; false matches that pass all tests lie scattered."""
-    if len(points) <= _COMPANY:
+def _inliers(points: Tensor, centers: Tensor) -> Tensor:
+    """[N] bool, which points have others nearby; false matches that pass all tests are scattered."""
+    if len(points) <= _OUTLIER_NEIGHBOR:
         return torch.zeros(len(points), dtype=torch.bool)
     places = points.numpy()
-    to_others = cKDTree(places).query(places, k=_COMPANY + 1)[0][:, -1]
+    to_others = cKDTree(places).query(places, k=_OUTLIER_NEIGHBOR + 1)[0][:, -1]
     to_cameras = cKDTree(centers.numpy()).query(places)[0]
-    loneliness = torch.from_numpy(to_others / np.maximum(to_cameras, 1e-12))
-    return loneliness <= _LONELY * loneliness.median()
+    isolation = torch.from_numpy(to_others / np.maximum(to_cameras, 1e-12))
+    return isolation <= _OUTLIER_RATIO * isolation.median()
 
 
 def neighbors(camera_to_worlds: Tensor) -> list[tuple[int, int]]:
-    """Pairs (i < j) of cameras worth matching: for each of C [C, 3, 4] the nearest that look about the same way."""
+    """Pairs (i < j) of cameras to match: for each of C [C, 3, 4] the nearest ones with about the same direction."""
     centers, axes = camera_to_worlds[:, :, 3], camera_to_worlds[:, :, 2]
     distances = torch.cdist(centers, centers)
     turned = (axes @ axes.T).clamp(-1, 1).arccos() > np.radians(_MAX_TURN)
@@ -135,14 +133,14 @@ def neighbors(camera_to_worlds: Tensor) -> list[tuple[int, int]]:
 
 
 def _features(image: npt.NDArray[np.uint8], pose: Tensor, lens: Lens, mask: Tensor | None) -> _Features:
-    # OpenCV takes half a second to import: only who has no points waits for it.
+    # Imported late: OpenCV takes half a second to import, and scenes with SfM points do not need it.
     import cv2
 
     gray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     allowed = np.ones_like(gray) if mask is None else mask.cpu().numpy()[..., 0].astype(gray.dtype)
     keypoints, descriptors = cv2.SIFT.create(_FEATURES, contrastThreshold=0.01).detectAndCompute(gray, allowed)
     places = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float64).reshape(-1, 2)
-    # OpenCV has the first pixel's centre at 0.
+    # In OpenCV the centre of the first pixel is at 0.
     pixels = torch.from_numpy(places) + 0.5
     origins, directions, exist = lens.rays(pixels[:, 0], pixels[:, 1])
     rotation, center = pose[:, :3], pose[:, 3]
@@ -160,20 +158,20 @@ def _features(image: npt.NDArray[np.uint8], pose: Tensor, lens: Lens, mask: Tens
 
 
 def _matches(first: _Features, second: _Features) -> tuple[Tensor, Tensor]:
-    """Rows of both that belong together."""
+    """Indices of matching features in both images."""
     if min(len(first.pixels), len(second.pixels)) < 2:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     similarity = torch.from_numpy(first.descriptors @ second.descriptors.T)
     top = similarity.topk(2, dim=1)
     (best, runner_up), chosen, back = top.values.unbind(-1), top.indices[:, 0], similarity.argmax(0)
-    # Descriptors are of unit length: squared distances are 2 - 2 times the similarity.
+    # Descriptors have unit length: squared distances are 2 - 2 times the similarity.
     clear = (1 - best).clamp_min(0) < _RATIO**2 * (1 - runner_up)
     rows = torch.nonzero(clear & (back[chosen] == torch.arange(len(chosen))))[:, 0]
     return rows, chosen[rows]
 
 
 def _midpoints(first: _Features, second: _Features, a: Tensor, b: Tensor) -> Tensor:
-    """[M, 3] points closest to both rays of each match; NaN where they do not tell."""
+    """[M, 3] midpoints of the shortest segments between the two rays of each match; NaN if unreliable."""
     o, p, d, e = first.origins[a], second.origins[b], first.directions[a], second.directions[b]
     cosine = (d * e).sum(-1)
     apart, sine2 = p - o, (1 - cosine * cosine).clamp_min(1e-12)

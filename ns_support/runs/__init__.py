@@ -1,1 +1,1 @@
-"""A training run: checked at its start, stopped, saved whole, found again."""
+"""Training runs: checks at the start, stopping, saving and finding checkpoints."""

@@ -1,4 +1,4 @@
-"""How training goes on, in the terminal: one line that is kept up to date, or a plain one now and then in a file."""
+"""Training progress: a single updated line in a terminal, or a plain line at intervals in a file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rich.text import Text
 from ns_support.terminal import TERMINAL
 
 _PLAIN_EVERY = 30.0
-"""Seconds between two lines where there is no terminal."""
+"""Interval of lines without a terminal (s)."""
 _UNTIMED = 2
-"""Steps that compile kernels and fill caches: no time is foretold from them."""
+"""First steps, which compile kernels and fill caches: they are not used to estimate the remaining time."""
 _WINDOW = 60.0
-"""Seconds whose steps foretell the time of those to come."""
+"""The remaining time is estimated from the steps of this period (s)."""
 _SMOOTHED = 20
-"""Logged values of PSNR, each of a small part of the photographs, that are averaged."""
+"""Number of logged PSNR values, each of a small part of the images, that are averaged."""
 _NARROW = 76
-"""Columns below which there is no room for a bar."""
+"""Terminal width below which no bar is shown (columns)."""
 
 
 class TrainingProgress(LocalWriter):
-    """Takes the place of nerfstudio's table of the latest values, which reprints itself with control codes.
+    """Replaces nerfstudio's table of the latest values, which is reprinted with control codes.
 
     Args:
-        first: the training step that comes next.
-        steps: how many are to come.
-        console: where to; the terminal.
+        first: the next training step.
+        steps: number of remaining steps.
+        console: output; default: the terminal.
     """
 
     def __init__(self, first: int, steps: int, console: Console = TERMINAL) -> None:
@@ -66,8 +66,8 @@ class TrainingProgress(LocalWriter):
             self.gaussians = int(metrics["gaussian_count"])
 
     def follow(self, step: int) -> None:
-        """Note that a step is done, and show it."""
-        if self._over:  # nerfstudio writes once more, at a step that is none
+        """Record that a step is done, and show it."""
+        if self._over:  # nerfstudio writes once more after the end, with an invalid step
             return
         now = monotonic()
         if step >= self.first + _UNTIMED - 1:
@@ -81,11 +81,11 @@ class TrainingProgress(LocalWriter):
             self._console.print(self.line(step), markup=False, soft_wrap=True)
 
     def line(self, step: int) -> str:
-        """Where training stands after a step, in one line of fewer than 60 characters."""
+        """The state of training after a step, in one line of fewer than 60 characters."""
         return f"step {step + 1:,} of {self.end:,}: {', '.join(self.facts(step))}"
 
     def facts(self, step: int) -> list[str]:
-        """PSNR, Gaussians and the time left, as far as they are known."""
+        """PSNR, number of Gaussians and remaining time, as far as they are known."""
         left = self.seconds_left(step)
         return [
             *([] if self.psnr is None else [f"{self.psnr:.1f} dB"]),
@@ -94,7 +94,7 @@ class TrainingProgress(LocalWriter):
         ]
 
     def seconds_left(self, step: int) -> float | None:
-        """Time to the end at the pace of the latest minute; None while nothing but compilation has been seen."""
+        """Remaining time at the pace of the latest minute; None before any step without compilation."""
         if len(self._times) < 2:
             return None
         (begin, first), (end, last) = self._times[0], self._times[-1]
@@ -107,11 +107,11 @@ class TrainingProgress(LocalWriter):
             self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
             self._progress.add_task("", total=self.end, completed=self.first, facts="")
             self._progress.start()
-        # Called after each step: the display itself is redrawn four times a second.
+        # Called after each step; the display is redrawn only four times a second.
         self._progress.update(self._progress.task_ids[0], completed=step + 1, facts="  ".join(self.facts(step)))
 
     def stop(self) -> None:
-        """Take the line away for good; what is printed after it stands where it was."""
+        """Remove the line for good; later output takes its place."""
         self._over = True
         if self._progress is not None:
             self._progress.stop()
@@ -124,7 +124,7 @@ class _Facts(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units at most, e.g. "1 h 20 min", "12 min", "45 s"."""
+    """A time in at most two units, e.g. "1 h 20 min", "12 min", "45 s"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -137,7 +137,7 @@ def duration(seconds: float) -> str:
 
 
 def install(progress: TrainingProgress) -> None:
-    """Have nerfstudio write to this in place of its own table; TensorBoard and the like stay as they are."""
+    """Replace nerfstudio's own table by this writer; TensorBoard and other writers are kept."""
     others = [w for w in writer.EVENT_WRITERS if not isinstance(w, LocalWriter)]
     writer.EVENT_WRITERS[:] = [*others, progress]
     writer.GLOBAL_BUFFER["max_iter"] = progress.end

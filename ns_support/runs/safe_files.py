@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from pathlib import Path
 from ns_support.errors import UserError
 
 _SUFFIX = ".part"
-"""How the names of files end that are not whole yet."""
+"""Suffix of the names of incomplete files."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a used-up quota and a file of the greatest size allowed raise."""
+"""Errors of a full disk, an exhausted quota and a file that exceeds the maximum size."""
 
 
 @contextmanager
 def replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Write a file under a temporary name; it gets its own name once it is whole and on the disk.
+    """Write a file under a temporary name, and rename it once it is complete and on the disk.
 
-    Whatever happens in between, a kill included, `path` is what it was before. Missing folders are made.
+    If anything goes wrong before that, even if the process is killed, `path` is unchanged. Missing folders are made.
 
     Args:
-        path: the file to write; an older one is replaced.
-        folder: where the temporary file lies, on the same file system as `path`; None: beside it.
+        path: the file to write; an existing one is replaced.
+        folder: of the temporary file, on the same file system as `path`; None: the same folder.
 
     Yields:
-        The temporary file's path, to be written by the caller. Its name does not end as that of `path` does.
+        The temporary file's path, to be written by the caller. It has another suffix than `path`.
 
     Raises:
-        UserError: the file can't be written: no space, no right, a folder in the way. Names the file and the cause.
+        UserError: the file can't be written (no space, no permission, a folder in its place); names the file and the
+            cause.
 
     Example:
         >>> with replaced(Path("scene.ply")) as draft:  # doctest: +SKIP
@@ -53,14 +54,14 @@ def replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 def unwritable(path: Path, error: OSError) -> str:
-    """The sentence for a file or folder that can't be written."""
+    """The message for a file or folder that can't be written."""
     free = f"; {_free(path)} free there" if error.errno in FULL else ""
     cause = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
     return f"{path} can't be written: {cause}{free}. What was there before is unchanged."
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what `replaced` left in a folder when its process was killed; the drafts of living processes stay."""
+    """Remove the temporary files that `replaced` left in a folder when its process was killed."""
     for draft in folder.glob(f".*{_SUFFIX}"):
         process = draft.name.removesuffix(_SUFFIX).rpartition(".")[2]
         if process.isdecimal() and not _lives(int(process)):
@@ -73,7 +74,7 @@ def _free(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written; of a folder, its entries. Windows has no such thing for folders."""
+    """Flush a file, or the entries of a folder, to the disk. Windows can't do so for folders."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -88,6 +89,6 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it lives, and is someone else's
+    except OSError:  # it exists and belongs to another user
         return True
     return True

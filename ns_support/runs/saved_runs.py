@@ -1,6 +1,6 @@
-"""The checkpoints of a run: finding the one to load, telling whether it is whole, reading and writing it.
+"""The checkpoints of a run: finding the one to load, verifying that it is complete, reading and writing it.
 
-A checkpoint is a zip archive, which has a checksum for each of its parts: what was cut off or altered shows.
+A checkpoint is a zip archive with a checksum for each of its parts, so that truncation and changes are detected.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ns_support.runs.safe_files import remove_drafts, replaced
 from ns_support.terminal import warn
 
 MODEL_FOLDER = "nerfstudio_models"
-"""What nerfstudio calls the folder of a run's checkpoints. It reads a step out of every name in there."""
+"""nerfstudio's name of the folder of a run's checkpoints. nerfstudio parses a step from every file name in it."""
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _PARTS = ("step", "pipeline")
 _NAMED = 5
-"""So many runs are named where one is to be chosen."""
+"""Maximum number of runs that a message names."""
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, TypeError)
-"""What `torch.load` raises over a file that is no checkpoint, or one that it does not trust."""
+"""What `torch.load` raises for a file that is not a checkpoint, or that it does not trust."""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint by name; nothing is known of what is in it."""
+    """A checkpoint by name; its contents have not been examined."""
 
     step: int
     path: Path
 
 
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
-    """The checkpoints of a folder, the newest first; other files are passed over."""
+    """The checkpoints of a folder, the newest first; other files are ignored."""
     if not folder.is_dir():
         return []
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
@@ -43,12 +43,12 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there from end to end, by the checksums of all its parts."""
+    """Whether a checkpoint is complete, by the checksums of all its parts."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
-        # A damaged directory may claim an encryption or a compression that does not exist.
+        # A damaged archive directory may claim an unknown encryption or compression.
         return False
 
 
@@ -57,10 +57,10 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
 
     Args:
         folder: the run's folder, or that of its checkpoints.
-        step: the checkpoint's; None: the newest one that is whole. A newer one that is damaged is named.
+        step: of the checkpoint; None: the newest complete one. A warning names a newer one that is damaged.
 
     Raises:
-        UserError: there is no such folder or checkpoint, or none is whole.
+        UserError: there is no such folder or checkpoint, or none is complete.
     """
     if not folder.exists():
         raise UserError(f"The folder {folder} does not exist: there is no run to load a checkpoint from.")
@@ -92,10 +92,10 @@ def find_config(path: Path) -> Path:
     """The config.yml of a run.
 
     Args:
-        path: the file itself, the run's folder or that of its checkpoints, or a folder above a single run.
+        path: the file itself, the run's folder or that of its checkpoints, or a folder that contains a single run.
 
     Raises:
-        UserError: there is none, or there are several, which are named.
+        UserError: there is none, or there are several; names them.
     """
     if path.is_file():
         return path
@@ -114,10 +114,10 @@ def find_config(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU. Nothing that is in the file is executed.
+    """The contents of a checkpoint, on the CPU. No code in the file is executed.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint of a nerfstudio training.
+        UserError: the file is missing, damaged, or not a checkpoint of a nerfstudio training.
     """
     if not path.is_file():
         raise UserError(f"The checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}.")
@@ -135,20 +135,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(state: dict[str, Any], path: Path, only_latest: bool) -> None:
-    """Write a checkpoint; the ones before it go once it is whole, and only then.
+    """Write a checkpoint; older ones are removed only after it is complete.
 
     Args:
-        state: what `read_checkpoint` is to give back.
-        path: its name, in the folder of a run's checkpoints. The temporary file lies in the folder above.
-        only_latest: whether the others in the folder are then removed.
+        state: the contents, as returned by `read_checkpoint`.
+        path: the file, in the folder of a run's checkpoints. The temporary file is in the parent folder.
+        only_latest: whether the other checkpoints in the folder are then removed.
 
     Raises:
-        UserError: it can't be written. The others are still there.
+        UserError: it can't be written; the others still exist.
     """
     run = path.parent.parent
     if run.is_dir():
         remove_drafts(run)
-    # A file of Python's, since torch's own reports a full disk as an unexpected position.
+    # Through a Python file object, because torch's own writer reports a full disk as an unexpected position.
     with replaced(path, folder=run) as draft, draft.open("wb") as file:
         try:
             torch.save(state, file)

@@ -1,4 +1,4 @@
-"""What is checked when `ns-train` starts, before anything is printed, made or loaded."""
+"""Checks at the start of `ns-train`, before anything is printed, created or loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def check_run(config: SharedTrainerConfig) -> None:
-    """Refuse a training that can't begin, and make the folder of one that can.
+    """Check everything that a training needs, and make its folder.
 
     Raises:
-        UserError: names the option and what it must be: the settings, the device, the data, the checkpoint to resume
-            from or the output folder.
+        UserError: the settings, the device, the data, the checkpoint to resume from or the output folder are unusable;
+            names the option and its valid values.
     """
     if config.max_num_iterations < 1:
         raise UserError(f"--max-num-iterations must be at least 1, got {config.max_num_iterations}.")
@@ -40,13 +40,13 @@ def check_run(config: SharedTrainerConfig) -> None:
 
 
 def check_data(datamanager: Any) -> None:
-    """Refuse a data folder that is not there, empty or of no known format.
+    """Refuse a data folder that does not exist, is empty or has an unknown format.
 
     Args:
         datamanager: its configuration.
 
     Raises:
-        UserError: as `check_data_folder` and `parser_name`.
+        UserError: as for `check_data_folder` and `parser_name`.
     """
     path = Path(datamanager.data or datamanager.dataparser.data)
     check_data_folder(path)
@@ -54,10 +54,10 @@ def check_data(datamanager: Any) -> None:
 
 
 def resume_path(config: SharedTrainerConfig) -> Path | None:
-    """The checkpoint that training is to go on from; None where it begins.
+    """The checkpoint to resume from; None for a new training.
 
     Raises:
-        UserError: there is none where the configuration says.
+        UserError: the configured checkpoint does not exist.
     """
     if config.load_dir is not None:
         return find_checkpoint(config.load_dir, config.load_step)
@@ -70,10 +70,10 @@ def resume_path(config: SharedTrainerConfig) -> Path | None:
 
 
 def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConfig) -> None:
-    """Refuse a checkpoint of another method, by the parameters that its optimisers have.
+    """Refuse a checkpoint of another method, recognised by its optimisers.
 
     Raises:
-        UserError: names the checkpoint, and the method where the checkpoint knows it.
+        UserError: names the checkpoint, and its method if the checkpoint contains it.
     """
     if "optimizers" not in state:
         raise UserError(f"{path} holds no optimisers: it can be looked at, and not trained further.")
@@ -88,10 +88,10 @@ def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConf
 
 
 def make_folder(folder: Path) -> None:
-    """Make a run's folder and make sure that files can be written there.
+    """Make a run's folder, and check that it is writable.
 
     Raises:
-        UserError: names the folder and why not.
+        UserError: it is not; names the folder and the reason.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,17 +103,17 @@ def make_folder(folder: Path) -> None:
 
 
 def free_timestamp(config: SharedTrainerConfig, chosen: bool) -> str:
-    """A name for the run's folder that takes no other run's place.
+    """A timestamp for the run's folder that does not belong to another run.
 
-    A training that is given a finished run's configuration, time and all (`--load-config`), would otherwise remove that
-    run's model as soon as it saved its own. The one run that may be continued in its own folder is the one resumed.
+    With `--load-config`, a training gets a finished run's configuration including its timestamp, and would remove that
+    run's model on its first save. Only a run that is being resumed may continue in its own folder.
 
     Args:
         config: with a timestamp.
-        chosen: whether it was given, and is not just this moment's.
+        chosen: whether the timestamp was given, as opposed to generated from the current time.
 
     Returns:
-        The configuration's timestamp where that folder is free, else this moment's.
+        The configuration's timestamp if that folder is free, otherwise one of the current time.
     """
     before = config.timestamp
     folder = config.get_checkpoint_dir()

@@ -1,7 +1,7 @@
-"""Ctrl+C and SIGTERM while training: the first one ends it after the step at hand, with a checkpoint.
+"""Ctrl+C and SIGTERM during training: the first one ends it after the current step, with a checkpoint.
 
-With several processes, the command that started them passes its signal on as SIGUSR1: a terminal's Ctrl+C reaches all
-of them at once, and whoever ends a command by its process number reaches none of them.
+With several processes, the command that started them forwards its signal as SIGUSR1: Ctrl+C in a terminal reaches all
+of them at once, whereas a signal to the command's process id reaches none of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 _PASSED_ON = getattr(signal, "SIGUSR1", None)
-"""None on Windows, where processes that train together end at once."""
+"""None on Windows, where the processes of a training are ended at once."""
 _MESSAGE = "\nStopping after this step and saving. Once more to stop at once.\n"
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -25,12 +25,12 @@ Handler = Callable[[int, FrameType | None], Any]
 
 @contextmanager
 def stop_signals(stop: Callable[[], bool]) -> Iterator[None]:
-    """In here, the first SIGINT or SIGTERM calls a function, and the second raises `KeyboardInterrupt`.
+    """Within this context, the first SIGINT or SIGTERM calls a function, and the second raises `KeyboardInterrupt`.
 
-    Only the main thread gets signals: in others, and in a notebook's, nothing changes.
+    Only the main thread receives signals: on other threads, such as a notebook's, this has no effect.
 
     Args:
-        stop: asks for the end; true if something is still to be waited for, which the user is then told.
+        stop: requests the end; returns True if the user must wait for it, which is then reported.
     """
     asked = False
 
@@ -40,7 +40,7 @@ def stop_signals(stop: Callable[[], bool]) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         if stop():
-            # Not through a stream: the signal may have come in the middle of writing to it.
+            # Not through a stream: the signal may have interrupted a write to it.
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _MESSAGE.encode())
 
     with _handled({signal.SIGINT: handler, signal.SIGTERM: handler}):
@@ -49,11 +49,11 @@ def stop_signals(stop: Callable[[], bool]) -> Iterator[None]:
 
 @contextmanager
 def stop_signals_of_worker(stop: Callable[[], bool]) -> Iterator[None]:
-    """`stop_signals` for one of several processes, which its parent tells when to stop."""
+    """`stop_signals` for one of several processes, which are stopped by their parent."""
     parent = os.getppid()
 
     def orphaned(number: int, frame: FrameType | None) -> None:
-        if os.getppid() != parent:  # torch has its processes sent SIGINT when their parent dies
+        if os.getppid() != parent:  # torch makes the system send SIGINT to its processes when their parent dies
             raise KeyboardInterrupt
 
     handlers: dict[int, Handler] = {signal.SIGINT: orphaned}
@@ -65,10 +65,10 @@ def stop_signals_of_worker(stop: Callable[[], bool]) -> Iterator[None]:
 
 @contextmanager
 def pass_signals_on() -> Iterator[Callable[[], bool]]:
-    """In here, the first SIGINT or SIGTERM is passed on to this process's children, and the second interrupts it.
+    """Within this context, the first SIGINT or SIGTERM is forwarded to the child processes, and the second interrupts.
 
     Yields:
-        A function that tells whether a signal has come.
+        A function that returns whether a signal was received.
     """
     came = False
 

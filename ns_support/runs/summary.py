@@ -1,4 +1,4 @@
-"""What a training says at its start and at its end, beside what happens in between."""
+"""Messages at the start and the end of a training."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _FORMATS = {
     "colmap": "COLMAP model",
 }
 _FRAMES = 240
-"""About so many frames does the suggested video have, whatever the number of evaluation images."""
+"""Approximate number of frames of the suggested video, independent of the number of evaluation images."""
 _NOT_AGAIN = ("--load-dir", "--load-checkpoint", "--load-step", "--load-config", "--timestamp", "--start-paused")
-"""Options of `ns-train` that make no sense, or another one, in the command that goes on with a training."""
+"""Options of `ns-train` that must not be repeated in the command that resumes a training."""
 
 
 def data_facts(datamanager: Any) -> str:
-    """What was recognised in the data folder: format, images and their sizes, points.
+    """A description of the data: format, images and their sizes, points.
 
     Args:
-        datamanager: one of nerfstudio's, set up.
+        datamanager: a nerfstudio datamanager after setup.
     """
     parser = parser_name(datamanager.config.dataparser)
     train, evaluation = datamanager.train_dataset, datamanager.eval_dataset
@@ -52,7 +52,7 @@ def _sizes(cameras: Cameras) -> str:
 
 
 def device_facts(device: torch.device | str) -> str:
-    """What is computed on."""
+    """A description of the training device."""
     device = torch.device(device)
     if device.type == "cuda":
         return f"GPU: {torch.cuda.get_device_name(device)}."
@@ -61,12 +61,12 @@ def device_facts(device: torch.device | str) -> str:
 
 
 def say_farewell(trainer: Any, steps: int, seconds: float) -> None:
-    """The result of a training in numbers, and the commands that go on from it.
+    """Print the result of a training in numbers, and the commands to use it with.
 
     Args:
-        trainer: a `SharedTrainer` whose training is over.
-        steps: done in this run.
-        seconds: that they took.
+        trainer: a `SharedTrainer` whose training has ended.
+        steps: number of steps of this run.
+        seconds: their duration.
     """
     progress, config = trainer.progress, trainer.config
     results = [
@@ -93,10 +93,10 @@ def say_farewell(trainer: Any, steps: int, seconds: float) -> None:
 
 
 def resume_command(words: Sequence[str], config: Any) -> str:
-    """The command that goes on with a training: the one that began it, from the run's newest checkpoint.
+    """The command that resumes a training from its newest checkpoint, derived from the one that started it.
 
     Args:
-        words: the command line that this process was started with.
+        words: the command line of this process.
         config: the training's configuration.
     """
     folder = ["--load-dir", str(config.get_base_dir())]
@@ -115,5 +115,5 @@ def resume_command(words: Sequence[str], config: Any) -> str:
             skipping = False
             continue
         kept.append(word)
-    # Options of the training come before the name of a data parser, which may end the command.
+    # The training's options must come before the name of a data parser, which may be at the end of the command.
     return shlex.join(["ns-train", *kept[:1], *folder, *kept[1:]])

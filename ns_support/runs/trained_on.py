@@ -1,7 +1,7 @@
-"""What a checkpoint was trained on: a run is resumed on the same photographs in the same places, or not at all.
+"""Records the training data in a checkpoint: a run is resumed only with the same images at the same poses.
 
-nerfstudio normalises a scene's cameras anew at each start. Two photographs more or fewer move all others, and the model
-that a checkpoint holds would stand beside its own photographs.
+nerfstudio normalises a scene's cameras at each start. If images are added or removed, all other cameras move, and the
+model of a checkpoint would no longer be aligned with its images.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from nerfstudio.data.datamanagers.base_datamanager import DataManager
 from torch import Tensor
 
 KEY = "trained_on"
-"""Its place in a checkpoint."""
+"""Its key in a checkpoint."""
 _SAME = 1e-4
-"""Relative difference below which two numbers are the same: files hold six digits."""
+"""Relative difference below which two numbers count as equal: files contain six digits."""
 _NAMED = 3
-"""So many photographs are named."""
+"""Maximum number of images that a message names."""
 
 
 def trained_on(datamanager: DataManager) -> dict[str, Any]:
-    """What tells the training data of a run from others.
+    """The identifying properties of a run's training data.
 
     Returns:
-        "names", the N photographs' file names; "transform" [3, 4] and "scale", with which nerfstudio normalised the
-        scene; "poses" [N, 3, 4], camera to world; "lenses" [N, K], independent of the photographs' resolution.
+        "names", the N images' file names; "transform" [3, 4] and "scale", with which nerfstudio normalised the scene;
+        "poses" [N, 3, 4], camera to world; "lenses" [N, K], independent of the images' resolution.
     """
     outputs = datamanager.train_dataparser_outputs
     cameras = datamanager.train_dataset.cameras
@@ -43,7 +43,7 @@ def trained_on(datamanager: DataManager) -> dict[str, Any]:
 
 
 def normalization_beside(checkpoint: Path) -> dict[str, Any] | None:
-    """The part of `trained_on` that nerfstudio keeps in the run's folder, for checkpoints without; None without it."""
+    """For checkpoints without `trained_on`: the part of it that nerfstudio writes to the run's folder, or None."""
     path = checkpoint.parent.parent / "dataparser_transforms.json"
     try:
         content = json.loads(path.read_text("utf8"))
@@ -53,25 +53,25 @@ def normalization_beside(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What differs between the data that a run was trained on and what is there now, in words; None: nothing.
+    """A description of the difference between a run's training data and the present data; None if there is none.
 
     Args:
-        before: what `trained_on` gave then, or a part of it.
-        now: what it gives now.
+        before: the result of `trained_on` in training, or a part of it.
+        now: its present result.
     """
     names, poses = before.get("names"), before.get("poses")
     if names is not None and poses is not None and len(names) != len(now["names"]):
-        return _other_photographs(names, now["names"])
+        return _other_images(names, now["names"])
     if poses is not None:
         apart = torch.linalg.vector_norm(poses[:, :, 3] - now["poses"][:, :, 3], dim=-1)
         turned = torch.linalg.matrix_norm(poses[:, :, :3] - now["poses"][:, :, :3])
-        # Where all cameras stand in one place, their distance from the origin stands in for their spread.
+        # If all cameras are in one place, their distance from the origin is used instead of their spread.
         size = max(float(poses[:, :, 3].std(0).norm()) if len(poses) > 1 else 0.0, 1e-3 * float(poses.abs().max()))
         wrong = (apart > _SAME * size) | (turned > 10 * _SAME)
         if bool(wrong.any()):
             worst = int(apart.argmax())
             return (
-                f"the cameras of {int(wrong.sum())} of {len(poses)} photographs are not where they were; "
+                f"the cameras of {int(wrong.sum())} of {len(poses)} images are not where they were; "
                 f"that of {now['names'][worst]} is {float(apart[worst]):.3g} (scene units) away"
             ) + _rescaled(before, now)
         lenses = before["lenses"]
@@ -82,9 +82,9 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     return None if same else "nerfstudio places the scene differently" + _rescaled(before, now)
 
 
-def _other_photographs(before: list[str], now: list[str]) -> str:
+def _other_images(before: list[str], now: list[str]) -> str:
     gone, new = ([n for n in some if n not in others] for some, others in ((before, now), (now, before)))
-    parts = [f"there were {len(before)} photographs to train on, and now there are {len(now)}"]
+    parts = [f"there were {len(before)} images to train on, and now there are {len(now)}"]
     for what, some in (("gone", gone), ("new", new)):
         if some:
             more = f" and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
@@ -99,7 +99,7 @@ def _rescaled(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _lenses(cameras: Cameras) -> Tensor:
-    """[N, K]: kind, focal lengths and centre in parts of the image's size, distortion."""
+    """[N, K]: camera type, focal lengths and centre relative to the image's size, distortion."""
     width, height = cameras.width.double(), cameras.height.double()
     parts = [
         cameras.camera_type.double(),

@@ -1,4 +1,4 @@
-"""What has to happen before nerfstudio runs a method. Importing this package is enough, and does all of it, once."""
+"""Process-wide setup that must precede a nerfstudio command. Importing this package performs all of it, once."""
 
 from ns_support.startup.checkpoints import allow_numpy_scalars
 from ns_support.startup.ffmpeg import offer_ffmpeg

@@ -1,4 +1,4 @@
-"""Which device a method trains on when the user names none."""
+"""The default training device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 
 def default_device_type() -> Literal["cuda", "cpu"]:
-    """Value for nerfstudio's `MachineConfig.device_type`: "cuda" where there is a CUDA device, else "cpu".
+    """Value for nerfstudio's `MachineConfig.device_type`: "cuda" if there is a CUDA device, else "cpu".
 
-    nerfstudio's own default is "cuda" everywhere, which stops `ns-train` on a machine without one.
+    nerfstudio's own default is always "cuda", with which `ns-train` fails on a machine without a GPU.
     """
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
-"""Give nerfstudio an `ffmpeg` where the machine has none.
+"""Provide nerfstudio with an `ffmpeg` if the machine has none.
 
 `ns-render interpolate`, `spiral` and `camera-path` refuse to start without a program of that name on the PATH, even
-when they are to write single images. The `imageio-ffmpeg` wheel carries one under another name. `offer_ffmpeg`
-puts it behind everything else on this process's PATH, so that a machine's own ffmpeg always wins.
+when they only write single images. The `imageio-ffmpeg` wheel contains one under another name. `offer_ffmpeg` appends
+it to this process's PATH, so that the machine's own ffmpeg always takes precedence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NAME = "ffmpeg.exe" if sys.platform == "win32" else "ffmpeg"
 
 
 def default_folder() -> Path:
-    """Where the link to the wheel's program is kept: the user's cache folder."""
+    """The folder for the link to the wheel's program, in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "raygauss-hardmine" / "bin"
 
@@ -25,11 +25,11 @@ def offer_ffmpeg(folder: Path | None = None) -> Path | None:
     """Put an `ffmpeg` on the PATH of this process if there is none yet.
 
     Args:
-        folder: where to keep the program under the name that nerfstudio looks for; `default_folder()` when None.
+        folder: where to link the program under the name that nerfstudio looks for; None: `default_folder()`.
 
     Returns:
-        The program offered; None when the machine has its own, or when none can be offered (no wheel for this
-        platform, no folder that can be written to): nerfstudio then says itself what it misses, and when.
+        The program; None if the machine has its own, or if none can be provided (no wheel for this platform, no
+        writable folder). nerfstudio then reports the missing program when it needs it.
     """
     if shutil.which("ffmpeg") is not None:
         return None
@@ -48,10 +48,10 @@ def _place(program: Path) -> None:
 
     source = imageio_ffmpeg.get_ffmpeg_exe()
     program.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside and moved into place: another process may be doing the same, and a dangling link may lie there.
+    # Created under another name and then moved: another process may be doing the same, and the old link may dangle.
     draft = program.with_name(f"{os.getpid()}-{program.name}")
     try:
         draft.symlink_to(source)
-    except OSError:  # not allowed to every user of Windows
+    except OSError:  # on Windows not every user may create links
         shutil.copy2(source, draft)
     os.replace(draft, program)

@@ -1,8 +1,8 @@
-"""Silence the warnings that nerfstudio 1.1.5 causes at every start on today's torch, and no others.
+"""Silence the warnings that nerfstudio 1.1.5 causes at every start on current versions of torch, and no others.
 
-A user of a method can do nothing about them. Each is named by its text, its category and the module it is attributed
-to. `silence_known_warnings` installs the filters. They come too late for the three warnings that nerfstudio's commands
-raise while importing nerfstudio's own models, which happens before any plugin is loaded.
+The user can do nothing about them. Each is identified by its text, its category and the module it is attributed to.
+`silence_known_warnings` installs the filters. They come too late for three warnings that nerfstudio's commands raise
+while importing nerfstudio's own models, since plugins are loaded after that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class KnownWarning(NamedTuple):
-    """A warning as `warnings.filterwarnings` names it: two regular expressions and a category."""
+    """A warning as `warnings.filterwarnings` identifies it: two regular expressions and a category."""
 
     message: str
     category: type[Warning]
@@ -35,7 +35,7 @@ KNOWN_WARNINGS = (
         r"nerfstudio\.cameras\.cameras",
     ),
     KnownWarning(r"Converting a tensor with requires_grad=True to a scalar", UserWarning, r"nerfstudio\.utils\.writer"),
-    # At the first step: a parameter that does not count yet (higher degrees of colour) has no gradient to step with.
+    # At the first step: a parameter that is not active yet (a higher SH degree) has no gradient.
     KnownWarning(
         r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",
         UserWarning,
@@ -46,7 +46,7 @@ KNOWN_WARNINGS = (
         FutureWarning,
         r"torchmetrics\.utilities\.prints",
     ),
-    # nerfstudio asks for four whatever the machine has, and uses threads instead.
+    # nerfstudio requests four workers on any machine, and uses threads instead.
     KnownWarning(r"This DataLoader will create 4 worker processes", UserWarning, r"torch\.utils\.data\.dataloader"),
 )
 

@@ -1,1 +1,1 @@
-"""What both methods put into nerfstudio's viewer."""
+"""Additions of both methods to nerfstudio's viewer."""

@@ -1,4 +1,4 @@
-"""Surface normals from distances along rays: for any model that gives a distance, at any ray."""
+"""Surface normals from distances along rays, for any model that computes a distance for arbitrary rays."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ DistanceOf = Callable[[Tensor, Tensor], Tensor]
 
 
 def surface_normals(distance_of: DistanceOf, origins: Tensor, directions: Tensor, shift: float) -> Tensor:
-    """Normals of the surface that the expected distance D describes, turned towards the origin.
+    """Normals of the surface given by the expected distance D, oriented towards the rays' origins.
 
-    A ray's neighbours are not asked for, rays are shifted instead: with u, v at right angles to the direction d, the
-    point o + su + tv + D(s, t) d has the tangents u + D_s d and v + D_t d, whose cross product is along
+    Each ray is shifted sideways; its neighbours in the image are not used. With u, v orthogonal to the direction d, the
+    point o + su + tv + D(s, t) d has the tangents u + D_s d and v + D_t d, whose cross product is parallel to
 
         n = D_s u + D_t v - d,    D_s = (D(o + hu) - D(o - hu)) / 2h,  D_t likewise
 
-    So any set of rays will do (`ns-export` draws pixels at random), and an outline does not bleed into its neighbours.
+    So this works for any set of rays (`ns-export` draws pixels at random), and silhouettes do not bleed into their
+    neighbours.
 
     Args:
-        distance_of: the distance along parallel rays, asked for four times the R rays in one call.
+        distance_of: computes the distance along rays; called once, with four times the R rays.
         origins: [R, 3].
         directions: [R, 3] of unit length.
         shift: h > 0 (scene units); the surface is averaged over about 2h.
 
     Returns:
-        [R, 3] of unit length; -d where a distance is not finite.
+        [R, 3] of unit length; -d if a distance is not finite.
     """
     u, v = _at_right_angles(directions)
     moved = torch.cat([origins + shift * u, origins - shift * u, origins + shift * v, origins - shift * v])
@@ -40,7 +41,7 @@ def surface_normals(distance_of: DistanceOf, origins: Tensor, directions: Tensor
 
 
 def normal_picture(normals: Tensor, accumulation: Tensor) -> Tensor:
-    """Normals as colours in [0, 1], (n + 1) / 2, as nerfstudio's exporters want them; grey where less than half is hit.
+    """Normals as colours in [0, 1], (n + 1) / 2, as nerfstudio's exporters expect; grey if the accumulation is <= 0.5.
 
     Args:
         normals: [R, 3] of unit length.
@@ -50,7 +51,7 @@ def normal_picture(normals: Tensor, accumulation: Tensor) -> Tensor:
 
 
 def _at_right_angles(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Two vectors of unit length for each direction [R, 3], at right angles to it and to each other."""
+    """For each direction [R, 3], two unit vectors orthogonal to it and to each other."""
     least = directions.abs().argmin(-1, keepdim=True)
     axis = torch.zeros_like(directions).scatter_(-1, least, 1.0)
     u = torch.nn.functional.normalize(torch.linalg.cross(directions, axis), dim=-1)

@@ -1,4 +1,4 @@
-"""How nerfstudio's viewer opens on a scene: from where, with what in sight, and with which controls at the top."""
+"""The initial state of nerfstudio's viewer: the view, the size of the camera frustums, and the controls at the top."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from nerfstudio.viewer.viewer_elements import ViewerElement
 from torch import Tensor
 
 _FORWARD = 0.12
-"""Part of the way to the scene that the eye is moved ahead of the training camera, past that one's frustum."""
+"""Fraction of the distance to the scene by which the view is in front of the training camera, past its frustum."""
 _UPRIGHT = 0.9
-"""Cosine between a camera's up and the scene's, of a camera that looks down a little: the view to open with."""
+"""Preferred cosine between the up directions of the camera and the scene: a camera that looks down slightly."""
 _FRUSTUM = 0.02
-"""Size of the training cameras' frustums, by their distance from what they look at."""
+"""Size of the training cameras' frustums, relative to their distance from what they look at, at most."""
 _CROWDED = 0.6
-"""... and by their distance from one another."""
+"""The same relative to the distance between cameras."""
 _AXIS_COSINE = 0.85
-"""Cosine above which the scene's up counts as the z axis, which is what parsers make of it."""
+"""Cosine above which the scene's up direction is taken to be the z axis, as parsers align it."""
 
 
 class View(NamedTuple):
-    """Where to look from, in the units of nerfstudio's scene.
+    """A view, in the units of nerfstudio's scene.
 
     Attributes:
         position: [3].
-        look_at: [3] what is in the middle, and what the mouse turns the view about.
+        look_at: [3] the point in the centre, about which the mouse rotates the view.
         up: [3] of unit length.
-        fov: vertical, radians.
-        frustum: a size for the training cameras' frustums.
+        fov: vertical field of view (radians).
+        frustum: size of the training cameras' frustums.
     """
 
     position: Tensor
@@ -45,7 +45,7 @@ class View(NamedTuple):
 
 
 def opening_view(cameras: Cameras) -> View:
-    """The view of a training camera that stands upright, looks down a little and is as far away as most.
+    """The view of a training camera that is upright, looks down slightly and has about the median distance.
 
     Args:
         cameras: of the training images, N >= 1.
@@ -63,7 +63,7 @@ def opening_view(cameras: Cameras) -> View:
     position = origins[chosen] + ahead * forward[chosen]
     look_at = origins[chosen] + distances[chosen] * forward[chosen]
     height, focal = float(cameras.height[chosen]), float(cameras.fy[chosen])
-    # As much of the scene as the camera shows, although the eye is nearer to it.
+    # Shows as much of the scene as the camera does, although the view is nearer.
     half = 0.5 * height / focal / (1 - _FORWARD)
     apart = torch.cdist(origins, origins) + torch.eye(len(origins)).to(origins) * 1e9
     crowded = _CROWDED * float(apart.min(-1).values.median()) if len(origins) > 1 else float("inf")
@@ -72,26 +72,26 @@ def opening_view(cameras: Cameras) -> View:
 
 
 def _distances(origins: Tensor, forward: Tensor) -> Tensor:
-    """Distance [N] from each camera to what it looks at: the point nearest to all their axes, if there is one."""
+    """Distance [N] from each camera to the point nearest to all optical axes, or a fallback if there is none."""
     spread = torch.linalg.vector_norm(origins - origins.mean(0), dim=-1).max().clamp_min(1e-3)
     homogeneous = torch.zeros(len(origins), 4, 4).to(origins)
     homogeneous[:, :3, 3], homogeneous[:, :3, 2] = origins, -forward
     try:
         focus = focus_of_attention(homogeneous.float(), origins.mean(0).float()).to(origins)
-    except RuntimeError:  # all look the same way
+    except RuntimeError:  # all cameras have the same direction
         focus = origins.mean(0)
     along = ((focus - origins) * forward).sum(-1)
-    # Cameras that look outwards, or side by side, meet nowhere near.
+    # The axes of cameras that look outwards or in parallel do not meet nearby.
     usable = (along > 0.1 * spread) & (along < 50 * spread)
     fallback = along[usable].median() if bool(usable.any()) else spread
     return torch.where(usable, along, fallback)
 
 
 def with_frustums(config: ViewerConfig, view: View) -> ViewerConfig:
-    """A viewer's configuration with frustums of a size that shows, unless someone chose another than nerfstudio's.
+    """A viewer's configuration with the view's frustum size, unless the user set a size.
 
     Returns:
-        A copy: a run's configuration stays as it was given.
+        A copy, as a run's configuration must not change.
     """
     if config.camera_frustum_scale != ViewerConfig().camera_frustum_scale:
         return config
@@ -99,7 +99,7 @@ def with_frustums(config: ViewerConfig, view: View) -> ViewerConfig:
 
 
 def show(client: Any, view: View) -> None:
-    """Put a browser's camera into a view."""
+    """Set a browser's camera to a view."""
     client.camera.up_direction = view.up.numpy()
     client.camera.position = (view.position * VISER_NERFSTUDIO_SCALE_RATIO).numpy()
     client.camera.look_at = (view.look_at * VISER_NERFSTUDIO_SCALE_RATIO).numpy()
@@ -107,17 +107,17 @@ def show(client: Any, view: View) -> None:
 
 
 def move_to_top(viewer: Any, label: str, text: str, elements: Sequence[ViewerElement[Any]], place: float) -> Any:
-    """Take controls out of nerfstudio's nested folders at the panel's end into a folder of their own above its tabs.
+    """Move controls from nerfstudio's nested folders at the end of the panel to a folder above its tabs.
 
     Args:
-        viewer: nerfstudio's, with its controls in place.
-        label: the folder's.
-        text: Markdown to begin it with; "" for none.
-        elements: the controls; with none, and no text, there is no folder.
-        place: where among the panel's controls, by viser's order: its own are numbered from 1 on.
+        viewer: nerfstudio's viewer, with its controls installed.
+        label: of the folder.
+        text: Markdown at the top of the folder; "" for none.
+        elements: the controls; without controls and text no folder is made.
+        place: position in the panel, in viser's order: its own controls are numbered from 1.
 
     Returns:
-        The handle of the text, whose `content` may be changed; None without.
+        The handle of the text, whose `content` may be changed; None without a text.
     """
     gui = viewer.viser_server.gui
     if not elements and not text:
@@ -132,7 +132,7 @@ def move_to_top(viewer: Any, label: str, text: str, elements: Sequence[ViewerEle
 
 
 def remove_empty_folders(viewer: Any) -> None:
-    """Remove the folders that `move_to_top` has emptied."""
+    """Remove the folders that `move_to_top` has left empty."""
     containers = viewer.viser_server.gui._container_handle_from_id
     while True:
         empty = [c for c in containers.values() if type(c).__name__ == "GuiFolderHandle" and not c._children]

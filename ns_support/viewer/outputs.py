@@ -1,4 +1,4 @@
-"""A model's pictures, of which some are computed only when somebody asks for them."""
+"""A model's outputs, some of which are computed lazily."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def filled_depth(depth: Tensor, accumulation: Tensor, fars: Tensor | None = None) -> Tensor:
-    """The depth, and where rays meet nothing the largest one of all: a ray of no length would not be seen to be empty.
+    """The depth, with that of empty rays set to the largest depth: a depth of 0 would look like a near surface.
 
     Args:
         depth: distance along each ray, of any shape.
         accumulation: opacity, of the same shape.
-        fars: where each ray ends, of the same shape; what the depth is where no ray of all meets anything and its own
-            end is finite. None: it is 0 there.
+        fars: the end of each ray, of the same shape. Used if all rays are empty: the depth is then the end if it is
+            finite, otherwise 0. None: 0.
     """
     seen = accumulation.detach() > 1e-3
     if bool(seen.any()):
@@ -41,24 +41,24 @@ def without_background(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Extra:
-    """A picture that costs something."""
+    """A lazily computed output."""
 
     compute: Callable[[], Tensor]
-    """Gives it, [*, channels]."""
+    """Computes it, [*, channels]."""
     channels: int = 1
     """1 or 3."""
 
 
 class Outputs(MutableMapping[str, Tensor]):
-    """Pictures by name. An `Extra` is computed when it is first looked up, and never if it is not.
+    """Outputs by name. An `Extra` is computed when it is first looked up.
 
-    nerfstudio's commands look up what they were asked for (`ns-render --rendered-output-names`, `ns-export`) and list
-    the rest by name only. The viewer looks up without the trainer's lock, while the parameters may be changing: give it
-    an `only(...)` of what it shows.
+    nerfstudio's commands look up the requested outputs (`ns-render --rendered-output-names`, `ns-export`) and list only
+    the names of the others. The viewer looks them up without the trainer's lock, while the parameters may change: it
+    must be given the result of `only` for the outputs that it shows.
 
     Args:
-        ready: pictures [*, C] that are there already; one of them must have the shape [*, 1] for `only`.
-        extras: the others.
+        ready: computed outputs [*, C]; `only` requires one of shape [*, 1].
+        extras: lazily computed outputs.
     """
 
     def __init__(self, ready: Mapping[str, Tensor], extras: Mapping[str, Extra]) -> None:
@@ -71,8 +71,8 @@ class Outputs(MutableMapping[str, Tensor]):
             raise KeyError(f"there is no output {name!r}: there are {', '.join(self)}")
         return self._ready[name]
 
-    def __setitem__(self, name: str, picture: Tensor) -> None:
-        self._ready[name] = picture
+    def __setitem__(self, name: str, output: Tensor) -> None:
+        self._ready[name] = output
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
@@ -88,7 +88,7 @@ class Outputs(MutableMapping[str, Tensor]):
         yield from self._extras
 
     def keys(self) -> list[str]:  # type: ignore[override]
-        """The names, as a list: nerfstudio prints them where one is asked for that is not there."""
+        """The names, as a list, because nerfstudio prints them if an unknown one is requested."""
         return list(self)
 
     def __repr__(self) -> str:
@@ -98,8 +98,8 @@ class Outputs(MutableMapping[str, Tensor]):
         return len(self._ready.keys() | self._extras.keys())
 
     def only(self, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Compute the wanted extras now and stand black pictures in for the others, so that all names stay listed."""
-        like = next(picture for picture in self._ready.values() if picture.shape[-1] == 1)
+        """Compute the wanted extras now; the others are black placeholders, so that all names are still listed."""
+        like = next(output for output in self._ready.values() if output.shape[-1] == 1)
         return {
             name: self[name]
             if name in wanted or name not in self._extras

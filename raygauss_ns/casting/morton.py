@@ -1,8 +1,8 @@
-"""Morton codes (Z-order): numbers whose order keeps points that are neighbours in space mostly together.
+"""Morton codes (Z-order): sorting points by them keeps most neighbours in space together.
 
-A point's cell on a grid over the points' box, the bits of its three coordinates interleaved: bit b of axis i becomes
-bit 3 b + i. The hierarchies sort by them (`gpu_bvh` by these, `bvh` by the same numbers from a Numba loop), and so does
-`raygauss_ns.gaussians.maintenance`.
+The code of a point is its cell on a grid over the points' bounding box, with the bits of the three coordinates
+interleaved: bit b of axis i becomes bit 3 b + i. `gpu.bvh` and `raygauss_ns.gaussians.maintenance` sort by these codes;
+`cpu.bvh` computes the same numbers in a Numba loop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_BITS = 21
-"""Of an axis: three times as many fill the 63 bits of a code that is not negative."""
+"""Bits per axis, at most: three times as many fill the 63 bits of a non-negative int64."""
 
 
 def interleave(cells: Tensor) -> Tensor:
@@ -40,16 +40,16 @@ def interleave(cells: Tensor) -> Tensor:
 
 @torch.no_grad()
 def morton_codes(points: Tensor, bits: int = MAX_BITS, counted: Tensor | None = None) -> Tensor:
-    """Morton codes on the points' own box; nothing waits for the device that holds them.
+    """Morton codes on the points' own bounding box. Never synchronizes with the device.
 
     Args:
         points: [N, 3], floating point.
-        bits: of an axis, in [1, 21]: 10 give the 30-bit codes that fit an int32, 21 the 63-bit ones.
-        counted: [N] bool, the points that make the box and get a code in it; None: those that are finite.
+        bits: per axis, in [1, 21]: 10 give 30-bit codes, which fit an int32; 21 give 63-bit codes.
+        counted: [N] bool, the points that define the box and get a code in it; None: all finite points.
 
     Returns:
-        [N] int64 in [0, 2^(3 bits)); of a point that does not count 2^(3 bits), or 2^63 - 1 where that is less, so that
-        it is sorted last. A side of no length has one cell.
+        [N] int64 in [0, 2^(3 bits)). The other points get 2^(3 bits), or 2^63 - 1 if that is less, so that they are
+        sorted last. A side of length 0 has one cell.
 
     Raises:
         ValueError: `points` is no list of points in space, or `bits` is out of range.

@@ -6,7 +6,7 @@ Notation: Gaussian l has mean mu, A = diag(1/s) R^T, peak density sigma~ and col
     sigma = sum_l f_l,  E = sum_l f_l c_l,  x = sigma dt,  phi = (1 - e^-x) / x
     rgb = sum_k T_k dt phi_k E_k,  T_{k+1} = T_k e^-x_k,  depth = sum_k T_k (1 - e^-x_k) t_k
 
-dt is the same everywhere, unless it grows from slab to slab of a ray as `ladder` has it; then dt_k in place of dt.
+dt is the same everywhere, unless the step is adaptive: then each slab of a ray has its own dt_k (`steps` defines it).
 phi keeps the colour free of a division by sigma. A sample contributes only while T_k > transmittance_threshold.
 Gradients come from autograd. Cost and memory grow with rays x samples x Gaussians: for tests and very small scenes.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting.steps import ladder_of, step_lengths
+from raygauss_ns.casting.steps import step_lengths, step_schedule
 from raygauss_ns.casting.types import CastSettings, RayOutputs, Rays, WhitenedGaussians
 
 
@@ -39,13 +39,13 @@ def absorbed_fraction(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _passage(field: WhitenedGaussians, rays: Rays, settings: CastSettings) -> tuple[Tensor, Tensor]:
-    """Distances [R] between which each ray may be within the sphere around all supports; infinite if there are none."""
+    """Distances [R] at which each ray enters and leaves the sphere around all supports; infinite if there are none."""
     alive = field.densities > settings.density_threshold
     if not bool(alive.any()):
         nowhere = torch.full_like(rays.nears, torch.inf)
         return nowhere, -nowhere
-    reach = torch.sqrt(2 * torch.log(field.densities[alive] / settings.density_threshold))
-    radii = reach / torch.linalg.norm(field.whitenings[alive], dim=-1).amin(-1)
+    cutoffs = torch.sqrt(2 * torch.log(field.densities[alive] / settings.density_threshold))
+    radii = cutoffs / torch.linalg.norm(field.whitenings[alive], dim=-1).amin(-1)
     lower = (field.means[alive] - radii[:, None]).amin(0)
     upper = (field.means[alive] + radii[:, None]).amax(0)
     center, radius = (lower + upper) / 2, torch.linalg.norm(upper - lower) / 2
@@ -57,7 +57,7 @@ def _passage(field: WhitenedGaussians, rays: Rays, settings: CastSettings) -> tu
 def _sampled_range(field: WhitenedGaussians, rays: Rays, counts: Tensor, settings: CastSettings) -> tuple[int, int]:
     """First and one past the last sample index at which some ray may be within the sphere around all supports.
 
-    Never empty: one sample that nothing reaches keeps the outputs in autograd's graph.
+    Never empty: at least one sample, even outside all supports, keeps the outputs in autograd's graph.
     """
     enter, leave = _passage(field, rays, settings)
     first = ((enter - rays.nears) / settings.step - settings.sample_offset).floor().clamp_min(0)
@@ -78,7 +78,7 @@ def _add_samples(
     rays: Rays,
     settings: CastSettings,
 ) -> RayOutputs:
-    """Composite further samples at distances [R, K], with a step [R, 1] or one for all, behind what there is."""
+    """Composite samples at distances [R, K] behind those of `so_far`; the step is [R, 1], or one number for all."""
     rgb, transmittance, depth = so_far
     points = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
     whitened = torch.einsum("nij,rknj->rkni", field.whitenings, points[:, :, None] - field.means)
@@ -100,7 +100,8 @@ def cast_reference(field: WhitenedGaussians, rays: Rays, ends: Tensor, settings:
     Args:
         field: the Gaussians.
         rays: the rays; where they end is in `ends`.
-        ends: [R] number of samples of each ray (`sample_counts`) or, if the step grows, where it ends (`far_ends`).
+        ends: [R] number of samples of each ray (`sample_counts`) or, if the step is adaptive, the distance at which it
+            ends (`far_ends`).
         settings: how rays are sampled.
 
     Returns:
@@ -121,12 +122,12 @@ def cast_reference(field: WhitenedGaussians, rays: Rays, ends: Tensor, settings:
 
 
 def _cast_growing(nothing: RayOutputs, field: WhitenedGaussians, rays: Rays, settings: CastSettings) -> RayOutputs:
-    """As `cast_reference`, with a step for each ray and slab, as `ladder` has it."""
-    ladder, nears, fars = ladder_of(settings), rays.nears, rays.fars
-    k = torch.arange(ladder.samples, device=nears.device) + settings.sample_offset
+    """As `cast_reference`, with a step for each ray and slab, as `steps` defines it."""
+    schedule, nears, fars = step_schedule(settings), rays.nears, rays.fars
+    k = torch.arange(schedule.samples, device=nears.device) + settings.sample_offset
     enter, leave = _passage(field, rays, settings)
     begins, limit = nears, torch.minimum(fars, leave)
-    # One sample that nothing reaches keeps the outputs in autograd's graph.
+    # A sample that does not exist keeps the outputs in autograd's graph.
     absent = torch.zeros(len(nears), 1, dtype=torch.bool, device=nears.device)
     outputs = _add_samples(nothing, nears[:, None], settings.step, absent, field, rays, settings)
     while True:
@@ -134,8 +135,8 @@ def _cast_growing(nothing: RayOutputs, field: WhitenedGaussians, rays: Rays, set
         marching = (begins < limit) & (through > settings.transmittance_threshold)
         if not bool(marching.any()):
             return outputs
-        dt = step_lengths(begins, through, ladder)
-        following = begins + ladder.samples * dt
+        dt = step_lengths(begins, through, schedule)
+        following = begins + schedule.samples * dt
         if bool((marching & (following > enter)).any()):
             t = begins[:, None] + k * dt[:, None]
             exists = marching[:, None] & (t < fars[:, None])

@@ -76,7 +76,7 @@ class CastSettings(NamedTuple):
         sample_offset: where in its step a sample sits, in [0, 1): 0 the left end, 0.5 the midpoint.
         transmittance_threshold: a sample contributes only while the transmittance before it exceeds this; in [0, 1).
         samples_per_slab: K, samples that are processed together; has no influence on the result unless the step grows,
-            when it is chosen anew for each slab (`ladder` says how).
+            when it is chosen anew for each slab (`steps` says how).
         step_growth: g >= 0, growth of the step with the distance t from a ray's origin: dt = max(step, g t); without a
             unit.
         transmittance_exponent: gamma >= 0: dt grows with T^-gamma as the transmittance T falls.

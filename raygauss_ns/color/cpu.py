@@ -1,8 +1,8 @@
-"""Colours on a CPU: `colors_reference` and its gradients as one Numba kernel each, 16 Gaussians to a vector.
+"""Colours on a CPU: `colors_reference` and its gradients as one Numba kernel each, 16 Gaussians per vector.
 
 In PyTorch every product of the formula is a pass over memory, and autograd keeps each of them. Here a block of 16
-Gaussians is transposed into a workspace that stays in the cache, one vector for each of its up to 87 numbers, and the
-backward pass computes the colours' parts anew. With g = dL/dc, s_j = exp(lambda_j (u_j - 1)) and u_j = d . n_j:
+Gaussians is transposed into a workspace that stays in the cache, one vector for each of its up to 87 numbers. The
+backward pass recomputes the terms of the colours. With g = dL/dc, s_j = exp(lambda_j (u_j - 1)) and u_j = d . n_j:
 
     dL/da_j = s_j g,  dL/dlambda_j = (g . a_j) s_j (u_j - 1),  dL/du_j = (g . a_j) s_j lambda_j
     dL/dv_j = dL/du_j (d - u_j n_j) / |v_j|,  dL/dd = sum_i (g . k_i) grad Y_i + sum_j dL/du_j n_j
@@ -40,9 +40,9 @@ from ns_support.kernels.simd import (
 _A, _B, _C = Y2
 _TINY = 1e-12
 _MIN_ROWS_PER_THREAD = 2048
-"""Below that, waking a thread costs more than it saves."""
+"""With fewer rows, waking a thread costs more than it saves."""
 
-# Where a Gaussian's numbers lie in the workspace, in vectors.
+# Offsets of a Gaussian's numbers in the workspace, in vectors.
 _MEAN, _BASE, _GRADIENT, _REST = 0, 3, 6, 9
 
 
@@ -170,7 +170,7 @@ def _forward(
 def _lobe_gradients(
     ws: Pointer, at_a: int, at_l: int, at_v: int, x: Vector, y: Vector, z: Vector, r: Vector, g: Vector, b: Vector
 ) -> tuple[Vector, Vector, Vector]:
-    """Replace one lobe's parameters by their gradients, and give its part of dL/dd."""
+    """Replace one lobe's parameters by their gradients, and return its part of dL/dd."""
     vx, vy, vz = _at(ws, at_v), _at(ws, at_v + 1), _at(ws, at_v + 2)
     scale = 1.0 / maximum(sqrt(vx * vx + vy * vy + vz * vz), _TINY)
     vx, vy, vz = vx * scale, vy * scale, vz * scale
@@ -191,7 +191,7 @@ def _lobe_gradients(
 
 @njit(inline="always")
 def _band_gradient(ws: Pointer, band: int, value: Vector, r: Vector, g: Vector, b: Vector) -> Vector:
-    """Replace a harmonic's coefficients by their gradients, and give g . k."""
+    """Replace a harmonic's coefficients by their gradients, and return g . k."""
     slot = _REST + 3 * band
     product = r * _at(ws, slot) + g * _at(ws, slot + 1) + b * _at(ws, slot + 2)
     _set(ws, slot, r * value)
@@ -220,7 +220,7 @@ def _backward(
     d_sharpness: FloatArray,
     d_axes: FloatArray,
 ) -> None:
-    """Gradients of the Gaussians rows[begin:end]; the other rows of the targets stay as they are."""
+    """Gradients of the Gaussians rows[begin:end]; the other rows of the targets are not changed."""
     bands, lobes = rest.shape[1], sharpness.shape[1]
     ws, index = pointer(workspace), pointer(rows)
     p_means, p_rest, p_gradient = pointer(means), pointer(rest), pointer(gradient)
@@ -269,7 +269,7 @@ def _backward(
             _scatter(ws, at_l, q_sharpness, lobes, lobes, index, first, end)
             _scatter(ws, at_v, q_axes, 3 * lobes, 3 * lobes, index, first, end)
         along = x * dx + y * dy + z * dz
-        scale = where(length > _TINY, scale, 0.0)  # a Gaussian at the camera's centre is seen from no direction
+        scale = where(length > _TINY, scale, 0.0)  # for a Gaussian at the camera's centre d is undefined
         _set(ws, _MEAN, (dx - x * along) * scale)
         _set(ws, _MEAN + 1, (dy - y * along) * scale)
         _set(ws, _MEAN + 2, (dz - z * along) * scale)
@@ -279,7 +279,7 @@ def _backward(
 
 
 def _on_threads(kernel: Any, before: list[Any], rows: IndexArray, after: list[FloatArray], vectors: int) -> None:
-    """Run a kernel over all rows, each thread on a stretch of whole blocks and in a workspace of its own."""
+    """Run a kernel over all rows; each thread takes a range of whole blocks and has its own workspace."""
     blocks = -(-len(rows) // LANES)
     threads = max(min(num_threads(), len(rows) // _MIN_ROWS_PER_THREAD), 1)
 
@@ -305,7 +305,7 @@ class KernelColors(torch.autograd.Function):
         center: Tensor,
         rows: Tensor,
     ) -> Tensor:
-        """Colours [N, 3]; those that `rows` does not list are 0."""
+        """Colours [N, 3]; those of Gaussians not listed in `rows` are 0."""
         colors = torch.zeros(len(means), 3)
         inputs = (means, sh_base, sh_rest, sg_amplitudes, sg_sharpness, sg_axes)
         vectors = _REST + 3 * sh_rest.shape[1] + 7 * sg_sharpness.shape[1]
@@ -316,7 +316,7 @@ class KernelColors(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the means and the basis; Gaussians whose colour no ray took up cost nothing."""
+        """Gradients of the means and the basis; Gaussians whose colour has no gradient are skipped."""
         means, base, rest, amplitudes, sharpness, axes, center, rows = ctx.saved_tensors
         rows = rows[(gradient[rows] != 0).any(-1)]
         targets = [torch.zeros_like(t) for t in (means, base, rest, amplitudes, sharpness, axes)]

@@ -12,7 +12,7 @@ SH_BASES = (SH_DEGREE + 1) ** 2
 
 
 def rgb_to_sh_base(rgb: Tensor) -> Tensor:
-    """The degree-0 coefficient that gives a colour in every direction; any shape."""
+    """The degree-0 coefficient of a colour that is the same in all directions; any shape."""
     return (rgb - 0.5) / Y0
 
 

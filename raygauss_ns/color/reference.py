@@ -1,4 +1,4 @@
-"""The definition of a Gaussian's colour, in PyTorch at any float precision: what the kernels are tested against."""
+"""Reference implementation of a Gaussian's colour, in PyTorch at any float precision; kernels are tested against it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raygauss_ns.color.harmonics import sh_basis
 
 
 class ColorBasis(NamedTuple):
-    """What the colours of N Gaussians are made of: B harmonics beyond degree 0 and L lobes.
+    """The coefficients of N Gaussians' colours: B harmonics beyond degree 0 and L spherical Gaussians (SG lobes).
 
     Attributes:
         sh_base: [N, 3] coefficients of degree 0.
         sh_rest: [N, B, 3] coefficients of the higher degrees, B = 0, 3 or 8.
         sg_amplitudes: [N, L, 3] a.
         sg_sharpness: [N, L] lambda before the softplus.
-        sg_axes: [N, L, 3] v, of any length but zero.
+        sg_axes: [N, L, 3] v, of any non-zero length.
     """
 
     sh_base: Tensor
@@ -29,12 +29,12 @@ class ColorBasis(NamedTuple):
     sg_sharpness: Tensor
     sg_axes: Tensor
 
-    def unlocked(self, degree: int, lobes: bool) -> ColorBasis:
-        """The part that counts early in training; what is locked costs nothing and gets no gradient.
+    def active(self, degree: int, lobes: bool) -> ColorBasis:
+        """The coefficients that are active at a stage of training; the others cost nothing and get no gradient.
 
         Args:
-            degree: highest degree of the harmonics.
-            lobes: whether the spherical Gaussians count.
+            degree: active SH degree, the highest one in use.
+            lobes: whether the spherical Gaussians are active.
         """
         bands = (degree + 1) ** 2 - 1
         rest = self.sh_rest if bands >= self.sh_rest.shape[1] else self.sh_rest[:, :bands]
@@ -48,7 +48,7 @@ def colors_reference(basis: ColorBasis, directions: Tensor) -> Tensor:
     """Colours of N Gaussians; differentiable in the basis and, through the directions, in the positions.
 
     Args:
-        basis: coefficients; all of them count.
+        basis: coefficients; all of them are used.
         directions: [N, 3] (or [3]) unit vectors from the camera to each Gaussian.
 
     Returns:

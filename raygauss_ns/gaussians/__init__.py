@@ -1,1 +1,1 @@
-"""What is trained and when: the set of Gaussians, its start, its densification, its schedules and its files."""
+"""The set of Gaussians: parameters, initialization, densification, regularization, schedules and file formats."""

@@ -1,31 +1,30 @@
-"""Which Gaussians exist: clone, split and prune, with the optimisers' state carried along.
+"""Densification (adaptive density control): clone, split and prune Gaussians, together with the optimisers' state.
 
-Statistic of a Gaussian: the mean of |dL/dmu| over the steps that saw it. Where it exceeds the threshold, a Gaussian
-whose largest scale is at most 0.01 camera extents is cloned, a larger one is split in two (positions drawn from it,
-scales divided by 1.6). Either way both have half the density. Gaussians with sigma <= eps go.
+The statistic of a Gaussian is the mean of |dL/dmu| over the steps that saw it. If it exceeds the threshold, a Gaussian
+whose largest scale is at most 0.01 camera extents is cloned, and a larger one is split in two (positions drawn from it,
+scales divided by 1.6). Either way both have half the density. Gaussians with sigma <= eps are pruned.
 
-What makes one threshold serve images and windows of any size. With W pixels in the image, P of them under the Gaussian,
+Why one threshold suits images and crops of any size: with W pixels in the image, P of them under the Gaussian,
 
     L = 1/W sum_p l_p,   dL/dmu = 1/W sum_{p in P} (dl_p / dC_p) (dC_p / dmu)
 
-mu is a length in the scene and not in pixels, so dC/dmu does not know the resolution; the sum over P divided by W is a
-Riemann sum of an integral over the image's area. It converges: once a Gaussian spans a few pixels, more of them change
-nothing. (The gradient in pixels that 3D Gaussian splatting uses falls with the resolution.) What does depend on it is
-noise: where the signs of the residual under a Gaussian are those of detail far below its size, the sum grows with
-sqrt(P) only, and the statistic falls like 1/f. Low resolutions call for more Gaussians than high ones at one threshold,
-for which there are `max_gaussians` and s >= half a pixel.
+mu is a length in the scene and not in pixels, so dC/dmu does not depend on the resolution. The sum over P divided by W
+is a Riemann sum of an integral over the image's area, and it converges: once a Gaussian spans a few pixels, a higher
+resolution no longer changes it. (The gradient in pixels that 3D Gaussian splatting uses falls with the resolution.)
+Noise does depend on the resolution: where the residual under a Gaussian varies in sign on a scale far below its size,
+the sum grows only with sqrt(P), and the statistic falls like 1/f. At the same threshold, low resolutions therefore
+produce more Gaussians than high ones. `max_gaussians` and the minimum scale of half a pixel limit this.
 
-- A step on a window divides by the window's pixels: the gradient is multiplied by the window's share of the image.
-  It is then the part of the image's gradient that comes from the window.
-- Of a Gaussian at the window's edge only a part is inside, and it is met by more windows than one of no extent would
-  be. Over windows at random places the parts sum to the whole times the number of windows that hold the centre, so
-  these are what the mean divides by: a step counts for a Gaussian that got a gradient unless the image shows its
-  centre outside the window.
-- L does not know lengths: |dL/dmu| is multiplied by u, the scene's unit.
-- A step of a group whose gradients are averaged before the optimiser's step counts in full.
+- A step on a crop divides by the crop's pixels, so the gradient is multiplied by the crop's fraction of the image. It
+  is then the crop's part of the image's gradient.
+- A Gaussian at a crop's edge is only partly inside, and it intersects more crops than a point would. Over random crops
+  the parts sum to the whole times the number of crops that contain the centre, so the mean divides by this number: a
+  step counts for a Gaussian that got a gradient, unless its centre is in the image but outside the crop.
+- The loss has no unit of length: |dL/dmu| is multiplied by the scene scale u.
+- With gradient accumulation, each image counts in full.
 
-RayGaussX multiplies by max(1, distance to the step's camera / u): far Gaussians cover fewer pixels, which is no reason
-to leave them coarse.
+RayGaussX multiplies by max(1, distance to the step's camera / u): distant Gaussians cover fewer pixels, but should not
+stay coarse for that reason.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ CLONE_SCALE = 0.01
 
 
 class DensitySchedule(NamedTuple):
-    """When and where Gaussians multiply.
+    """When and where Gaussians are densified (cloned or split).
 
     Attributes:
-        first: step from which on Gaussians are cloned and split.
-        last: step after which they no longer are.
+        first: first step of densification.
+        last: last step of densification.
         every: steps between two rounds.
-        threshold: statistic above which a Gaussian multiplies (1/u, times the loss).
-        max_gaussians: number that cloning and splitting never exceed.
+        threshold: statistic above which a Gaussian is cloned or split (1/u, times the unit of the loss).
+        max_gaussians: number of Gaussians that cloning and splitting never exceed.
         distance_weighted: whether the statistic is multiplied by max(1, distance to the camera) (RayGaussX).
     """
 
@@ -65,12 +64,14 @@ class DensitySchedule(NamedTuple):
 
 
 class DensityControl(nn.Module):
-    """The running statistic (part of the checkpoint, so that a resumed run goes on as if never stopped) and the rounds.
+    """The running statistic, and the densification rounds based on it.
+
+    The statistic is part of the checkpoint, so that a resumed run continues as if it had never stopped.
 
     Args:
         count: number of Gaussians.
-        schedule: when and where they multiply.
-        density_threshold: eps, in the units of `params["densities"]`.
+        schedule: when and where they are densified.
+        density_threshold: density cutoff eps, in the units of `params["densities"]`.
     """
 
     gradient_sum: Tensor
@@ -83,7 +84,8 @@ class DensityControl(nn.Module):
         self.density_threshold = density_threshold
         self.register_buffer("gradient_sum", torch.zeros(count))
         self.register_buffer("times_seen", torch.zeros(count))
-        # Of the scales: kept here so that a resumed run has the bounds of the run that it resumes; empty: none yet.
+        # Lower bounds of the scales, part of the checkpoint: a resumed run must use the bounds of the run that it
+        # continues. Empty: not computed yet.
         self.register_buffer("log_scale_floor", torch.zeros(0))
         self._observed: Tensor | None = None
 
@@ -94,30 +96,31 @@ class DensityControl(nn.Module):
         Args:
             gradient: [N, 3] dL/dmu of that image alone.
             means: [N, 3] positions.
-            unit: u (scene units).
-            view: the part of the image that was looked at; None: rays of no one camera, taken for a whole image at a
-                distance below u.
-            images: how many images' gradients are averaged, each image's loss having been divided by that number.
+            unit: scene scale u (scene units).
+            view: the crop of the image that was rendered; None: rays that belong to no single camera, treated as a
+                whole image at a distance below u.
+            images: number of images over which gradients are averaged; each image's loss was divided by it.
         """
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
         seen = norms > 0
         if view is not None:
-            norms *= view.share
+            norms *= view.fraction
             if self.schedule.distance_weighted:
                 norms *= (view.distances(means) / unit).clamp_min(1.0)
-            if view.share < 1:
+            if view.fraction < 1:
                 seen &= ~view.misses(means)
         found = torch.stack([norms, seen.to(norms)])
         self._observed = found if self._observed is None else self._observed + found
 
     @torch.no_grad()
     def add_observed(self, processes: Processes) -> None:
-        """Add to the statistic what was observed since the last call, in all processes.
+        """Add to the statistic what was observed since the last call, on all ranks.
 
-        The sum over the images of a step comes first: which process saw which of them then changes no rounding.
+        The sum over the images of a step is computed first, so that rounding does not depend on which rank saw which
+        image.
 
         Args:
-            processes: that train together; all call this.
+            processes: the ranks that train together; all of them must call this.
         """
         found, self._observed = self._observed, None
         if processes.size > 1:
@@ -128,16 +131,16 @@ class DensityControl(nn.Module):
 
     @torch.no_grad()
     def densify(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
-        """Clone and split where the statistic is high, and start it afresh.
+        """Clone and split the Gaussians with a high statistic, and reset the statistic.
 
         Args:
             params: the parameters of `GaussianCloud`; replaced by larger ones.
             optimizers: an optimiser for each of them; new Gaussians start without momentum.
             extent: camera extent (scene units).
-            seed: decides where the halves of split Gaussians land; the global generators are left as they are.
+            seed: of the random positions of split Gaussians; the state of the global generators is preserved.
 
         Returns:
-            By how many Gaussians the set grew.
+            The number of Gaussians added.
         """
         before = len(self.gradient_sum)
         statistic = self.statistic
@@ -163,42 +166,42 @@ class DensityControl(nn.Module):
 
     @torch.no_grad()
     def prune(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer]) -> int:
-        """Remove the Gaussians that have faded: they have no support and would never get a gradient again.
+        """Remove the low-density Gaussians: without a support they would never get a gradient again.
 
         Args:
             params: the parameters of `GaussianCloud`; replaced by smaller ones.
-            optimizers: an optimiser for each of them; their state shrinks too.
+            optimizers: an optimiser for each of them; their state is reduced as well.
 
         Returns:
-            How many are left. When that is 0 nothing was removed: an optimiser without parameters helps nobody.
+            The number of Gaussians left. If 0, nothing was removed: an optimiser cannot hold empty parameters.
         """
-        faded = ~(params["densities"] > self.density_threshold)
-        left = len(faded) - int(faded.sum())
-        if 0 < left < len(faded):
+        low_density = ~(params["densities"] > self.density_threshold)
+        left = len(low_density) - int(low_density.sum())
+        if 0 < left < len(low_density):
             state = {"gradient_sum": self.gradient_sum, "times_seen": self.times_seen}
-            remove(params, optimizers, state, faded)
+            remove(params, optimizers, state, low_density)
             self.gradient_sum, self.times_seen = state["gradient_sum"], state["times_seen"]
             self.log_scale_floor = self.log_scale_floor.new_zeros(0)
         return left
 
     @torch.no_grad()
     def reorder(self, order: Tensor) -> None:
-        """Follow Gaussians that have moved in memory.
+        """Reorder the statistic along with the Gaussians.
 
         Args:
-            order: [N] int64, where each was before.
+            order: [N] int64, the previous index of each Gaussian.
         """
         for values in (self.gradient_sum, self.times_seen, self.log_scale_floor):
-            if len(values) > 0:  # there are no bounds on the scales right after a round
+            if len(values) > 0:  # the bounds on the scales are empty right after a round
                 values.copy_(values[order])
 
     @property
     def statistic(self) -> Tensor:
-        """[N] mean of |dL/dmu| u over the steps that saw each Gaussian (times the loss's unit)."""
+        """[N] mean of |dL/dmu| u over the steps that saw each Gaussian (in the unit of the loss)."""
         return self.gradient_sum / self.times_seen.clamp_min(1)
 
     def is_due(self, step: int) -> bool:
-        """Whether Gaussians multiply after this step."""
+        """Whether a densification round follows this step."""
         s = self.schedule
         return s.first <= step <= s.last and step % s.every == 0
 

@@ -1,6 +1,6 @@
-"""What other programs' files of Gaussians hold, brought to the form that `raygauss_ns.gaussians.ply_formats` reads.
+"""Converts the Gaussian files of other programs to the form that `raygauss_ns.gaussians.ply_formats` reads.
 
-Whatever is left out or changed is said in one line.
+A one-line warning reports whatever is left out or changed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ SCALES = tuple(f"scale_{i}" for i in range(3))
 ROTATION = tuple(f"rot_{i}" for i in range(4))
 BASE = tuple(f"f_dc_{i}" for i in range(3))
 _OPAQUE = 50.0
-"""Logit of an opacity of 1: exp(-50) of the light passes."""
+"""Logit that stands for an opacity of 1: exp(-50) of the light passes."""
 _FLATNESS = 0.01
-"""Thickness of a flat splat, as a share of its smaller scale."""
+"""Thickness of a flat splat, as a fraction of its smaller scale."""
 _COUNTS = (0, 9, 24, 45)
-"""How many f_rest_* there are for harmonics of degree 0 to 3."""
+"""Number of f_rest_* properties for harmonics of degree 0 to 3."""
 _SOME_POINTS, _SOME_CAMERAS = 20_000, 100
 
 
 def is_splat(columns: Mapping[str, object]) -> bool:
-    """Whether a file's properties are those of 3D Gaussian splatting, whatever else it holds."""
+    """Whether a file has the properties of 3D Gaussian splatting, possibly among others."""
     return "opacity" in columns and "scale_0" in columns and "log_scale_0" not in columns
 
 
@@ -42,14 +42,14 @@ def refuse_packed(columns: Mapping[str, object], path: Path) -> None:
     """Refuse a file of packed Gaussians.
 
     Raises:
-        UserError: names the way out.
+        UserError: the file is packed; names the remedy.
     """
     if "packed_position" in columns:
         raise UserError(f"The PLY file {path} is compressed; export it from SuperSplat as an uncompressed PLY.")
 
 
 def completed(columns: Columns, path: Path) -> Columns:
-    """A splat's columns with those put in that flat ones, and those with plain colours, do not have."""
+    """A splat file's columns, completed with those that flat splats and splats with plain RGB colours lack."""
     complete = dict(columns)
     if "scale_2" not in complete and {"scale_0", "scale_1"} <= set(complete):
         smaller = np.minimum(_column(complete, "scale_0"), _column(complete, "scale_1"))
@@ -64,10 +64,10 @@ def completed(columns: Columns, path: Path) -> Columns:
 
 
 def count_of_rest(columns: Mapping[str, object], path: Path) -> int:
-    """How many f_rest_* a splat has.
+    """The number of f_rest_* properties of a splat file.
 
     Raises:
-        UserError: there is a gap in their numbers, or their number is of no degree up to 3.
+        UserError: there is a gap in their numbering, or their number fits no degree up to 3.
     """
     numbers = sorted(int(name[7:]) for name in columns if name.startswith("f_rest_") and name[7:].isdigit())
     absent = [i for i in range(len(numbers)) if i not in set(numbers)]
@@ -79,12 +79,12 @@ def count_of_rest(columns: Mapping[str, object], path: Path) -> int:
 
 
 def sound_rows(columns: Columns, names: Sequence[str], rotation: Sequence[str], path: Path) -> Columns:
-    """Columns without the rows that are no Gaussians, and with rotations for those that have none.
+    """Drop the rows that are not Gaussians, and set missing rotations to the identity.
 
     Args:
         columns: [N] each.
-        names: those that must be finite; an opacity of infinity is opaque or absent.
-        rotation: the four of the quaternion.
+        names: columns that must be finite, except that an opacity may be infinite (opaque, or invisible).
+        rotation: the four columns of the quaternion.
         path: the file, for messages.
     """
     values = {name: _column(columns, name) for name in names}
@@ -95,7 +95,7 @@ def sound_rows(columns: Columns, names: Sequence[str], rotation: Sequence[str], 
     finite = np.isfinite(stacked).all(-1)
     quats = np.stack([values[name] for name in rotation], -1)
     turned = (quats != 0).any(-1)
-    # Some programs fill a file up with rows of zeros.
+    # Some programs pad a file with rows of zeros.
     empty = ~(stacked != 0).any(-1) & (len(stacked) > 1)
     kept = finite & ~empty
     if not finite.all():
@@ -116,10 +116,10 @@ def sound_rows(columns: Columns, names: Sequence[str], rotation: Sequence[str], 
 
 
 def with_filter(depths: Tensor, log_scales: Tensor, columns: Columns, path: Path) -> tuple[Tensor, Tensor]:
-    """Optical depths [N] and log scales [N, 3] with Mip-Splatting's 3D filter in them (Yu et al. 2024, equation 9).
+    """Optical depths [N] and log scales [N, 3] with Mip-Splatting's 3D filter applied (Yu et al. 2024, equation 9).
 
-    A Gaussian of variances s^2 becomes one of s^2 + f^2, and as opaque as keeps its integral: times the root of the
-    ratio of the products.
+    Variances s^2 become s^2 + f^2, and the opacity is multiplied by the square root of the ratio of their products,
+    which preserves the Gaussian's integral.
     """
     if "filter_3D" not in columns:
         return depths, log_scales
@@ -132,12 +132,12 @@ def with_filter(depths: Tensor, log_scales: Tensor, columns: Columns, path: Path
 
 
 def tell_what_is_cut(rest: Tensor, kept: int, sh_degree: int, path: Path) -> None:
-    """Warn if harmonics are cut off.
+    """Warn if harmonics are dropped.
 
     Args:
-        rest: [N, B, 3] of degree 1 and more.
-        kept: how many of the B there is room for.
-        sh_degree: up to which degree.
+        rest: [N, B, 3] of degree 1 and higher.
+        kept: number of the B harmonics that are kept.
+        sh_degree: highest degree that is kept.
         path: the file.
     """
     if kept < rest.shape[1] and bool((rest[:, kept:] != 0).any()):
@@ -152,7 +152,7 @@ def tell_if_unseen(means: Tensor, world_to_cameras: Tensor, lenses: Sequence[Len
     """Warn if no camera has any of the positions [N, 3] in its image.
 
     Args:
-        means: positions (scene units); of many only some are looked at, as of cameras.
+        means: positions (scene units); only a subset of many points and cameras is checked.
         world_to_cameras: [C, 3, 4].
         lenses: C lenses.
         path: the file that the positions are from.

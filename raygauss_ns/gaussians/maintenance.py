@@ -1,11 +1,12 @@
-"""What keeps a set of Gaussians valid after each update of its parameters, in the order in which it is done.
+"""Maintenance of a set of Gaussians after each update of its parameters.
+
+In this order:
 
     negative densities to 0 -> remove low-density Gaussians -> clone and split -> sort in memory -> bound the scales
 
-Also the order in memory: along a Z-order curve, as RayGaussX keeps it (arXiv 2509.07782). Neighbours in space become
-neighbours in memory, so that what is read for one is often there for the next. No value changes, and neither does
-anything that training decides, but for the order in which floats are added up and the one in which random numbers fall
-to Gaussians that split.
+The order in memory is that of a Z-order curve, as in RayGaussX (arXiv 2509.07782). Neighbours in space become
+neighbours in memory, which improves the use of caches. No value changes, and training is the same except for the order
+in which floats are added up and in which random numbers are assigned to split Gaussians.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SCALE_FLOOR_EVERY = 100
 
 
 class MaintenanceSettings(NamedTuple):
-    """How often what is done.
+    """The intervals of the maintenance tasks.
 
     Attributes:
         prune_every: steps between two removals of low-density Gaussians, >= 1.
@@ -47,8 +48,8 @@ class MaintenanceSettings(NamedTuple):
 class Maintenance:
     """Called after each update of the parameters.
 
-    Several processes hold the same Gaussians and do the same to them: all that decides here is the same by itself, or
-    has been summed over them.
+    All ranks hold the same Gaussians and change them in the same way: every quantity that decides here is either equal
+    on all ranks or has been summed over them.
 
     Args:
         cloud: the Gaussians.
@@ -56,7 +57,7 @@ class Maintenance:
         world_to_cameras: [C, 3, 4] poses of the training images; cameras look along their -z axis.
         lenses: C lenses.
         extent: camera extent (scene units).
-        settings: how often what is done.
+        settings: the intervals.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Maintenance:
         """Do what is due.
 
         Args:
-            steps: the training steps whose gradients made this update.
-            optimizers: one for each kind of parameter; their states follow the Gaussians.
-            seed: of the training; decides where the halves of split Gaussians land.
+            steps: the training steps whose gradients were used for this update.
+            optimizers: one for each kind of parameter; their states are kept consistent with the Gaussians.
+            seed: of the training; determines the positions of split Gaussians.
 
         Raises:
             UserError: no Gaussian is left.
@@ -116,18 +117,18 @@ class Maintenance:
 def reorder(
     params: nn.ParameterDict, optimizers: dict[str, Optimizer], control: DensityControl | None = None
 ) -> Tensor:
-    """Sort the Gaussians by the Morton codes of their means, in place; equal codes keep their order.
+    """Sort the Gaussians by the Morton codes of their means, in place and stably.
 
-    The parameters stay the same tensors; their gradients, the optimisers' moments and density control's statistic move
-    along. The order depends on the means alone: a resumed training finds the one that it was stopped with.
+    The parameters stay the same tensors. Their gradients, the optimisers' moments and the densification statistic are
+    reordered along with them. The order depends only on the means, so a resumed training has the same one.
 
     Args:
         params: the parameters of `GaussianCloud`, N rows each.
-        optimizers: an optimiser for some or each of them, by name.
-        control: whose statistic is moved along.
+        optimizers: optimisers by the name of their parameter; some may be absent.
+        control: its statistic is reordered as well.
 
     Returns:
-        [N] int64: where each Gaussian was before.
+        [N] int64: the previous index of each Gaussian.
     """
     means = params["means"]
     order = torch.argsort(morton_codes(means), stable=True)

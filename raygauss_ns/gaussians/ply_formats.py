@@ -1,9 +1,9 @@
-"""A cloud of Gaussians as PLY files, and back.
+"""Reading and writing a cloud of Gaussians as PLY files.
 
-Two formats hold a cloud; a third, `point_columns`, is for what wants positions and colours only.
+Two formats store a cloud. A third, `point_columns`, is for programs that only need positions and colours.
 
-**raygauss** (`cloud_columns`) is exact: a double for each density, a float for each other parameter, under names that
-say what is meant. Lengths are in scene units.
+**raygauss** (`cloud_columns`) is exact: a double for each density, a float for each other parameter, under descriptive
+names. Lengths are in scene units.
 
     x y z                              mean mu
     log_scale_0..2                     log s along the principal axes
@@ -14,34 +14,34 @@ say what is meant. Lengths are in scene units.
     sg_{j}_raw_sharpness               lambda_j before the softplus,
     sg_{j}_axis_{x,y,z}                n_j before it is normalised
 
-The header's comments hold the scene unit u and the settings that rays are sampled with, one `name value` a line.
+The header's comments contain the scene scale u and the settings that rays are sampled with, one `name value` per line.
 
 **splat** (`splat_columns`) is the format of 3D Gaussian splatting (Kerbl et al. 2023), which common viewers open. It is
-an approximation, in three respects:
+an approximation in three respects:
 
-- *Density becomes opacity.* A splat is as opaque from all sides; a Gaussian of density sigma has, along a line in
-  direction d through its centre, the optical depth
+- *Density becomes opacity.* A splat has the same opacity from all sides, but a Gaussian of density sigma has, along a
+  line in direction d through its centre, the optical depth
 
       tau(d) = integral sigma exp(-|A d|^2 t^2 / 2) dt = sqrt(2 pi) sigma / |A d|,   A = diag(1/s) R^T.
 
-  What a viewer shows is weighted with area: from d the Gaussian covers an area proportional to |A d|. Its mean optical
-  depth over all directions with that weight is sqrt(2 pi) sigma h with 1 / h = E|A d|. By Cauchy's theorem E|A d| is
-  the surface of the ellipsoid with half axes s over 4 pi s_1 s_2 s_3, and Thomsen's formula for that surface (error
-  below 1.1 %) makes h the power mean of the scales:
+  In an image it is weighted by area: from d the Gaussian covers an area proportional to |A d|. With that weight, its
+  mean optical depth over all directions is sqrt(2 pi) sigma h with 1 / h = E|A d|. By Cauchy's theorem E|A d| is the
+  surface of the ellipsoid with half axes s, divided by 4 pi s_1 s_2 s_3. With Thomsen's formula for that surface (error
+  below 1.1 %) h is the power mean of the scales:
 
       h = (mean of s_i^-p)^(-1/p),   p = 1.6075,          opacity = 1 - exp(-tau),   tau = sqrt(2 pi) sigma h.
 
-  Averaged over directions, a Gaussian that is thin (tau << 1) holds back as much light as before. With no single axis
-  would it: a flat Gaussian is seen along its shortest one only when it faces the camera (this mean is twice as deep),
-  and along its longest hardly ever. The format stores the opacity's logit, log(exp(tau) - 1), from which softplus
-  brings tau back without loss.
-- *Lobes become harmonics*: each spherical Gaussian's projection on degrees 0 to 2, the nearest there is in the mean
-  square over all directions (Funk and Hecke's formula). Shine gets lost.
-- Splats are flattened onto the image and sorted by their centres; densities add up where Gaussians overlap. A viewer
-  also cuts colours off at 0.
+  Averaged over directions, an optically thin Gaussian (tau << 1) then absorbs as much light as before. The scale along
+  any single axis in place of h would not achieve that: a flat Gaussian is seen along its shortest axis only when it
+  faces the camera (this mean is twice as deep), and along its longest hardly ever. The format stores the opacity's
+  logit, log(exp(tau) - 1), from which softplus recovers tau exactly.
+- *Spherical Gaussians become harmonics*: each is projected on degrees 0 to 2, which is its best approximation in the
+  mean square over all directions (the Funk-Hecke formula). Specular detail is lost.
+- Splats are flattened onto the image and sorted by their centres, whereas densities add up where Gaussians overlap. A
+  viewer also clamps colours at 0.
 
-Reading a splat file inverts the first: sigma = tau / (sqrt(2 pi) h). Its degree 3, if it has one, is left out, and a
-warning says so.
+Reading a splat file inverts the first step: sigma = tau / (sqrt(2 pi) h). Harmonics of degree 3 are dropped, with a
+warning.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _SPLAT_NAMES = (*_AXES, *BASE, "opacity", *SCALES, *ROTATION)
 
 
 def effective_thickness(log_scales: Tensor) -> Tensor:
-    """h: what a Gaussian's scales amount to as a thickness, averaged over directions by the area that is seen.
+    """h: the thickness of a Gaussian, averaged over directions weighted by the area it covers.
 
     Args:
         log_scales: [N, 3] log s.
@@ -116,15 +116,15 @@ def densities_of_depths(depths: Tensor, log_scales: Tensor) -> Tensor:
 
 
 def lobes_as_harmonics(basis: ColorBasis) -> Tensor:
-    """The colours' nearest harmonics of degree 0 to 2, in the mean square over all directions.
+    """The harmonics of degree 0 to 2 that best approximate the colours, in the mean square over all directions.
 
     A lobe a exp(lambda (d . n - 1)) has by Funk and Hecke's formula, for degree l, the coefficients a k_l Y_lm(n) with
     k_l = 2 pi integral_{-1}^{1} exp(lambda (t - 1)) P_l(t) dt, here by Gauss-Legendre quadrature.
 
     Returns:
-        [N, 9, 3] float64: degree 0 first; the colour's constant 0.5 stays outside.
+        [N, 9, 3] float64, degree 0 first, without the colour's constant 0.5.
     """
-    # The quadrature takes a kilobyte for each of the Gaussians at hand.
+    # In parts, because the quadrature takes a kilobyte per Gaussian.
     parts = zip(*(field.split(_ROWS_AT_ONCE) for field in basis), strict=True)
     return torch.cat([_lobes_as_harmonics(ColorBasis(*part)) for part in parts])
 
@@ -150,7 +150,7 @@ def _lobes_as_harmonics(basis: ColorBasis) -> Tensor:
 
 
 def cloud_columns(cloud: GaussianCloud) -> Columns:
-    """Every parameter of a cloud under an honest name: the format that loses nothing."""
+    """All parameters of a cloud under descriptive names: the lossless format."""
     kept = _finite(cloud)
     p = {name: parameter.detach().cpu()[kept] for name, parameter in cloud.params.items()}
     columns: Columns = {}
@@ -170,16 +170,15 @@ def cloud_columns(cloud: GaussianCloud) -> Columns:
 
 
 def splat_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
-    """The cloud as 3D Gaussian splatting stores it; this module's docstring says what is lost.
+    """The cloud in the format of 3D Gaussian splatting; this module's docstring says what is lost.
 
     Args:
         cloud: the Gaussians.
-        density_threshold: density up to which a Gaussian counts as absent, and is left out (1/length).
+        density_threshold: density cutoff, up to which a Gaussian is culled (1/length).
 
     Returns:
-        x y z, nx ny nz (0), f_dc_0..2, f_rest_0..44 (all of red, then green, then blue; degree 3, which some
-        readers insist on, is 0), opacity (logit), scale_0..2
-        (log), rot_0..3 (unit quaternion, w first); float32.
+        x y z, nx ny nz (0), f_dc_0..2, f_rest_0..44 (all of red, then green, then blue; degree 3, which some readers
+        require, is 0), opacity (logit), scale_0..2 (log), rot_0..3 (unit quaternion, w first); float32.
     """
     gaussians, log_scales, harmonics = _alive(cloud, density_threshold)
     depths = optical_depths(gaussians["densities"].double(), log_scales.double())
@@ -200,11 +199,11 @@ def splat_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
 
 
 def point_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
-    """The Gaussians' centres and their colours averaged over directions: x y z float32, red green blue uint8.
+    """The Gaussians' centres and their mean colours over all directions: x y z float32, red green blue uint8.
 
     Args:
         cloud: the Gaussians.
-        density_threshold: density up to which a Gaussian counts as absent, and is left out (1/length).
+        density_threshold: density cutoff, up to which a Gaussian is culled (1/length).
     """
     gaussians, _, harmonics = _alive(cloud, density_threshold)
     colors = ((0.5 + Y0 * harmonics[:, 0]).clamp(0.0, 1.0) * 255).round().to(torch.uint8)
@@ -215,7 +214,7 @@ def point_columns(cloud: GaussianCloud, density_threshold: float) -> Columns:
 
 
 def _alive(cloud: GaussianCloud, density_threshold: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The physical Gaussians above the threshold, their log scales and their colours as harmonics."""
+    """The Gaussians above the density cutoff, their log scales, and their colours as harmonics."""
     gaussians = {name: value.detach().cpu() for name, value in cloud.gaussians()._asdict().items()}
     keep = (gaussians["densities"] > density_threshold) & _finite(cloud)
     gaussians["quats"] = _with_rotations(gaussians["quats"])
@@ -225,7 +224,7 @@ def _alive(cloud: GaussianCloud, density_threshold: float) -> tuple[dict[str, Te
 
 
 def _finite(cloud: GaussianCloud) -> Tensor:
-    """[N] bool, the Gaussians whose every number is finite; a warning counts the others."""
+    """[N] bool, which Gaussians have only finite parameters; a warning counts the others."""
     parameters = [parameter.detach().cpu().flatten(1) for parameter in cloud.params.values() if parameter.ndim > 1]
     densities = cloud.params["densities"].detach().cpu().view(-1, 1)
     finite = torch.cat([*parameters, densities], -1).isfinite().all(-1)
@@ -235,7 +234,7 @@ def _finite(cloud: GaussianCloud) -> Tensor:
 
 
 def _with_rotations(quats: Tensor) -> Tensor:
-    """Quaternions [N, 4], those of no length replaced by that of no rotation."""
+    """Quaternions [N, 4], those of length 0 replaced by the identity."""
     return torch.where((quats != 0).any(-1, keepdim=True), quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
 
 
@@ -253,19 +252,19 @@ def read_cloud(
     num_lobes: int | None = None,
     least_scale: float = 0.0,
 ) -> GaussianCloud:
-    """A cloud from either kind of file; what the file has none of (harmonics, lobes) gets coefficients of 0.
+    """A cloud from a file of either format; harmonics and lobes that the file lacks get coefficients of 0.
 
     Args:
-        path: a PLY of `cloud_columns` or `splat_columns`, or anyone's of 3D Gaussian splatting.
-        unit: length that counts as 1 (scene units); None: the one in the file, or else 1.
+        path: a PLY file of `cloud_columns` or `splat_columns`, or a 3D Gaussian splatting file of another program.
+        unit: scene scale (scene units); None: the one in the file, or else 1.
         sh_degree: highest degree of the cloud's harmonics.
         num_lobes: spherical Gaussians of each colour; None: as many as in the file.
-        least_scale: scales of splats are raised to this (scene units), and the density follows, so that the steps of
-            a ray can't miss a flat one.
+        least_scale: scales of splats are raised to this minimum (scene units) and densities adjusted, so that the
+            samples of a ray can't miss a flat splat.
 
     Raises:
-        UserError: the file is missing, is of neither kind, lacks properties, or needs a higher `sh_degree` or more
-            lobes than asked for.
+        UserError: the file is missing, has neither format, lacks properties, or needs a higher `sh_degree` or more
+            lobes than requested.
     """
     ply = read_ply(path)
     unit = unit or _header_unit(ply)
@@ -292,7 +291,7 @@ def read_cloud(
 
 
 def header_values(comments: Sequence[str]) -> dict[str, float]:
-    """The `name value` lines among a file's comments."""
+    """The numbers in a file's comments of the form `name value`."""
     found = {}
     for comment in comments:
         name, _, value = comment.partition(" ")
@@ -373,7 +372,7 @@ def _from_splats(
 
 
 def _blank(n: int, sh_degree: int, num_lobes: int) -> dict[str, Tensor]:
-    """View dependence of nothing: random axes, as lobes without an axis of their own could not learn one."""
+    """View-independent colour coefficients. Axes are random: a lobe with an axis of 0 could not learn one."""
     return {
         "sh_rest": torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3),
         "sg_amplitudes": torch.zeros(n, num_lobes, 3),
@@ -383,7 +382,7 @@ def _blank(n: int, sh_degree: int, num_lobes: int) -> dict[str, Tensor]:
 
 
 def _count(columns: Mapping[str, NDArray[np.generic]], pattern: str) -> int:
-    """How many of the pattern's names there are, from 0 on without a gap."""
+    """How many names of a numbered pattern exist, counted from 0 up to the first gap."""
     count = 0
     while pattern.format(count) in columns:
         count += 1

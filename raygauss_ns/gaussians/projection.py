@@ -1,4 +1,4 @@
-"""Where Gaussians lie in the images that were taken of them."""
+"""Projection of Gaussians into the training images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ns_support.lenses.lens import Lens
 
 
 class View(NamedTuple):
-    """The part of a camera's image that one training step looked at.
+    """The crop of a camera's image that one training step rendered.
 
     Attributes:
         world_to_camera: [3, 4]; the camera looks along its -z axis.
-        lens: what projects points to pixels.
-        window: first row, first column, rows and columns that were rendered.
+        lens: projects points to pixels.
+        window: the crop: first row, first column, number of rows, number of columns.
     """
 
     world_to_camera: Tensor
@@ -25,19 +25,19 @@ class View(NamedTuple):
     window: tuple[int, int, int, int]
 
     @property
-    def share(self) -> float:
-        """The window's share of the image's pixels."""
+    def fraction(self) -> float:
+        """The crop's fraction of the image's pixels."""
         _, _, rows, columns = self.window
         return rows * columns / float(self.lens.width * self.lens.height)
 
     def distances(self, means: Tensor) -> Tensor:
-        """[N] distances of points [N, 3] from the camera's centre (scene units); 0 if the lens shows all alike."""
+        """[N] distances of points [N, 3] from the camera's centre (scene units); 0 for an orthographic lens."""
         if self.lens.same_size_at_any_distance:
             return torch.zeros_like(means[:, 0])
         return torch.linalg.vector_norm(in_camera_space(means, self.world_to_camera), dim=-1)
 
     def misses(self, means: Tensor) -> Tensor:
-        """[N] bool, which points [N, 3] the image shows outside the window."""
+        """[N] bool, which points [N, 3] are in the image but outside the crop."""
         top, left, rows, columns = self.window
         column, row, seen = self.lens.project(in_camera_space(means, self.world_to_camera))
         inside = (column >= left) & (column < left + columns) & (row >= top) & (row < top + rows)
@@ -45,16 +45,16 @@ class View(NamedTuple):
 
 
 def in_camera_space(means: Tensor, world_to_camera: Tensor) -> Tensor:
-    """[N, 3] points [N, 3] as seen from a camera [3, 4] that looks along its -z axis."""
+    """[N, 3] points [N, 3] in the space of a camera [3, 4] that looks along its -z axis."""
     pose = world_to_camera.to(means)
     return means @ pose[:, :3].T + pose[:, 3]
 
 
 @torch.no_grad()
 def smallest_resolved_scale(means: Tensor, world_to_cameras: Tensor, lenses: Sequence[Lens]) -> Tensor:
-    """Half a pixel's size at the Gaussian, in the camera that sees it most finely; for pinholes 0.5 z_min / f_max.
+    """Half a pixel's size at each Gaussian, in the camera with the finest pixels there; for pinholes 0.5 z_min / f_max.
 
-    Below that a Gaussian is smaller than what any training image resolves, and only aliases.
+    A smaller Gaussian is below the resolution of all training images, and only causes aliasing.
 
     Args:
         means: [N, 3].

@@ -1,4 +1,4 @@
-"""How large a scene's content is and where it may lie, told from the cameras that were pointed at it."""
+"""Scene scale and step size, estimated from the training cameras."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _ENOUGH_POINTS = 10_000
 def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> float | None:
     """Distance from a camera to what it looks at, the median over the cameras (scene units).
 
-    With SfM points: the median distance of the points before a camera. Without: the distance to the focus, the point
-    nearest to all optical axes, p = argmin sum_i |(I - a_i a_i^T)(p - c_i)|^2.
+    With SfM points: the median distance of the points in front of a camera. Without: the distance to the focus, the
+    point nearest to all optical axes, p = argmin sum_i |(I - a_i a_i^T)(p - c_i)|^2.
 
     Args:
         world_to_cameras: [C, 3, 4]; cameras look along their -z axis.
         points: [N, 3] SfM points, or None.
 
     Returns:
-        None where the cameras do not tell: their axes are parallel, or do not meet before them.
+        None if the cameras do not determine it: their axes are parallel, or do not meet in front of them.
     """
     poses = world_to_cameras.double()
     if points is not None and len(points) > 0:
-        # A median needs no more of them, and C times N would not fit into memory for a large scene.
+        # A subset suffices for a median; C times all N would not fit into memory for a large scene.
         some = points[:: max(len(points) // _ENOUGH_POINTS, 1)].to(poses)
         local = (in_camera_space(some, pose) for pose in poses)
         before = [torch.linalg.vector_norm(p[p[:, 2] < 0], dim=-1) for p in local]
@@ -53,36 +53,37 @@ def content_distance(world_to_cameras: Tensor, points: Tensor | None = None) -> 
 
 
 def scene_unit(box: Tensor, distance: float | None) -> float:
-    """u, the length that counts as 1 (scene units), such that the content is as large as the papers' scenes.
+    """The scene scale u (scene units), such that in units of u the content is as large as in the papers' scenes.
 
-    Cameras outside of the scene box look at what it holds: u = longest side / 3, which is 1 on Blender scenes. Cameras
-    inside of it are a capture that nerfstudio has scaled to fit the *cameras* into the box, with the content anywhere:
-    u = content distance / 4, the distance of Blender's cameras being 4. Where that can't be told, the box decides.
+    If the cameras are outside the scene box, the content is inside: u = longest side / 3, which is 1 for Blender
+    scenes. If they are inside, the scene is a capture. nerfstudio scales a capture such that its *cameras* fit the box,
+    and the content may be anywhere: u = content distance / 4, as the distance of Blender's cameras is 4. If that
+    distance is unknown, u follows from the box.
 
     Args:
         box: [2, 3] lower and upper corner of the scene box.
-        distance: a capture's `content_distance` (scene units); None: not a capture, or not known.
+        distance: a capture's `content_distance` (scene units); None: not a capture, or unknown.
     """
     return float((box[1] - box[0]).max()) / BLENDER_BOX if distance is None else distance / BLENDER_DISTANCE
 
 
 def camera_centers(world_to_cameras: Tensor) -> Tensor:
-    """[C, 3] where cameras [C, 3, 4] are."""
+    """[C, 3] positions of cameras [C, 3, 4]."""
     return -torch.einsum("cji,cj->ci", world_to_cameras[:, :, :3], world_to_cameras[:, :, 3])
 
 
 def resolved_step(lenses: Sequence[Lens], unit: float, distance: float | None, least: float) -> float:
-    """A distance between samples (u) that suits Gaussians kept above half a pixel's size in these images.
+    """The step (in u) for Gaussians that are not smaller than half a pixel in these images.
 
-    A uniform sum with spacing h over a Gaussian of scale s differs from the integral by 2 exp(-2 pi^2 s^2 / h^2) of it,
-    1e-8 at h = s, and the smallest s of a training (`smallest_resolved_scale`) is half a pixel at the Gaussian. So
-    h is half a pixel's size at the content's distance before the lens, the median over the lenses.
+    A sum with spacing h over a Gaussian of scale s has a relative error of 2 exp(-2 pi^2 s^2 / h^2), which is 1e-8 at
+    h = s. The smallest s in training (`smallest_resolved_scale`) is half a pixel at the Gaussian. So h is half a
+    pixel's size at the content's distance from the lens, the median over the lenses.
 
     Args:
         lenses: of the training images.
-        unit: u (scene units).
+        unit: scene scale u (scene units).
         distance: the content's distance from the cameras (scene units); None: as in the papers' scenes, 4 u.
-        least: no step below this (u); what it is without any camera.
+        least: minimum step (u), and the step if there is no camera.
     """
     if not lenses:
         return least

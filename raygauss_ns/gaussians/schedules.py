@@ -1,10 +1,10 @@
-"""When what happens in training, as pure functions of the step.
+"""Training schedules, as pure functions of the step.
 
-The papers give their schedules for a training of 30,000 steps. A training of another length stretches them in
-proportion, so that half as many steps run through the same phases in half the time.
+The papers give their schedules for a training of 30,000 steps. A training of another length scales them in proportion:
+half as many steps run through the same phases in half the time.
 
-Whatever is drawn at random during training comes from a generator that the seed and the step determine, not from what
-was drawn before: a run that was stopped and resumed draws the same numbers as one that was not.
+All random numbers of a training step come from a generator that is determined by the seed and the step alone. A run
+that was stopped and resumed therefore draws the same numbers as one that was not.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import torch
 PAPER_STEPS = 30_000
 """Length of the training that the papers' step counts refer to."""
 CPU_STEPS = 2_500
-"""Length of training on a CPU unless told otherwise: about 20 minutes on two cores, whatever the images' size, since a
-step sees a window of 256 x 256 pixels at most."""
+"""Default length of a training on a CPU: about 20 minutes on two cores, whatever the size of the images, since a step
+renders a crop of at most 256 x 256 pixels."""
+
+_SEED_STRIDE = 0x9E3779B1
+"""A prime close to 2^32 / golden ratio (Knuth's multiplicative hash): keeps the streams of different seeds apart."""
 
 Rates = dict[str, tuple[float, ...]]
-"""Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of
-the means is multiplied by the camera extent, and all decays follow the length of training."""
+"""Learning rate of each kind of parameter and, if it decays exponentially, the one at the end of training. Those of the
+means are multiplied by the camera extent. All decays are scaled to the length of training."""
 
 DEFAULT_RATES: Rates = {
     "means": (1.6e-4, 1.6e-6),
@@ -61,7 +64,7 @@ REAL_RATES: Rates = {
 
 
 class Draw(IntEnum):
-    """What a random number is for: each has a stream of its own."""
+    """The purpose of a random number; each has its own stream."""
 
     WINDOW = 0
     BACKGROUND = 1
@@ -69,7 +72,7 @@ class Draw(IntEnum):
 
 
 def stretched(paper_step: int, total: int) -> int:
-    """A step or a number of steps of the papers' schedule in a training of `total` steps.
+    """A step or a number of steps of the papers' schedule, scaled to a training of `total` steps.
 
     Example:
         >>> stretched(15_000, total=3_000)
@@ -79,20 +82,20 @@ def stretched(paper_step: int, total: int) -> int:
 
 
 def decayed(rate: tuple[float, ...], progress: float) -> float:
-    """A learning rate of `Rates` at a part of training, in [0, 1]."""
+    """A learning rate of `Rates` at a fraction of training, in [0, 1]."""
     return rate[0] * (rate[-1] / rate[0]) ** progress
 
 
-def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
-    """What of the colour basis counts at a step: degree 1 after one interval, 2 after two, the lobes after three.
+def active_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
+    """The active part of the colour basis: degree 1 after one interval, 2 after two, spherical Gaussians after three.
 
     Args:
         step: training step.
-        interval: steps between two unlockings; 0: everything counts from the start.
-        sh_degree: highest degree there is.
+        interval: steps between two activations; 0: everything is active from the start.
+        sh_degree: highest degree of the model.
 
     Returns:
-        The degree of the harmonics, and whether the spherical Gaussians count.
+        The active SH degree, and whether the spherical Gaussians are active.
     """
     if interval == 0:
         return sh_degree, True
@@ -100,24 +103,24 @@ def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool
 
 
 def steps_per_update(step: int, start: int, steps: int) -> int:
-    """How many training steps the optimiser step that `step` belongs to averages over.
+    """Gradient accumulation steps: the number of training steps of the optimiser step that `step` belongs to.
 
-    Groups of steps begin at multiples of their number, as nerfstudio's trainer has it; so does the first one.
+    Groups of steps begin at multiples of their size, the first one included, as in nerfstudio's trainer.
 
     Args:
         step: training step.
-        start: step from which on gradients are accumulated.
-        steps: how many of them.
+        start: step from which gradients are accumulated.
+        steps: size of a group from then on.
     """
     first = -(-start // steps) * steps
     return steps if step >= first else 1
 
 
 def step_seed(seed: int, step: int, draw: Draw) -> int:
-    """The seed for what one step draws at random; distinct for distinct arguments in any ordinary training."""
-    return (seed * 0x9E3779B1 + step * len(Draw) + int(draw)) % (1 << 63)
+    """The seed of one step's random numbers for a purpose; distinct for distinct arguments in any ordinary training."""
+    return (seed * _SEED_STRIDE + step * len(Draw) + int(draw)) % (1 << 63)
 
 
 def step_generator(seed: int, step: int, draw: Draw) -> torch.Generator:
-    """A generator on the host in the state that `step_seed` determines."""
+    """A generator on the CPU, seeded with `step_seed`."""
     return torch.Generator().manual_seed(step_seed(seed, step, draw))

@@ -7,7 +7,7 @@ pixel and channel m = G x, n = G y, X = G x^2, Y = G y^2, Z = G xy (Wang et al. 
     dS/dx = G^T (dS/dm) + 2 x G^T (dS/dX) + y G^T (dS/dZ)
 
 averaged over the pixels whose window lies within the image. As convolutions these blurs took a fifth of a training
-step. `pytorch_msssim` is the definition that this is tested against, and what runs wherever this does not.
+step. `pytorch_msssim` is the reference implementation, and is used wherever the kernel cannot be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytorch_msssim import ssim
 from torch import Tensor
 
 WINDOW = 11
-"""Pixels across the window."""
+"""Width of the window (pixels)."""
 _SIGMA = 1.5
 _CHANNELS = 3
 
@@ -58,11 +58,11 @@ def window_weights() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 class _KernelSimilarity(torch.autograd.Function):
-    """The gradient is computed along with the value: both need the same blurred images."""
+    """Computes the gradient together with the value, since both need the same blurred images."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, ground_truth: Tensor) -> Tensor:
-        # Numba takes a second to import: only who computes with it pays.
+        # Imported late: Numba takes a second to import.
         from raygauss_ns.ssim.cpu import similarity_and_gradient
 
         x, y = (tensor.detach().contiguous().numpy() for tensor in (image, ground_truth))

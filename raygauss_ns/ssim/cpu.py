@@ -1,6 +1,6 @@
-"""Numba kernels of `similarity`. An image's row is one run of 3 W floats: a neighbour to the right is 3 floats away.
+"""The Numba kernels of `ssim.api`. An image row is 3 W consecutive floats: the next pixel is 3 floats away.
 
-Rows are padded to whole vectors, with a margin of zeros on either side so that a blur needs no special case at the
+Rows are padded to whole vectors, with a margin of zeros on either side, so that a blur needs no special case at the
 edges.
 """
 
@@ -42,7 +42,7 @@ def _blur_down(x: Pointer, y: Pointer, weights: Pointer, taps: int, row: int, st
 
 
 @njit(cache=True, nogil=True)
-def _forward_share(
+def _forward_chunk(
     thread: int,
     threads: int,
     x: FloatArray,
@@ -55,8 +55,8 @@ def _forward_share(
     """SSIM of every `threads`-th row of windows, and its derivatives.
 
     Args:
-        thread: which share.
-        threads: number of shares.
+        thread: index of this thread.
+        threads: number of threads.
         x: [H, stride] the image.
         y: [H, stride] the ground truth.
         weights: [taps] of the window.
@@ -96,7 +96,7 @@ def _forward_share(
 
 
 @njit(cache=True, nogil=True)
-def _backward_share(
+def _backward_chunk(
     thread: int,
     threads: int,
     x: FloatArray,
@@ -158,13 +158,13 @@ def similarity_and_gradient(
     x, y = _padded(image), _padded(ground_truth)
     slopes, totals = aligned_zeros((rows, _SLOPES, x.shape[1])), np.zeros(rows, np.float32)
     threads = min(num_threads(), rows)
-    run_on_threads(lambda thread, count: _forward_share(thread, count, x, y, weights, valid, slopes, totals), threads)
+    run_on_threads(lambda thread, count: _forward_chunk(thread, count, x, y, weights, valid, slopes, totals), threads)
     mean = np.float32(totals.sum(dtype=np.float64) / (rows * valid))
     if not differentiate:
         return mean, None
     gradient, scale = aligned_zeros(x.shape), np.float32(1 / (rows * valid))
     run_on_threads(
-        lambda thread, count: _backward_share(thread, count, x, y, weights, slopes, scale, gradient), threads
+        lambda thread, count: _backward_chunk(thread, count, x, y, weights, slopes, scale, gradient), threads
     )
     values = gradient[:, _MARGIN : _MARGIN + _CHANNELS * width]
     return mean, np.ascontiguousarray(values).reshape(height, width, _CHANNELS)

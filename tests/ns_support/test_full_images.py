@@ -174,10 +174,10 @@ def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     assert datamanager.train_dataset.cameras.distortion_params.any()
 
 
-def test_photographs_are_looked_at_when_there_are_no_points(nerfstudio_scene, capsys):
+def test_points_are_triangulated_when_there_are_none(nerfstudio_scene, capsys):
     start(nerfstudio_scene(3))
     said = " ".join(capsys.readouterr().out.split())
-    assert "no SfM points: looking for points in its 3 photographs. Only 0 were found" in said
+    assert "no SfM points: looking for points in its 3 images. Only 0 were found" in said
 
 
 def test_points_are_asked_for_where_the_scene_names_them_and_nobody_is_asked(nerfstudio_scene):

@@ -20,7 +20,7 @@ def test_a_view_has_the_cameras_lens(make_cameras):
     camera = make_cameras(2)[0:1]
     view = camera_view(camera, (1, 2, 3, 4))
     assert view.window == (1, 2, 3, 4)
-    assert view.share == pytest.approx(12 / 630)
+    assert view.fraction == pytest.approx(12 / 630)
     assert view.lens.is_pinhole
     torch.testing.assert_close(view.distances(torch.zeros(1, 3)), torch.tensor([4.0]))
     camera.distortion_params = torch.full((1, 6), 0.1)

@@ -132,7 +132,7 @@ def test_processes_that_start_from_other_numbers_of_points_start_alike(run_proce
         torch.manual_seed(rank)
         points = random_points(30 + 5 * rank, torch.tensor([[-1.0] * 3, [1.0] * 3]))
         cloud = GaussianCloud(points, unit=1.0 + rank, density=1.0)
-        Processes.current().copy_from_first(cloud)
+        Processes.current().broadcast_module(cloud)
         return cloud.unit, {name: tensor.detach() for name, tensor in cloud.state_dict().items()}
 
     (unit, first), (other_unit, second) = run_processes(work)

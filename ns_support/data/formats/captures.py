@@ -1,4 +1,4 @@
-"""Captures in the format of transforms.json, nerfstudio's and instant-ngp's, as they come out of many programs."""
+"""Captures in the transforms.json formats of nerfstudio and instant-ngp, as many programs write them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CaptureFrame(NamedTuple):
         mask: its mask's file, or None for none.
         depth: its depth map's file, or None for none.
         lens: its lens.
-        split: the split whose file lists it, or None where one file lists all.
+        split: the split whose file lists it, or None if one file lists all images.
     """
 
     image: Path
@@ -42,10 +42,10 @@ class CaptureFrame(NamedTuple):
 
 
 class Capture(NamedTuple):
-    """What a transforms.json, or one for each split, holds.
+    """The contents of a transforms.json, or of one such file per split.
 
     Attributes:
-        source: the file, the first if there are several.
+        source: the file; the first one if there are several.
         meta: its entries besides the frames.
         frames: N images in the file's order.
         poses: [N, 4, 4] float64, camera to world.
@@ -58,10 +58,10 @@ class Capture(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, whether it begins with a byte order mark or not.
+    """The object in a JSON file, with or without a byte order mark.
 
     Raises:
-        UserError: it can't be read, or holds something else.
+        UserError: the file can't be read, or does not contain an object.
     """
     try:
         raw = path.read_bytes()
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """The files transforms_train.json, _val and _test that there are."""
+    """Those of the files transforms_train.json, _val and _test that exist."""
     found = {split: folder / f"transforms_{split}.json" for split in SPLITS}
     return {split: path for split, path in found.items() if path.is_file()}
 
@@ -86,12 +86,12 @@ def read_capture(data: Path, skip_missing: bool = False) -> Capture:
     """Read a capture.
 
     Args:
-        data: a `.json` file, or a folder with transforms.json, or with one file for each split.
-        skip_missing: leave images out that are not there, with a warning, as instant-ngp does.
+        data: a `.json` file, or a folder with transforms.json or with one file per split.
+        skip_missing: leave out missing images with a warning, as instant-ngp does.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: a file can't be read or a frame's entries make no sense; names the file, the frame and the entry.
+        UserError: a file can't be read, or a frame's entries are invalid; names the file, the frame and the entry.
     """
     if data.suffix.lower() == ".json" and data.is_file():
         sources: dict[str | None, Path] = {None: data}
@@ -127,7 +127,7 @@ def read_capture(data: Path, skip_missing: bool = False) -> Capture:
 
 
 def _absent(entries: Any, folder: Path) -> Path | None:
-    """A frame's image if it is not there."""
+    """A frame's image if it is missing."""
     name = entries.get("file_path") if isinstance(entries, dict) else None
     image = find(folder, name) if isinstance(name, str) else None
     return None if image is None or image.is_file() else image
@@ -162,7 +162,7 @@ def _frame(
 
 
 def _pose(given: Any, where: str) -> Poses:
-    """[4, 4] of rows or of numbers in a row, with or without the last one, 0 0 0 1."""
+    """[4, 4] from a nested or a flat list, with or without the last row 0 0 0 1."""
     if given is None:
         raise UserError(f"{where} has no transform_matrix, its pose.")
     try:
@@ -182,10 +182,10 @@ def _pose(given: Any, where: str) -> Poses:
 
 
 def find(folder: Path, name: str) -> Path:
-    """The file that an entry means; as it is written if there is none.
+    """The file that an entry refers to; the path as written if there is none.
 
-    Backslashes, a missing extension, another spelling of capitals and paths of another machine are put right where only
-    one file fits.
+    Backslashes, a missing extension, different capitalisation and paths of another machine are corrected if exactly one
+    file fits.
     """
     plain = folder / name
     if plain.is_file():
@@ -196,7 +196,7 @@ def find(folder: Path, name: str) -> Path:
     if not parts:
         return plain
     ways = [folder.joinpath(*parts)] if not plain.is_absolute() or "\\" in name else []
-    # Of another machine or another working directory: what follows the folder's own name, or at least two names.
+    # A path of another machine or working directory: the part after the folder's own name, or at least two names.
     moved = Path(name).is_absolute() or PureWindowsPath(name).is_absolute()
     own = folder.resolve().name
     ways += [
@@ -253,9 +253,9 @@ def _note_overridden(source: Path, whole: Mapping[str, Any], frames: Iterable[Ca
 
 
 def split_indices(capture: Capture, by_rule: tuple[Any, Any], split: str) -> list[int]:
-    """Which frames belong to a split: by the files or lists that say so, or else by a rule.
+    """Which frames belong to a split: as given by files or lists, or else by a rule.
 
-    Without a list for "val" the one for "test" serves, and the other way round.
+    If there is no list for "val", that for "test" is used, and vice versa.
 
     Args:
         capture: N frames.
@@ -263,7 +263,7 @@ def split_indices(capture: Capture, by_rule: tuple[Any, Any], split: str) -> lis
         split: "train", "val" or "test".
 
     Raises:
-        UserError: a list names an image that is not among the frames.
+        UserError: a list names an image that is not one of the frames.
     """
     named: dict[str, list[int]] = {}
     for i, frame in enumerate(capture.frames):

@@ -1,4 +1,4 @@
-"""COLMAP's cameras (https://colmap.github.io/cameras.html) as lenses of nerfstudio's kinds."""
+"""COLMAP's cameras (https://colmap.github.io/cameras.html) as nerfstudio's camera models."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _MODELS = (
     ("THIN_PRISM_FISHEYE", 12),
     ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
 )
-"""Names and numbers of parameters, in the order of COLMAP's numbers."""
+"""Names and parameter counts, in the order of COLMAP's model numbers."""
 _COUNTS = dict(_MODELS) | {"SIMPLE_FISHEYE": 3, "FISHEYE": 4}
 _ONE_FOCAL = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_FISHEYE"}
 _MOST_OFF = 0.1
-"""How far a lens may be off that is fitted (pixels)."""
+"""Maximum error of a fitted lens (pixels)."""
 
 
 def read_colmap_cameras(folder: Path) -> dict[int, LensEntries]:
     """The cameras of a model by their numbers.
 
     Args:
-        folder: with cameras.bin or cameras.txt; of both, the binary file is read and a warning says so.
+        folder: contains cameras.bin or cameras.txt. If it contains both, the binary file is read, with a warning.
 
     Raises:
-        UserError: neither is there, it is damaged, or a lens is of a kind that is not supported.
+        UserError: there is neither file, it is damaged, or a camera model is not supported.
     """
     binary, text = folder / "cameras.bin", folder / "cameras.txt"
     if binary.is_file():
@@ -140,9 +140,9 @@ def _lens(name: str, width: int, height: int, parameters: list[float], path: Pat
 def _fitted(
     given: list[float], focal: tuple[float, float], center: tuple[float, float], size: tuple[int, int], path: Path
 ) -> tuple[float, ...]:
-    """The FISHEYE624 nearest to THIN_PRISM_FISHEYE, whose decentring comes before and not after the radial part.
+    """The FISHEYE624 nearest to a THIN_PRISM_FISHEYE, which applies decentring before and not after the radial part.
 
-    Without decentring and prism the two are the same.
+    Without decentring and prism the two models are equal.
     """
     k1, k2, p1, p2, k3, k4, sx, sy = given
     start = np.array([k1, k2, k3, k4, 0.0, 0.0, p2, p1, sx, 0.0, sy, 0.0])
@@ -154,7 +154,7 @@ def _fitted(
     points, exist = exact.inverse(torch.from_numpy(grid))
     plane, wanted = points[exist].numpy(), grid[exist.numpy()]
 
-    from scipy.optimize import least_squares  # late: it takes a second to import, for the rarest of lenses
+    from scipy.optimize import least_squares  # imported late: it takes a second, and such lenses are rare
 
     def residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return (_fisheye624(plane, values) - wanted).ravel()
@@ -168,7 +168,7 @@ def _fitted(
 
 
 def _fisheye624(plane: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where points [N, 2] of the undistorted plane come to lie (Project Aria's model)."""
+    """The distorted positions of points [N, 2] of the undistorted plane (Project Aria's model)."""
     squared = (plane**2).sum(-1, keepdims=True)
     radial = plane * (1.0 + sum(k * squared ** (i + 1) for i, k in enumerate(values[:6])))
     s = (radial**2).sum(-1, keepdims=True)

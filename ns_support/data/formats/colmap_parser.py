@@ -1,4 +1,4 @@
-"""nerfstudio's parser for COLMAP, with every lens that can be represented, with or without points."""
+"""nerfstudio's parser for COLMAP, for all lenses that nerfstudio can represent, with or without points."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _MOST_PIXELS = 1600
 
 
 class CheckedColmap(ColmapDataParser):
-    """`ColmapDataParser` that reads fisheye lenses, models without points and images wherever they are.
+    """`ColmapDataParser` that reads fisheye lenses and models without points, and finds the folder of the images.
 
-    Of a model in both forms the binary one is read, as COLMAP does.
+    If a model has both binary and text files, the binary ones are read, as in COLMAP.
     """
 
     _lenses: dict[Path, LensEntries]
@@ -65,14 +65,14 @@ class CheckedColmap(ColmapDataParser):
                 **{"fl_x": lens.fx, "fl_y": lens.fy, "cx": lens.cx, "cy": lens.cy, "w": lens.width, "h": lens.height},
             }
             frames.append(frame | self._beside(image.name))
-        # The lens's kind and distortion are put in afterwards: nerfstudio takes one model for all, and no k4.
+        # Camera type and distortion are set afterwards: nerfstudio takes a single model for all images, without k4.
         found: dict[str, Any] = {"frames": frames, "camera_model": "OPENCV"}
         if self.config.assume_colmap_world_coordinate_convention:
             found["applied_transform"] = axes[:3].tolist()
         return found
 
     def _beside(self, name: str) -> dict[str, str]:
-        """A frame's mask and depth map, if there are to be any."""
+        """A frame's mask and depth map, if they are configured."""
         config, found = self.config, {}
         if config.masks_path is not None:
             folder = config.data / config.masks_path
@@ -85,7 +85,7 @@ class CheckedColmap(ColmapDataParser):
         return found
 
     def _find_images(self, names: list[str]) -> None:
-        """Take the one folder that holds all images, if the configured one holds none."""
+        """Use the first folder that contains all images, if the configured one contains none."""
         data, configured = self.config.data, self.config.data / self.config.images_path
         if any((configured / name).is_file() for name in names):
             return
@@ -98,7 +98,7 @@ class CheckedColmap(ColmapDataParser):
     def _setup_downscale_factor(
         self, image_filenames: list[Path], mask_filenames: list[Path], depth_filenames: list[Path]
     ) -> tuple[list[Path], list[Path], list[Path], int]:
-        """As nerfstudio, except that nobody is asked: images that have not been downscaled are taken as they are."""
+        """As in nerfstudio, but without a question to the user: images that are not downscaled are used as they are."""
         if self._downscale_factor is None and self.config.downscale_factor is None:
             configured = self.config.data / self.config.images_path
             width, height = header(image_filenames[0])[:2] if image_filenames[0].is_file() else (1, 1)
@@ -135,14 +135,14 @@ class CheckedColmap(ColmapDataParser):
         return ExactOutputs(**{**vars(outputs), "dataparser_transform": moved(outputs.dataparser_transform, raw)})
 
     def _original(self, file: Path) -> Path:
-        """The image that a downscaled one was made from."""
+        """The original of a downscaled image."""
         images = self.config.data / self.config.images_path
         if self._downscale_factor == 1:
             return file
         return images / file.relative_to(images.with_name(f"{images.name}_{self._downscale_factor}"))
 
     def _raw_offset(self) -> NDArray[np.float64]:
-        """The offset in COLMAP's own world."""
+        """The offset in COLMAP's own world coordinates."""
         turned = self.config.assume_colmap_world_coordinate_convention
         return _OWN_AXES[:3, :3].T @ self._offset if turned else self._offset
 
@@ -172,7 +172,7 @@ class CheckedColmap(ColmapDataParser):
 
 
 def _images(folder: Path) -> list[Any]:
-    """The registered images, by their numbers."""
+    """The registered images, sorted by their numbers."""
     found = _read(folder, "images", colmap_utils.read_images_binary, colmap_utils.read_images_text)
     if found is None:
         raise UserError(f"There is no images.bin or images.txt in {folder}, beside the cameras.")
@@ -188,7 +188,7 @@ def _points(folder: Path) -> list[Any] | None:
 
 
 def _read(folder: Path, name: str, binary: Any, text: Any) -> Any:
-    """A table of a model, in the form that its cameras are in, or else in the other one."""
+    """A table of a model: binary if the cameras are binary, or else text; the other form if that file is missing."""
     ways = [(folder / f"{name}.bin", binary), (folder / f"{name}.txt", text)]
     if not (folder / "cameras.bin").is_file():
         ways.reverse()
@@ -217,7 +217,7 @@ def _pose(image: Any, folder: Path) -> NDArray[np.float64]:
 
 
 def _coefficients(lenses: list[LensEntries], folder: Path) -> Tensor:
-    """[N, 6], or [N, 12] where there are FISHEYE624 lenses, of which OpenCV's fisheye without decentring is one."""
+    """[N, 6], or [N, 12] if there are FISHEYE624 lenses, to which OpenCV's fisheye lenses are then converted."""
     widest = max((len(lens.distortion) for lens in lenses), default=6)
     rows = []
     for i, lens in enumerate(lenses):

@@ -1,4 +1,4 @@
-"""The lens that a transforms.json describes, for the file as a whole or frame by frame."""
+"""Reads the lens from the entries of a transforms.json, given for the whole file or per frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ns_support.errors import UserError
 LENS_ENTRIES = frozenset(
     {"fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2", "distortion_params", "camera_model", "is_fisheye"}
 )
-"""Entries that describe a lens beyond its angle."""
+"""Entries that describe a lens beyond its angle of view."""
 _SYNONYMS = {"PERSPECTIVE": "PINHOLE", "FISHEYE": "OPENCV_FISHEYE", "KANNALA_BRANDT": "OPENCV_FISHEYE"}
 _ONE_TERM, _FISHEYE_TERMS = "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"
 _NOT_A_PLANE = {CameraType.FISHEYE, CameraType.FISHEYE624}
@@ -52,13 +52,13 @@ def read_lens(
     """The lens of a frame.
 
     Args:
-        frame: its entries, which come before
-        whole: those of the file.
-        size: gives the image's width and height, asked only where the entries do not have them.
-        where: names the file and the frame in messages.
+        frame: its own entries, which take precedence.
+        whole: the entries of the file.
+        size: returns the image's width and height; called only if the entries lack them.
+        where: the file and the frame, for messages.
 
     Raises:
-        UserError: an entry is missing, is no number, or describes a lens that is not supported.
+        UserError: an entry is missing, is not a number, or describes a lens that is not supported.
     """
     number = _Numbers(frame, whole, where)
     kind = _kind(frame, whole, where)
@@ -93,7 +93,7 @@ def read_lens(
 
 
 class _Numbers:
-    """Entries as finite numbers, the frame's before the file's."""
+    """Entries as finite numbers; those of the frame take precedence over those of the file."""
 
     def __init__(self, frame: Mapping[str, Any], whole: Mapping[str, Any], where: str) -> None:
         self._sources, self._where = (frame, whole), where
@@ -115,7 +115,7 @@ class _Numbers:
         return number
 
     def first(self, names: tuple[str, ...]) -> tuple[str, float] | None:
-        """The first of the names that there is, in the frame before the file."""
+        """The first of the names that has an entry; the frame is searched before the file."""
         for source in self._sources:
             for name in names:
                 if source.get(name) is not None:
@@ -139,7 +139,7 @@ def _kind(frame: Mapping[str, Any], whole: Mapping[str, Any], where: str) -> Cam
     if upper in (_ONE_TERM, _FISHEYE_TERMS):
         upper = "OPENCV_FISHEYE"
     if upper == "FULL_OPENCV" and not any(float(frame.get(k, whole.get(k)) or 0.0) for k in ("k4", "k5", "k6")):
-        upper = "OPENCV"  # without its rational part they are the same
+        upper = "OPENCV"  # without the rational terms the two are equal
     if upper not in CAMERA_MODEL_TO_TYPE:
         raise UserError(
             f"{where} has the camera_model {name!r}, which is not supported; known are "
@@ -173,7 +173,7 @@ def _focal_lengths(number: _Numbers, kind: CameraType, width: float, height: flo
         fy = _pixels(down, height, where)
         return fy, fy
     fx = _pixels(across, width, where)
-    # The whole file's angle of the other axis says nothing of a frame's own focal length.
+    # An angle for the whole file does not apply to the other axis of a frame with its own focal length.
     if down is None or (across[0] == "fl_x" and down[0] != "fl_y"):
         return fx, fx
     return fx, _pixels(down, height, where)

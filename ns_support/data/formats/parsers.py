@@ -1,4 +1,4 @@
-"""nerfstudio's parsers, reading what they read through this package: files exactly, positions in double precision."""
+"""nerfstudio's parsers with this package's file readers, and positions in double precision."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ns_support.errors import UserError
 
 _FISHEYES = {CameraType.FISHEYE, CameraType.FISHEYE624}
 _OLD_APPLIED = [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]]
-"""What ns-process-data did to COLMAP's axes before it wrote so (nerfstudio's parser)."""
+"""The transform that early versions of ns-process-data applied to COLMAP's axes without writing it to the file."""
 
 
 class CheckedNerfstudio(Nerfstudio):
-    """nerfstudio's parser for its own format: the same scene, from every spelling of the file.
+    """nerfstudio's parser for its own format: the same scene, for all variants of the file.
 
-    Each frame may have a lens of its own. A folder with one file for each split is one scene.
+    Each frame may have its own lens. A folder with one file per split is a single scene.
     """
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
@@ -52,7 +52,7 @@ class CheckedNerfstudio(Nerfstudio):
         capture = self._capture
         folder = capture.source.parent
         if self.downscale_factor is None and config.downscale_factor is None:
-            # nerfstudio opens an image to choose between folders of downscaled ones: one that is there and readable.
+            # nerfstudio opens an image to choose a folder of downscaled images: it must exist and be readable.
             first = next((frame.image for frame in capture.frames if frame.image.is_file()), capture.frames[0].image)
             header(first)
             self._get_fname(_within(first, folder), folder)
@@ -123,7 +123,7 @@ class CheckedNerfstudio(Nerfstudio):
 
 
 class CheckedInstantNGP(InstantNGP):
-    """nerfstudio's parser for instant-ngp's format: any number of images, lenses of each frame, points if named."""
+    """nerfstudio's parser for instant-ngp's format: any number of images, a lens per frame, and named SfM points."""
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
         config = self.config
@@ -151,7 +151,7 @@ class CheckedInstantNGP(InstantNGP):
 
 
 class CheckedBlender(Blender):
-    """nerfstudio's parser for Blender's format: images of any type, `camera_angle_y`, splits that are left out."""
+    """nerfstudio's parser for Blender's format: also other image types, `camera_angle_y`, and missing splits."""
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
         path = self._source(split)
@@ -184,7 +184,7 @@ class CheckedBlender(Blender):
         )
 
     def _source(self, split: str) -> Path | None:
-        """The split's file, or the one that stands in for it; None where there is nothing to evaluate on."""
+        """The split's file, or the file used in its place; None if there are no evaluation images."""
         for name in (split, {"val": "test", "test": "val"}.get(split, split)):
             path = self.data / f"transforms_{name}.json"
             if path.is_file():
@@ -194,7 +194,7 @@ class CheckedBlender(Blender):
         return None
 
     def _cameras(self, world: Tensor, files: list[Path], meta: dict[str, Any], path: Path | None) -> Cameras:
-        # Those that are missing are counted later, or not needed.
+        # Missing images are reported later, or are not needed.
         known = [header(file)[:2] if file.is_file() else None for file in files]
         first = next((size for size in known if size is not None), None)
         if files and first is None:
@@ -229,7 +229,7 @@ def make_cameras(frames: list[CaptureFrame], poses: Tensor, capture: Capture) ->
     Args:
         frames: N of them.
         poses: [N, 4, 4].
-        capture: that they are of, for its `fisheye_crop_radius` and for messages.
+        capture: the capture, for its `fisheye_crop_radius` and for messages.
 
     Raises:
         UserError: FISHEYE624 and other lenses are mixed.
@@ -322,10 +322,10 @@ _CHECKED: dict[type, type] = {
 
 
 def checked(config: DataParserConfig) -> DataParserConfig:
-    """The configuration with this package's parser in the place of nerfstudio's; a copy, as configurations are saved.
+    """The configuration with this package's parser in place of nerfstudio's; a copy, as configurations are saved.
 
     Args:
-        config: of any parser; one that has no substitute here makes the parser that it made before.
+        config: of any parser; one without a replacement here keeps its own.
     """
     copy = deepcopy(config)
     copy._target = _CHECKED.get(copy._target, copy._target)

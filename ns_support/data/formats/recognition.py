@@ -1,4 +1,4 @@
-"""What a folder of data is, told from the files in it."""
+"""Recognises the format of a data folder from the files in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ns_support.data.formats.lens_entries import LENS_ENTRIES
 from ns_support.data.warnings import warn_once
 
 COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse", "colmap", ".")
-"""Where a COLMAP model may lie in a data folder."""
+"""Places of a COLMAP model in a data folder, in the order of search."""
 _ELSEWHERE = ("sparse/*", "colmap/sparse/*", "dense/*/sparse", "dense/sparse", "dense/*/sparse/0", "distorted/sparse/*")
 COLMAP_CAMERAS = ("cameras.bin", "cameras.txt")
 _NERFSTUDIO_ENTRIES = ("ply_file_path", "applied_transform", "orientation_override", "camera_model")
@@ -34,7 +34,7 @@ Format = Literal["blender", "nerfstudio", "instant_ngp"]
 
 
 def transforms_format(data: Path) -> Format | None:
-    """Which parser fits the `.json` files of a folder, or one such file; None where there is none that fits.
+    """Which parser fits the `.json` files of a folder, or a single such file; None if none fits.
 
     Raises:
         UserError: a file can't be read.
@@ -48,10 +48,10 @@ def transforms_format(data: Path) -> Format | None:
 
 
 def names_points(data: Path) -> bool:
-    """Whether the transforms.json in a folder, or a `.json` file, names a file of SfM points.
+    """Whether the transforms.json in a folder, or a given `.json` file, names a file of SfM points.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     folder = data.parent if data.suffix.lower() == ".json" else data
     paths = [data] if folder != data else [data / "transforms.json", data / "transforms_train.json"]
@@ -66,11 +66,11 @@ def names_points(data: Path) -> bool:
 
 
 def colmap_model(data: Path, configured: Path) -> Path | None:
-    """The folder of a COLMAP model, relative to the data's; None where there is none.
+    """The folder of a COLMAP model, relative to the data folder; None if there is none.
 
     Args:
-        data: the folder of the data.
-        configured: where to look first.
+        data: the data folder.
+        configured: the place to search first.
     """
     places = [Path(configured), *map(Path, COLMAP_FOLDERS)]
     places += [path.relative_to(data) for pattern in _ELSEWHERE for path in sorted(data.glob(pattern))]
@@ -89,7 +89,7 @@ def colmap_model(data: Path, configured: Path) -> Path | None:
 
 
 def what_it_is_instead(folder: Path) -> str:
-    """A sentence on a folder that no parser fits: what it seems to be and what to do; perhaps empty."""
+    """For a folder that no parser fits, a sentence that says what it seems to be and what to do; may be empty."""
     for pattern, what, remedy in _OTHERS:
         if any(folder.glob(pattern)):
             return f" It looks like {what}: use {remedy}, and train on what that makes."
@@ -117,7 +117,7 @@ def _listed(entries: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is_capture(entries: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a transforms_train.json is of photographs: with a lens beyond its angle, or images that are no PNG."""
+    """Whether a transforms_train.json is a real capture: it describes a lens in detail, or its images are not PNG."""
     frames = _listed(entries)
     if not LENS_ENTRIES.isdisjoint(entries) or any(not LENS_ENTRIES.isdisjoint(frame) for frame in frames):
         return True
@@ -145,7 +145,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _registered(model: Path) -> int:
-    """How many images a model has, 0 where that is not easily told."""
+    """The number of images of a model; 0 for text files, which are not read for this."""
     path = model / "images.bin"
     if not path.is_file():
         return 0

@@ -1,1 +1,1 @@
-"""The caster on a CPU: Numba kernels that march 16 rays at a time."""
+"""The caster on a CPU: Numba kernels that march packets of 16 rays."""

@@ -1,11 +1,12 @@
 """Bounding volume hierarchy over the Gaussians' supports: a tree of blocks of 16 boxes, one SIMD vector wide.
 
-The support of Gaussian l is where sigma G_l(x) > eps: the ellipsoid |A (x - mu)| < k, k^2 = 2 ln(sigma / eps). Its
-bounding box has half extents h_i = k sqrt(sum_j (R_ij s_j)^2) = k sqrt(sum_j A_ji^2 / |A_j|^4), A_j the rows of A.
+The support of Gaussian l is where sigma G_l(x) > eps: the ellipsoid |A (x - mu)| < k, with the squared cutoff radius
+k^2 = 2 ln(sigma / eps). Its bounding box has half extents h_i = k sqrt(sum_j (R_ij s_j)^2) =
+k sqrt(sum_j A_ji^2 / |A_j|^4), A_j the rows of A. A is the whitening matrix, an inverse square root of the covariance.
 
-Built in linear time: the centres' 30-bit Morton codes are radix-sorted, 16 successive supports make a block, 16
-successive blocks a block of the next level, up to one block at the top. A traversal tests the 16 boxes of a block at
-once; where children lie follows from the block's number, so that there are no links.
+Construction takes linear time: the 30-bit Morton codes of the centres are radix-sorted, 16 successive supports form a
+block, 16 successive blocks form a block of the next level, up to a single block at the top. A traversal tests the 16
+boxes of a block at once. The position of a block's children follows from its number: no pointers are stored.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ WIDTH = 16
 MAX_LEVELS = 7
 """Levels at most: 16^7 Gaussians."""
 
-_NOWHERE = np.float32(3e38)  # lower corner of a box that is not there; its upper corner is the negative
+_NOWHERE = np.float32(3e38)  # lower corner of a missing child's box; its upper corner is the negative
 
 
 class Bvh(NamedTuple):
-    """The hierarchy as flat arrays; M Gaussians are alive, N in all.
+    """The BVH as flat arrays: M Gaussians above the density cutoff, of N.
 
     Attributes:
         order: [M] int32, index of each record's Gaussian among the N.
         records: [M, 16] float32, in leaf order: mean, A, peak density, colour.
-        reach: [M] float32, squared support radius k^2 in units of the standard deviation.
+        squared_cutoff: [M] float32, squared cutoff radius k^2 in units of the standard deviation.
         boxes: [blocks, 6, 16] float32: x, y and z of the 16 children's lower corners, then of their upper corners.
             Level 0, whose children are the records, comes first; child i of block b in level l is block 16 b + i of
             level l - 1.
@@ -46,7 +47,7 @@ class Bvh(NamedTuple):
 
     order: IntArray
     records: FloatArray
-    reach: FloatArray
+    squared_cutoff: FloatArray
     boxes: FloatArray
     levels: IntArray
     bounds: FloatArray
@@ -55,26 +56,26 @@ class Bvh(NamedTuple):
 def build_bvh(
     means: FloatArray, whitenings: FloatArray, densities: FloatArray, colors: FloatArray, density_threshold: float
 ) -> Bvh:
-    """Build the hierarchy over the Gaussians whose density exceeds the threshold.
+    """Build the BVH over the Gaussians whose density exceeds the cutoff.
 
-    A Gaussian with a value that is not finite is left out as if its density were 0.
+    A Gaussian with a value that is not finite is culled, as if its density were 0.
 
     Args:
         means: [N, 3] centres mu.
         whitenings: [N, 3, 3] A = diag(1/s) R^T.
         densities: [N] peak densities sigma (1/length).
         colors: [N, 3].
-        density_threshold: eps > 0, below which a Gaussian's density counts as zero (1/length).
+        density_threshold: density cutoff eps > 0, below which a Gaussian's density counts as zero (1/length).
 
     Returns:
-        The hierarchy; all its arrays are empty when no Gaussian is alive.
+        The BVH; all its arrays are empty if every Gaussian is culled.
     """
-    alive, lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
+    alive, lower, upper, squared_cutoff = _supports(means, whitenings, densities, colors, density_threshold)
     rank = _sorted_order(_morton_codes(means[alive]))
     order = alive[rank]
     records = _records(order, means, whitenings, densities, colors)
     boxes, levels, bounds = _build_blocks(lower[rank], upper[rank])
-    return Bvh(order, records, reach[rank], boxes, levels, bounds)
+    return Bvh(order, records, squared_cutoff[rank], boxes, levels, bounds)
 
 
 @njit(cache=True, nogil=True)
@@ -97,12 +98,12 @@ def _records(
 def _supports(
     means: FloatArray, whitenings: FloatArray, densities: FloatArray, colors: FloatArray, density_threshold: float
 ) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Indices, bounding boxes and k^2 of the Gaussians that have a support."""
+    """Indices, bounding boxes and squared cutoff radii of the Gaussians that are not culled."""
     n = len(densities)
     alive = np.empty(n, np.int32)
     lower = np.empty((n, 3), np.float32)
     upper = np.empty((n, 3), np.float32)
-    reach = np.empty(n, np.float32)
+    squared_cutoff = np.empty(n, np.float32)
     count = 0
     for g in range(n):
         if not densities[g] > density_threshold:
@@ -115,21 +116,21 @@ def _supports(
                 row = whitenings[g, j]
                 norm2 = np.float64(row[0]) ** 2 + np.float64(row[1]) ** 2 + np.float64(row[2]) ** 2
                 variance += (row[i] / norm2) ** 2 if norm2 > 0.0 else np.inf
-            # Padded by more than float32 rounds off, so that the box never cuts what the exact test would keep.
+            # Padded by more than float32's rounding error: the box never cuts what the exact test would keep.
             half = np.sqrt(squared_radius * variance) * (1.0 + 1e-4) + 1e-6 * (1.0 + abs(means[g, i]))
             lower[count, i] = means[g, i] - half
             upper[count, i] = means[g, i] + half
             finite = finite and np.isfinite(lower[count, i]) and np.isfinite(upper[count, i])
         if finite:
             alive[count] = g
-            reach[count] = squared_radius
+            squared_cutoff[count] = squared_radius
             count += 1
-    return alive[:count].copy(), lower[:count].copy(), upper[:count].copy(), reach[:count].copy()
+    return alive[:count].copy(), lower[:count].copy(), upper[:count].copy(), squared_cutoff[:count].copy()
 
 
 @njit(cache=True, nogil=True)
 def _morton_codes(points: FloatArray) -> npt.NDArray[np.uint32]:
-    """30-bit Morton codes [M]: 10 bits an axis, interleaved, on the points' own bounding box."""
+    """30-bit Morton codes [M]: 10 bits per axis, interleaved, on the points' own bounding box."""
     lower = np.full(3, np.inf, np.float32)
     upper = np.full(3, -np.inf, np.float32)
     for m in range(len(points)):
@@ -174,7 +175,7 @@ def _sorted_order(codes: npt.NDArray[np.uint32]) -> IntArray:
 
 @njit(cache=True, nogil=True)
 def _build_blocks(lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, IntArray, FloatArray]:
-    """Blocks of all levels from the boxes of the supports in leaf order, where each level begins, and the bounds."""
+    """From the boxes of the supports in leaf order: the blocks of all levels, each level's first block, the bounds."""
     levels = np.zeros(MAX_LEVELS + 1, np.int32)
     depth, blocks, children = 0, 0, len(lower)
     while depth == 0 or children > 1:

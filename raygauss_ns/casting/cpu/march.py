@@ -1,13 +1,13 @@
 """The caster on a CPU: Numba kernels over packets of 16 lanes (see `packets`).
 
-A packet marches its rows slab by slab:
+A packet is marched slab by slab:
 
     collect the Gaussians whose boxes meet the slab -> accumulate sigma, E = sum f c on its rows -> composite the rows
 
-Nothing is dropped: Gaussians are added as they are found. The backward pass recomputes a slab's rows, turns them into P
-and Q, and visits the same Gaussians again:
+No Gaussian is dropped: each is added as it is found. The backward pass recomputes a slab's rows, turns them into P and
+Q, and visits the same Gaussians again. With R the contribution of the samples behind (a suffix sum along the ray),
 
-    dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . what comes later) + depth's part
+    dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . R) + the depth's part
 
 It keeps 13 sums per Gaussian: sum w f, sum w f (x - mu), sum w f (x - mu)(x - mu)^T, sum P f g. Along a ray x - mu is
 p + d tau with tau = t - t*, so that four sums over the samples (of w f, w f tau, w f tau^2 and P f) give all 13.
@@ -38,60 +38,20 @@ from ns_support.kernels.simd import (
     sums,
     where,
 )
+from raygauss_ns.casting.cpu import layout as at
 from raygauss_ns.casting.cpu.bvh import RECORD_SIZE, Bvh
 from raygauss_ns.casting.cpu.compositing import composite, composite_gradients
 from raygauss_ns.casting.cpu.packets import (
-    DEPTH,
-    DX,
-    DY,
-    DZ,
-    GB,
-    GDEPTH,
-    GG,
-    GR,
-    LATER,
-    LOCAL,
-    OX,
-    OY,
-    OZ,
-    ROW_SIZE,
-    ROWS,
     TILE,
-    B,
-    G,
     March,
-    P,
-    Q,
-    R,
     RayArrays,
     RayPointers,
-    T,
     enter_slab,
     finished,
     next_row,
     open_packet,
 )
-from raygauss_ns.casting.cpu.slabs import (
-    BB,
-    BLOCK,
-    CANDIDATE,
-    CLOSEST,
-    FIRST,
-    HIGH,
-    HIT_SIZE,
-    LAST,
-    LEVEL,
-    LOW,
-    MAX_HITS,
-    NUM_INTS,
-    RECORD,
-    Scene,
-    begin_search,
-    collect,
-    fill_slab,
-    project,
-    start_block,
-)
+from raygauss_ns.casting.cpu.slabs import Scene, begin_search, collect, fill_slab, project, start_block
 from raygauss_ns.casting.types import CastSettings
 
 NUM_MOMENTS = 13
@@ -102,16 +62,20 @@ NUM_MOMENTS = 13
 def _differentiate(
     ws: Pointer, ints: Pointer, scene: Scene, hit: int, slot: int, row: int, march: March, totals: Pointer
 ) -> None:
-    """Add the slab's part to a Gaussian's 13 sums."""
-    first, last = get(ints, FIRST + hit), get(ints, LAST + hit)
-    block = get(ints, BLOCK + hit)
-    record = get(ints, RECORD + hit)
-    at = record * RECORD_SIZE
-    density = get(scene.records, at + 12)
-    gr, gg, gb = load(ws, GR), load(ws, GG), load(ws, GB)
-    g_c = gr * get(scene.records, at + 13) + gg * get(scene.records, at + 14) + gb * get(scene.records, at + 15)
-    closest = load(ws, slot + CLOSEST)
-    bend = exp(load(ws, slot + BB) * (-march.pitch * march.pitch))
+    """Add the slab's contribution to a Gaussian's 13 sums."""
+    first, last = get(ints, at.HIT_FIRST + hit), get(ints, at.HIT_LAST + hit)
+    block = get(ints, at.HIT_BLOCK + hit)
+    record = get(ints, at.HIT_RECORD + hit)
+    record_start = record * RECORD_SIZE
+    density = get(scene.records, record_start + 12)
+    gr, gg, gb = load(ws, at.GRAD_R), load(ws, at.GRAD_G), load(ws, at.GRAD_B)
+    g_c = (
+        gr * get(scene.records, record_start + 13)
+        + gg * get(scene.records, record_start + 14)
+        + gb * get(scene.records, record_start + 15)
+    )
+    closest = load(ws, slot + at.HIT_CLOSEST)
+    bend = exp(load(ws, slot + at.HIT_BB) * (-march.pitch * march.pitch))
     s0, s1, s2, sp = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
     for start in range(first, last + 1, block):
         profile, slope = start_block(ws, slot, start, block, march)
@@ -119,9 +83,9 @@ def _differentiate(
         tau = np.float32(start) * march.pitch - closest
         for j in range(start, min(start + block, last + 1)):
             f = where(profile > march.eps, profile, 0.0)
-            source = ROWS + (j - row) * ROW_SIZE
-            p_f = load(ws, source + P) * f
-            w_f = p_f * g_c + load(ws, source + Q) * f
+            source = at.ROWS + (j - row) * at.ROW_SIZE
+            p_f = load(ws, source + at.GRADIENT_FACTOR) * f
+            w_f = p_f * g_c + load(ws, source + at.GRADIENT_OFFSET) * f
             w_f_tau = w_f * tau
             sp = sp + p_f
             s0 = s0 + w_f
@@ -130,11 +94,11 @@ def _differentiate(
             profile = profile * slope
             slope = slope * bend
             tau = tau + march.pitch
-    dx, dy, dz = load(ws, DX), load(ws, DY), load(ws, DZ)
-    along = closest + load(ws, LOCAL)
-    x = load(ws, OX) - get(scene.records, at) + along * dx
-    y = load(ws, OY) - get(scene.records, at + 1) + along * dy
-    z = load(ws, OZ) - get(scene.records, at + 2) + along * dz
+    dx, dy, dz = load(ws, at.DIRECTION_X), load(ws, at.DIRECTION_Y), load(ws, at.DIRECTION_Z)
+    along = closest + load(ws, at.LOCAL_DISTANCE)
+    x = load(ws, at.ORIGIN_X) - get(scene.records, record_start) + along * dx
+    y = load(ws, at.ORIGIN_Y) - get(scene.records, record_start + 1) + along * dy
+    z = load(ws, at.ORIGIN_Z) - get(scene.records, record_start + 2) + along * dz
     # Y1 = p s0 + d s1 and Y2 = p (p s0 + d s1)^T + d (p s1 + d s2)^T.
     x1, y1, z1 = x * s0 + dx * s1, y * s0 + dy * s1, z * s0 + dz * s1
     x2, y2, z2 = x * s1 + dx * s2, y * s1 + dy * s2, z * s1 + dz * s2
@@ -153,24 +117,24 @@ def _differentiate(
 def differentiate_slab(
     ws: Pointer, ints: Pointer, scene: Scene, row: int, march: March, hits: int, totals: Pointer
 ) -> None:
-    """Differentiate every Gaussian of the slab; those that were not kept are searched for again."""
-    slots = ROWS + march.slab * ROW_SIZE
-    if hits <= MAX_HITS:
+    """Differentiate every Gaussian of the slab; if there were too many to keep, the BVH is searched again."""
+    slots = at.ROWS + march.slab * at.ROW_SIZE
+    if hits <= at.MAX_HITS:
         for hit in range(hits):
-            _differentiate(ws, ints, scene, hit, slots + hit * HIT_SIZE, row, march, totals)
+            _differentiate(ws, ints, scene, hit, slots + hit * at.HIT_SIZE, row, march, totals)
         return
     begin_search(ws, ints, scene)
-    while get(ints, LEVEL) < scene.depth:
+    while get(ints, at.SEARCH_LEVEL) < scene.depth:
         for i in range(collect(ws, ints, scene)):
-            if project(ws, ints, scene, get(ints, CANDIDATE + i), 0, slots, row, march):
+            if project(ws, ints, scene, get(ints, at.CANDIDATE + i), 0, slots, row, march):
                 _differentiate(ws, ints, scene, 0, slots, row, march, totals)
 
 
 @njit(cache=True, nogil=True)
 def pointers_of(bvh: Bvh, rays: RayArrays) -> tuple[Scene, RayPointers]:
-    """The arrays' addresses; whoever asks must keep the arrays alive."""
+    """The addresses of the arrays; the caller must keep the arrays alive."""
     depth = len(bvh.levels) - 1
-    scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.levels), depth)
+    scene = Scene(pointer(bvh.records), pointer(bvh.squared_cutoff), pointer(bvh.boxes), pointer(bvh.levels), depth)
     origins, directions = pointer(rays.origins), pointer(rays.directions)
     nears, ends = pointer(rays.nears), pointer(rays.ends)
     return scene, RayPointers(origins, directions, nears, ends, len(rays.nears), rays.width)
@@ -178,26 +142,26 @@ def pointers_of(bvh: Bvh, rays: RayArrays) -> tuple[Scene, RayPointers]:
 
 @njit(cache=True, nogil=True)
 def store_outputs(ws: Pointer, ints: Pointer, outputs: Pointer, packet: int, single: bool) -> None:
-    """Write what a packet's rays have brought."""
+    """Write the outputs of a packet's rays."""
     if single:
-        put(outputs, 5 * packet, reduce_add(load(ws, R)))
-        put(outputs, 5 * packet + 1, reduce_add(load(ws, G)))
-        put(outputs, 5 * packet + 2, reduce_add(load(ws, B)))
-        put(outputs, 5 * packet + 3, get(ws, T))
-        put(outputs, 5 * packet + 4, reduce_add(load(ws, DEPTH)))
+        put(outputs, 5 * packet, reduce_add(load(ws, at.COLOR_R)))
+        put(outputs, 5 * packet + 1, reduce_add(load(ws, at.COLOR_G)))
+        put(outputs, 5 * packet + 2, reduce_add(load(ws, at.COLOR_B)))
+        put(outputs, 5 * packet + 3, get(ws, at.TRANSMITTANCE))
+        put(outputs, 5 * packet + 4, reduce_add(load(ws, at.DEPTH)))
         return
     for lane in range(LANES):
         ray = get(ints, lane)
         if ray >= 0:
-            put(outputs, 5 * ray, get(ws, R + lane))
-            put(outputs, 5 * ray + 1, get(ws, G + lane))
-            put(outputs, 5 * ray + 2, get(ws, B + lane))
-            put(outputs, 5 * ray + 3, get(ws, T + lane))
-            put(outputs, 5 * ray + 4, get(ws, DEPTH + lane))
+            put(outputs, 5 * ray, get(ws, at.COLOR_R + lane))
+            put(outputs, 5 * ray + 1, get(ws, at.COLOR_G + lane))
+            put(outputs, 5 * ray + 2, get(ws, at.COLOR_B + lane))
+            put(outputs, 5 * ray + 3, get(ws, at.TRANSMITTANCE + lane))
+            put(outputs, 5 * ray + 4, get(ws, at.DEPTH + lane))
 
 
 @njit(cache=True, nogil=True)
-def _forward_share(
+def _forward_chunk(
     thread: int,
     threads: int,
     packets: int,
@@ -217,7 +181,7 @@ def _forward_share(
         while row < rows and not finished(ws, row, march):
             if enter_slab(ws, row, march):
                 if fill_slab(ws, ints, scene, row, march, False) > 0:
-                    composite(ws, row, get(ints, LOW), get(ints, HIGH), march, single)
+                    composite(ws, row, get(ints, at.LOW_ROW), get(ints, at.HIGH_ROW), march, single)
                 row = next_row(ws, row, march)
             else:
                 row += march.slab
@@ -226,25 +190,25 @@ def _forward_share(
 
 @njit(cache=True, nogil=True)
 def open_gradients(ws: Pointer, ints: Pointer, outputs: Pointer, gradients: Pointer) -> None:
-    """Load the lanes' output gradients and g . (all that the ray will bring), the transmittance at its end included."""
+    """Load the lanes' output gradients g, and start the suffix sum at g . outputs: all of the ray is still to come."""
     for lane in range(LANES):
         ray = get(ints, lane)
-        later = np.float32(0.0)
+        remaining = np.float32(0.0)
         red, green, blue, depth = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         if ray >= 0:
             for channel in range(5):
-                later += get(gradients, 5 * ray + channel) * get(outputs, 5 * ray + channel)
+                remaining += get(gradients, 5 * ray + channel) * get(outputs, 5 * ray + channel)
             red, green = get(gradients, 5 * ray), get(gradients, 5 * ray + 1)
             blue, depth = get(gradients, 5 * ray + 2), get(gradients, 5 * ray + 4)
-        put(ws, GR + lane, red)
-        put(ws, GG + lane, green)
-        put(ws, GB + lane, blue)
-        put(ws, GDEPTH + lane, depth)
-        put(ws, LATER + lane, later)
+        put(ws, at.GRAD_R + lane, red)
+        put(ws, at.GRAD_G + lane, green)
+        put(ws, at.GRAD_B + lane, blue)
+        put(ws, at.GRAD_DEPTH + lane, depth)
+        put(ws, at.REMAINING + lane, remaining)
 
 
 @njit(cache=True, nogil=True)
-def _backward_share(
+def _backward_chunk(
     thread: int,
     threads: int,
     packets: int,
@@ -257,7 +221,7 @@ def _backward_share(
     grad_out: FloatArray,
     totals: FloatArray,
 ) -> None:
-    """Differentiate every `threads`-th packet into this thread's own sums [M, 16]."""
+    """Differentiate every `threads`-th packet; add to this thread's own sums [M, 16]."""
     scene, ray_pointers = pointers_of(bvh, rays)
     ws, ints, outputs, gradients = pointer(workspace), pointer(integers), pointer(out), pointer(grad_out)
     total_pointer = pointer(totals)
@@ -270,7 +234,7 @@ def _backward_share(
             if enter_slab(ws, row, march):
                 hits = fill_slab(ws, ints, scene, row, march, True)
                 if hits > 0:
-                    composite_gradients(ws, row, get(ints, LOW), get(ints, HIGH), march, single)
+                    composite_gradients(ws, row, get(ints, at.LOW_ROW), get(ints, at.HIGH_ROW), march, single)
                     differentiate_slab(ws, ints, scene, row, march, hits, total_pointer)
                 row = next_row(ws, row, march)
             else:
@@ -279,7 +243,7 @@ def _backward_share(
 
 @njit(cache=True, nogil=True)
 def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
-    """Add up the threads' sums [threads, M, 16] and scatter them to the Gaussians' own places [N, 13]."""
+    """Add up the threads' sums [threads, M, 16] and scatter them to the Gaussians' original order [N, 13]."""
     for m in range(len(order)):
         for i in range(NUM_MOMENTS):
             total = parts[0, m, i]
@@ -289,7 +253,7 @@ def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
 
 
 def _march(rays: RayArrays, settings: CastSettings) -> March:
-    """The settings in rows."""
+    """The settings of the uniform step for the kernels."""
     single = rays.width == 0
     rows = max(settings.samples_per_slab // LANES, 1) if single else settings.samples_per_slab
     dt = np.float32(settings.step)
@@ -314,8 +278,8 @@ def _packets(rays: RayArrays) -> int:
 
 def _workspaces(rows: int, threads: int) -> tuple[FloatArray, IntArray]:
     return (
-        aligned_zeros((threads, ROWS + rows * ROW_SIZE + (MAX_HITS + 1) * HIT_SIZE)),
-        np.zeros((threads, NUM_INTS), np.int32),
+        aligned_zeros((threads, at.ROWS + rows * at.ROW_SIZE + (at.MAX_HITS + 1) * at.HIT_SIZE)),
+        np.zeros((threads, at.NUM_INTS), np.int32),
     )
 
 
@@ -323,8 +287,8 @@ def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: RayArr
     """Cast R rays.
 
     Args:
-        kernel: casts a thread's share; `_forward_share` names its arguments.
-        march: the settings as the kernel wants them; `slab` is the number of rows of a slab.
+        kernel: casts one thread's packets; `_forward_chunk` names its arguments.
+        march: the settings as the kernel takes them; `slab` is the number of rows of a slab.
         bvh: the Gaussians.
         rays: the rays.
 
@@ -356,16 +320,16 @@ def backward_with(
     """Gradients of a loss on the outputs, as 13 moments per Gaussian.
 
     Args:
-        kernel: differentiates a thread's share; `_backward_share` names its arguments.
+        kernel: differentiates one thread's packets; `_backward_chunk` names its arguments.
         march: as in the forward pass.
         bvh: the Gaussians.
         rays: the rays.
         out: [R, 5] what the forward pass returned.
         grad_out: [R, 5] gradient of the loss with respect to that.
-        num_gaussians: N, dead ones included.
+        num_gaussians: N, culled ones included.
 
     Returns:
-        [N, 13] float32; the sums are in the module's docstring.
+        [N, 13] float32; the module's docstring defines the sums.
     """
     moments = np.zeros((num_gaussians, NUM_MOMENTS), np.float32)
     packets = _packets(rays)
@@ -384,12 +348,12 @@ def backward_with(
 
 
 def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
-    """`forward_with` for a step that is the same everywhere."""
-    return forward_with(_forward_share, _march(rays, settings), bvh, rays)
+    """`forward_with` for the uniform step."""
+    return forward_with(_forward_chunk, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
     bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
-    """`backward_with` for a step that is the same everywhere."""
-    return backward_with(_backward_share, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)
+    """`backward_with` for the uniform step."""
+    return backward_with(_backward_chunk, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

@@ -1,12 +1,12 @@
-"""The caster on a CPU where the step grows: the packets and slabs of `cpu`, a step for each lane and slab.
+"""The caster on a CPU with the adaptive step: packets and slabs as in `march`, with a step for each lane and slab.
 
-Within a slab a lane's samples are evenly spaced, so that all that `slabs`, `compositing` and `cpu` do with a slab is
-done here too: they are compiled once more, for a `March` whose step and pitch are vectors. Every slab's rows count from
-0; what changes from slab to slab is where a lane's row 0 lies.
+Within a slab the samples of a lane are evenly spaced. The functions of `slabs`, `compositing` and `march` therefore
+apply as they are: they are compiled once more, for a `March` whose step and pitch are vectors. The rows of every slab
+count from 0; only the position of a lane's row 0 changes from slab to slab.
 
-Rays of a packet whose transmittances differ take steps of different length, and would drift apart until a slab's cone
-holds half of the scene. So the rearmost lane sets a horizon, the end of its own slab: a lane that begins behind it
-waits for its turn. A ray brings back the same whenever its turn comes.
+Rays of a packet with different transmittances take steps of different length and would drift apart, until a slab's cone
+contained half of the scene. So the lane that is furthest behind sets a horizon, the end of its own slab, and a lane
+whose slab begins beyond the horizon waits. Waiting does not change a ray's outputs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numba import njit
 from ns_support.kernels.arrays import FloatArray, IntArray
 from ns_support.kernels.simd import LANES, Pointer, get, load, pointer, put, reduce_min
 from raygauss_ns.casting import steps as rules
+from raygauss_ns.casting.cpu import layout as at
 from raygauss_ns.casting.cpu.bvh import Bvh
 from raygauss_ns.casting.cpu.compositing import composite, composite_gradients
 from raygauss_ns.casting.cpu.march import (
@@ -30,53 +31,35 @@ from raygauss_ns.casting.cpu.march import (
     store_outputs,
 )
 from raygauss_ns.casting.cpu.packets import (
-    BEGIN,
-    CONE_FAR,
-    CONE_NEAR,
-    END,
-    IDLE,
-    LOCAL,
-    NEXT,
-    PITCHES,
-    PLACES,
-    ROWS,
-    STEPS,
-    WORLD,
     March,
     RayArrays,
     RayPointers,
-    T,
     begin_outputs,
     box_interval,
     open_cone,
     set_lane,
     tile_ray,
 )
-from raygauss_ns.casting.cpu.slabs import HIGH, LOW, fill_slab
-from raygauss_ns.casting.steps import Ladder, ladder_of
+from raygauss_ns.casting.cpu.slabs import fill_slab
+from raygauss_ns.casting.steps import StepSchedule, step_schedule
 from raygauss_ns.casting.types import CastSettings
 
 _step_at = njit(nogil=True)(rules.step_at)
 _advance = njit(nogil=True)(rules.advance)
 
-# Offsets among the numbers of twice the width: where a lane's slab begins, where its ray ends (distances from the ray's
-# origin), its step; where the packet's own origins lie, the horizon.
-START, LIMIT, STEP = 0, LANES, 2 * LANES
-BASE, HORIZON = 3 * LANES, 3 * LANES + 1
-
 
 class GrowingMarch(NamedTuple):
-    """The settings as the kernels want them.
+    """The settings in the form that the kernels take.
 
     Attributes:
-        ladder: the rule for the step.
+        schedule: the step-size schedule.
         offset: where in its step a sample sits.
         threshold: of the transmittance.
-        eps: of the density.
-        slab: rows of a slab: its samples, or where the lanes share a ray a sixteenth of them.
+        eps: the density cutoff.
+        slab: rows of a slab: its samples, or a sixteenth of them if all lanes sample the same ray.
     """
 
-    ladder: Ladder
+    schedule: StepSchedule
     offset: float
     threshold: np.float32
     eps: np.float32
@@ -85,12 +68,12 @@ class GrowingMarch(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _place(places: Pointer, lane: int, rays: RayPointers, ray: int, box: Pointer, march: GrowingMarch) -> bool:
-    """Put a lane at the slab in which its ray enters a box; False where there is nothing to march through."""
+    """Move a lane to the slab in which its ray enters a box; False if the ray has nothing to march through."""
     near, far = np.float64(get(rays.nears, ray)), np.float64(get(rays.ends, ray))
     enter, leave = box_interval(rays, ray, box)
-    start, limit = _advance(near, enter, 1.0, march.ladder), min(far, leave)
-    put(places, START + lane, start)
-    put(places, LIMIT + lane, limit)
+    start, limit = _advance(near, enter, 1.0, march.schedule), min(far, leave)
+    put(places, at.LANE_START + lane, start)
+    put(places, at.LANE_LIMIT + lane, limit)
     return start < limit
 
 
@@ -98,23 +81,23 @@ def _place(places: Pointer, lane: int, rays: RayPointers, ray: int, box: Pointer
 def _open_packet(
     ws: Pointer, ids: Pointer, places: Pointer, rays: RayPointers, packet: int, box: Pointer, march: GrowingMarch
 ) -> bool:
-    """Load a packet's lanes; False when none of them meets the box."""
+    """Load a packet's lanes; False if none of them meets the box."""
     single = rays.width == 0
     base = np.inf
     for lane in range(LANES):
         ray = packet if single else tile_ray(rays, packet, lane)
         put(ids, lane, ray)
         active = ray >= 0 and _place(places, lane, rays, ray, box, march)
-        put(ws, BEGIN + lane, 0.0)
-        put(ws, END + lane, 1.0 if active else 0.0)
+        put(ws, at.FIRST_ROW + lane, 0.0)
+        put(ws, at.END_ROW + lane, 1.0 if active else 0.0)
         if active:
-            base = min(base, get(places, START + lane))
+            base = min(base, get(places, at.LANE_START + lane))
         else:
-            put(places, LIMIT + lane, -np.inf)
+            put(places, at.LANE_LIMIT + lane, -np.inf)
     begin_outputs(ws)
     if base == np.inf:
         return False
-    put(places, BASE, base)
+    put(places, at.PACKET_BASE, base)
     for lane in range(LANES):
         set_lane(ws, lane, rays, max(get(ids, lane), 0), base, 0.0)
     open_cone(ws)
@@ -123,68 +106,69 @@ def _open_packet(
 
 @njit(cache=True, nogil=True)
 def _set_steps(ws: Pointer, places: Pointer, march: GrowingMarch) -> bool:
-    """Each lane's step, and the horizon; False when no lane has anything left to march through."""
+    """Set each lane's step, and the horizon; False if all lanes have finished."""
     horizon = np.inf
     for lane in range(LANES):
-        start, transmittance = get(places, START + lane), get(ws, T + lane)
+        start, transmittance = get(places, at.LANE_START + lane), get(ws, at.TRANSMITTANCE + lane)
         step = 0.0
-        if start < get(places, LIMIT + lane) and transmittance > march.threshold:
-            step = _step_at(start, np.float64(transmittance), march.ladder)
-            horizon = min(horizon, start + march.ladder.samples * step)
-        put(places, STEP + lane, step)
-    put(places, HORIZON, horizon)
+        if start < get(places, at.LANE_LIMIT + lane) and transmittance > march.threshold:
+            step = _step_at(start, np.float64(transmittance), march.schedule)
+            horizon = min(horizon, start + march.schedule.samples * step)
+        put(places, at.LANE_STEP + lane, step)
+    put(places, at.HORIZON, horizon)
     return horizon < np.inf
 
 
 @njit(cache=True, nogil=True)
 def _enter_slab(ws: Pointer, places: Pointer, march: GrowingMarch, single: bool) -> March:
-    """Lay out the rows of the slab of every lane that marches, and make the others idle."""
-    horizon, base, samples = get(places, HORIZON), get(places, BASE), march.ladder.samples
+    """Lay out the rows of the next slab for every lane that marches, and mark the others idle."""
+    horizon, base, samples = get(places, at.HORIZON), get(places, at.PACKET_BASE), march.schedule.samples
     near, far = np.inf, -np.inf
     for lane in range(LANES):
-        start, step = get(places, START + lane), get(places, STEP + lane)
+        start, step = get(places, at.LANE_START + lane), get(places, at.LANE_STEP + lane)
         marches = step > 0.0 and start < horizon
         first, rows = base, 0.0
         if marches:
             first = start + (march.offset + (lane if single else 0)) * step
-            count = min(np.ceil((get(places, LIMIT + lane) - start) / step - march.offset), float(samples))
+            count = min(np.ceil((get(places, at.LANE_LIMIT + lane) - start) / step - march.offset), float(samples))
             rows = np.ceil((count - lane) / LANES) if single else count
             near = min(near, first - base)
             far = max(far, start + (march.offset + samples - 1) * step - base)
         else:
-            step = march.ladder.step  # any number that is none to divide by
-        put(ws, STEPS + lane, step)
-        put(ws, PITCHES + lane, step * LANES if single else step)
-        put(ws, LOCAL + lane, first - base)
-        put(ws, WORLD + lane, first)
-        put(ws, END + lane, max(rows, 0.0))
-        put(ws, IDLE + lane, 0.0 if rows > 0.0 else np.inf)
-    slack = 0.01 * march.ladder.step  # covers the rounding
-    put(ws, CONE_NEAR, near - slack)
-    put(ws, CONE_FAR, far + slack)
-    step, offset = march.ladder.step, march.offset
-    return March(step, offset, load(ws, STEPS), load(ws, PITCHES), march.threshold, march.eps, march.slab)
+            step = march.schedule.step  # any value that is safe to divide by
+        put(ws, at.STEPS + lane, step)
+        put(ws, at.PITCHES + lane, step * LANES if single else step)
+        put(ws, at.LOCAL_DISTANCE + lane, first - base)
+        put(ws, at.RAY_DISTANCE + lane, first)
+        put(ws, at.END_ROW + lane, max(rows, 0.0))
+        put(ws, at.IDLE + lane, 0.0 if rows > 0.0 else np.inf)
+    slack = 0.01 * march.schedule.step  # covers rounding
+    put(ws, at.CONE_NEAR, near - slack)
+    put(ws, at.CONE_FAR, far + slack)
+    step, offset = march.schedule.step, march.offset
+    return March(step, offset, load(ws, at.STEPS), load(ws, at.PITCHES), march.threshold, march.eps, march.slab)
 
 
 @njit(cache=True, nogil=True)
 def _leave_slab(ws: Pointer, places: Pointer, march: GrowingMarch) -> None:
-    """Go on to the next slab of the lanes that marched, and over whole slabs in which there is nothing."""
-    horizon, base, step = get(places, HORIZON), get(places, BASE), march.ladder.step
-    searched = np.float64(get(ws, CONE_FAR))
-    empty_until = base + np.float64(reduce_min(load(ws, NEXT))) - 0.01 * step
+    """Advance the lanes that marched to their next slab, skipping whole slabs in empty space."""
+    horizon, base, step = get(places, at.HORIZON), get(places, at.PACKET_BASE), march.schedule.step
+    searched = np.float64(get(ws, at.CONE_FAR))
+    empty_until = base + np.float64(reduce_min(load(ws, at.NEXT_DISTANCE))) - 0.01 * step
     for lane in range(LANES):
-        start = get(places, START + lane)
-        if get(places, STEP + lane) > 0.0 and start < horizon:
-            start += march.ladder.samples * get(places, STEP + lane)
-            transmittance = get(ws, T + lane)
-            # Its next sample must lie behind what was searched: up to there the slab's Gaussians are not "next".
+        start = get(places, at.LANE_START + lane)
+        if get(places, at.LANE_STEP + lane) > 0.0 and start < horizon:
+            start += march.schedule.samples * get(places, at.LANE_STEP + lane)
+            transmittance = get(ws, at.TRANSMITTANCE + lane)
+            # Only if its next sample lies beyond the searched interval: the distance of the next box ignores the
+            # Gaussians within that interval.
             if transmittance > march.threshold and start + march.offset * step - base > searched:
-                start = _advance(start, empty_until, np.float64(transmittance), march.ladder)
-            put(places, START + lane, start)
+                start = _advance(start, empty_until, np.float64(transmittance), march.schedule)
+            put(places, at.LANE_START + lane, start)
 
 
 @njit(cache=True, nogil=True)
-def _forward_share(
+def _forward_chunk(
     thread: int,
     threads: int,
     packets: int,
@@ -198,20 +182,20 @@ def _forward_share(
     """Cast every `threads`-th packet."""
     scene, ray_pointers = pointers_of(bvh, rays)
     ws, ints, outputs, box = pointer(workspace), pointer(integers), pointer(out), pointer(bvh.bounds)
-    places = pointer(workspace[PLACES:ROWS].view(np.float64))
+    places = pointer(workspace[at.DOUBLES : at.ROWS].view(np.float64))
     single = rays.width == 0
     for packet in range(thread, packets, threads):
         if _open_packet(ws, ints, places, ray_pointers, packet, box, march):
             while _set_steps(ws, places, march):
                 slab = _enter_slab(ws, places, march, single)
                 if fill_slab(ws, ints, scene, 0, slab, False) > 0:
-                    composite(ws, 0, get(ints, LOW), get(ints, HIGH), slab, single)
+                    composite(ws, 0, get(ints, at.LOW_ROW), get(ints, at.HIGH_ROW), slab, single)
                 _leave_slab(ws, places, march)
         store_outputs(ws, ints, outputs, packet, single)
 
 
 @njit(cache=True, nogil=True)
-def _backward_share(
+def _backward_chunk(
     thread: int,
     threads: int,
     packets: int,
@@ -224,10 +208,10 @@ def _backward_share(
     grad_out: FloatArray,
     totals: FloatArray,
 ) -> None:
-    """Differentiate every `threads`-th packet into this thread's own sums [M, 16]."""
+    """Differentiate every `threads`-th packet; add to this thread's own sums [M, 16]."""
     scene, ray_pointers = pointers_of(bvh, rays)
     ws, ints, outputs, gradients = pointer(workspace), pointer(integers), pointer(out), pointer(grad_out)
-    places, box = pointer(workspace[PLACES:ROWS].view(np.float64)), pointer(bvh.bounds)
+    places, box = pointer(workspace[at.DOUBLES : at.ROWS].view(np.float64)), pointer(bvh.bounds)
     total_pointer = pointer(totals)
     single = rays.width == 0
     for packet in range(thread, packets, threads):
@@ -238,29 +222,29 @@ def _backward_share(
             slab = _enter_slab(ws, places, march, single)
             hits = fill_slab(ws, ints, scene, 0, slab, True)
             if hits > 0:
-                composite_gradients(ws, 0, get(ints, LOW), get(ints, HIGH), slab, single)
+                composite_gradients(ws, 0, get(ints, at.LOW_ROW), get(ints, at.HIGH_ROW), slab, single)
                 differentiate_slab(ws, ints, scene, 0, slab, hits, total_pointer)
             _leave_slab(ws, places, march)
 
 
 def _march(rays: RayArrays, settings: CastSettings) -> GrowingMarch:
-    ladder = ladder_of(settings)
+    schedule = step_schedule(settings)
     return GrowingMarch(
-        ladder,
+        schedule,
         float(settings.sample_offset),
         np.float32(settings.transmittance_threshold),
         np.float32(settings.density_threshold),
-        ladder.samples // LANES if rays.width == 0 else ladder.samples,
+        schedule.samples // LANES if rays.width == 0 else schedule.samples,
     )
 
 
 def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
-    """`cpu.forward_with` for a step that grows."""
-    return forward_with(_forward_share, _march(rays, settings), bvh, rays)
+    """`march.forward_with` for the adaptive step."""
+    return forward_with(_forward_chunk, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
     bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
-    """`cpu.backward_with` for a step that grows."""
-    return backward_with(_backward_share, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)
+    """`march.backward_with` for the adaptive step."""
+    return backward_with(_backward_chunk, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

@@ -1,12 +1,12 @@
-"""Between what is trained and what the kernels work with, on a CPU: A from scales and quaternions, and gradients back.
+"""The whitening matrices A from scales and quaternions, and the gradients back to these parameters, on a CPU.
 
-With A = diag(1/s) R(q)^T and the 13 moments of `autograd`:
+With A = diag(1/s) R(q)^T and the 13 moments that `casting.moments` defines:
 
     dL/dmu = A^T A Y1,   dL/dA = -A Y2,   dL/dsigma = M0 / sigma
     dL/ds_i = -(dL/dA . A)_i / s_i (row by row),   dL/d(R^T)_i = (dL/dA)_i / s_i
 
-and on to the quaternion through R^T's quadratic form, less the part along q, which normalisation takes away. As a chain
-of PyTorch operations this took longer than the caster's own backward pass.
+and from there to the quaternion through the quadratic form of R^T, minus the component along q, which normalisation
+removes. As a chain of PyTorch operations this took longer than the caster's own backward pass.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SMALLEST_NORM = 1e-12  # of a quaternion, as in torch.nn.functional.normalize
 
 @njit(cache=True, nogil=True)
 def _unit(quat: FloatArray) -> tuple[float, float, float, float, float]:
-    """A quaternion (w, x, y, z) at unit length, and the length that it had."""
+    """A quaternion (w, x, y, z) normalised to unit length, and its original length."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
     norm = max(np.sqrt(w * w + x * x + y * y + z * z), _SMALLEST_NORM)
     return w / norm, x / norm, y / norm, z / norm, norm
 
 
 @njit(cache=True, nogil=True)
-def _whiten_share(thread: int, threads: int, scales: FloatArray, quats: FloatArray, out: FloatArray) -> None:
+def _whiten_chunk(thread: int, threads: int, scales: FloatArray, quats: FloatArray, out: FloatArray) -> None:
     count = len(scales)
     for g in range(count * thread // threads, count * (thread + 1) // threads):
         w, x, y, z, _ = _unit(quats[g])
@@ -44,7 +44,7 @@ def _whiten_share(thread: int, threads: int, scales: FloatArray, quats: FloatArr
 
 
 @njit(cache=True, nogil=True)
-def _gradient_share(
+def _gradient_chunk(
     thread: int,
     threads: int,
     moments: FloatArray,
@@ -99,7 +99,7 @@ def _gradient_share(
 
 
 def whitenings_of(scales: FloatArray, quats: FloatArray) -> FloatArray:
-    """A = diag(1/s) R(q)^T: `types.whitening_matrices`, in float32 and on every core.
+    """A = diag(1/s) R(q)^T: `types.whitening_matrices` in float32, on all cores.
 
     Args:
         scales: [N, 3].
@@ -109,7 +109,7 @@ def whitenings_of(scales: FloatArray, quats: FloatArray) -> FloatArray:
         [N, 3, 3] float32.
     """
     out = np.empty((len(scales), 3, 3), np.float32)
-    run_on_threads(lambda thread, threads: _whiten_share(thread, threads, scales, quats, out))
+    run_on_threads(lambda thread, threads: _whiten_chunk(thread, threads, scales, quats, out))
     return out
 
 
@@ -119,22 +119,22 @@ def parameter_gradients(
     """Gradients of means, scales, quaternions and densities from the 13 moments.
 
     Args:
-        moments: [N, 13], as in `autograd`; the last three, the colour's gradient, are not looked at.
+        moments: [N, 13], as `casting.moments` defines them; the last three, the colour's gradient, are not used.
         scales: [N, 3].
         quats: [N, 4].
         densities: [N].
         whitenings: [N, 3, 3] the matrices A.
 
     Returns:
-        [N, 3], [N, 3], [N, 4] and [N] float32; zero for a Gaussian whose moments are zero, whatever its parameters.
+        [N, 3], [N, 3], [N, 4] and [N] float32; 0 for a Gaussian whose moments are 0, whatever its parameters.
     """
     by_mean, by_scale, by_quat, by_density = (
         np.zeros(shape, np.float32) for shape in (scales.shape, scales.shape, quats.shape, densities.shape)
     )
 
-    def share(thread: int, threads: int) -> None:
+    def chunk(thread: int, threads: int) -> None:
         inputs = (moments, scales, quats, densities, whitenings)
-        _gradient_share(thread, threads, *inputs, by_mean, by_scale, by_quat, by_density)
+        _gradient_chunk(thread, threads, *inputs, by_mean, by_scale, by_quat, by_density)
 
-    run_on_threads(share)
+    run_on_threads(chunk)
     return by_mean, by_scale, by_quat, by_density

@@ -1,1 +1,1 @@
-"""The caster on a GPU: Triton kernels. Nothing outside of this folder imports them before a tensor asks for a GPU."""
+"""The caster on a GPU: Triton kernels. Nothing outside this folder imports them before a tensor is on a GPU."""

@@ -1,12 +1,13 @@
-"""The hierarchy of `bvh`, built on the device: the same format, the same kind of tree, no host synchronisation.
+"""A binary BVH over all Gaussians with skip pointers (stackless traversal), built on the device without host syncs.
 
-A step that copies nothing to the host must not ask how many Gaussians are alive: all N get a record and a leaf, the
-dead ones an empty box and the greatest code, so that one test of the subtree that holds them passes over all.
+Without copies to the host, the number of Gaussians above the density cutoff is not known. So all N get a record and a
+leaf. Culled ones get an empty box and the greatest code: a single test of their common subtree skips all of them.
 
-Sorted by unique keys (Morton code, then index), the node that splits between records i and i + 1 covers all records
-that share the bits which their two keys share: the two ends are found by binary search. Its place in depth-first order
-is 2 l + L(r), for a node of records l..r: the nodes of the l records before it, and the ancestors whose first child's
-subtree it lies in, which are those of record r. A box is the union over a range, asked of a complete binary tree.
+Records are sorted by unique keys (Morton code, then index). The node that splits between records i and i + 1 covers all
+records that share the common prefix of these two keys, so its two ends are found by binary search. The position of a
+node of records l..r in depth-first order is 2 l + L(r): the nodes of the l records before it, plus the ancestors whose
+first child's subtree contains it, which are those of record r. The box of a node is the union of a range of leaf boxes,
+a range query of a complete binary tree.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ class GpuBvh(NamedTuple):
     """`Bvh` as tensors on one device, over all N Gaussians.
 
     Attributes:
-        order: [N] int64, index of each record's Gaussian; the dead ones come last.
+        order: [N] int64, index of each record's Gaussian; culled ones come last.
         records: [N, 16] float32, in leaf order: mean, A, peak density, colour.
-        reach: [N] float32, squared support radius k^2, a little more than exact; -1 for a dead Gaussian.
-        boxes: [2 N - 1, 6] float32, lower then upper corner; of an empty node all 3e38, where no ray gets to.
-        links: [2 N - 1, 2] int32: the node to go to on a miss; record * 16 + 1 (0: an inner node).
+        squared_cutoff: [N] float32, squared cutoff radius k^2, slightly enlarged; -1 for a culled Gaussian.
+        boxes: [2 N - 1, 6] float32, lower then upper corner; all 3e38 for an empty node, which no ray can meet.
+        links: [2 N - 1, 2] int32: skip pointer, the node to continue with on a miss; record * 16 + 1 (0: inner node).
     """
 
     order: Tensor
     records: Tensor
-    reach: Tensor
+    squared_cutoff: Tensor
     boxes: Tensor
     links: Tensor
 
@@ -46,42 +47,42 @@ class GpuBvh(NamedTuple):
 def build_gpu_bvh(
     means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tensor, density_threshold: float
 ) -> GpuBvh:
-    """Build the hierarchy with N > 0 Gaussians, all tensors float32 on one device.
+    """Build the BVH of N > 0 Gaussians, all tensors float32 on one device.
 
     Args:
         means: [N, 3] centres mu.
         whitenings: [N, 3, 3] A = diag(1/s) R^T.
         densities: [N] peak densities sigma (1/length).
         colors: [N, 3].
-        density_threshold: eps > 0, below which a Gaussian's density counts as zero (1/length).
+        density_threshold: density cutoff eps > 0, below which a Gaussian's density counts as zero (1/length).
     """
     n = len(densities)
-    lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
+    lower, upper, squared_cutoff = _supports(means, whitenings, densities, colors, density_threshold)
     index_bits = n.bit_length()
-    codes, order = torch.sort(morton_codes(means, min((62 - index_bits) // 3, 16), reach >= 0), stable=True)
+    codes, order = torch.sort(morton_codes(means, min((62 - index_bits) // 3, 16), squared_cutoff >= 0), stable=True)
     records = _records(means, whitenings, densities, colors)[order]
     index = torch.arange(n, device=means.device)
     first, last, before = _nodes((codes << index_bits) | index)
-    # Negated, the upper corner's union is a minimum as well.
+    # With negated upper corners, the union of boxes is a minimum of all six numbers.
     corners = torch.cat([lower, -upper], dim=1)[order]
     boxes, links = corners.new_empty(2 * n - 1, 6), torch.empty(2 * n - 1, 2, dtype=torch.int32, device=means.device)
     write_nodes_kernel[(triton.cdiv(n, _BLOCK),)](
         _union_tree(corners), first, last, before, boxes, links, n, 1 << (n - 1).bit_length(), BLOCK=_BLOCK
     )
-    return GpuBvh(order, records, reach[order], boxes, links)
+    return GpuBvh(order, records, squared_cutoff[order], boxes, links)
 
 
 @torch.no_grad()
 def gather_records(
     means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tensor, density_threshold: float
 ) -> GpuBvh:
-    """The records and the root alone, in the Gaussians' own order; arguments as for `build_gpu_bvh`."""
-    lower, upper, reach = _supports(means, whitenings, densities, colors, density_threshold)
+    """Only the records and the root, in the Gaussians' original order; arguments as for `build_gpu_bvh`."""
+    lower, upper, squared_cutoff = _supports(means, whitenings, densities, colors, density_threshold)
     box = torch.cat([lower.amin(0), upper.amax(0)])
     return GpuBvh(
         torch.arange(len(densities), device=means.device),
         _records(means, whitenings, densities, colors),
-        reach,
+        squared_cutoff,
         torch.where(box[0] == torch.inf, 3e38, box)[None],
         torch.ones(1, 2, dtype=torch.int32, device=means.device),
     )
@@ -94,36 +95,36 @@ def _records(means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tenso
 def _supports(
     means: Tensor, whitenings: Tensor, densities: Tensor, colors: Tensor, density_threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bounding boxes [N, 3], [N, 3] and padded k^2 [N] of the supports; (inf, -inf) and -1 where there is none."""
+    """Bounding boxes [N, 3], [N, 3] and padded k^2 [N] of the supports; (inf, -inf) and -1 for culled Gaussians."""
     squared_radius = 2 * torch.log(densities / density_threshold)
     rows = whitenings / (whitenings * whitenings).sum(-1, keepdim=True)
-    # Padded by more than float32 rounds off, so that a box never cuts what the exact test would keep.
+    # Padded by more than float32's rounding error: a box never cuts what the exact test would keep.
     half = torch.sqrt(squared_radius[:, None] * (rows * rows).sum(1)) * (1 + 1e-4) + 1e-6 * (1 + means.abs())
     lower, upper = means - half, means + half
     alive = (densities > density_threshold) & (squared_radius > 0) & colors.sum(-1).isfinite()
-    alive = alive & (lower + upper).isfinite().all(-1)  # infinite half extents of both signs leave a NaN
+    alive = alive & (lower + upper).isfinite().all(-1)  # infinite half extents sum to NaN
     alive = alive & densities.isfinite()
-    reach = torch.where(alive, squared_radius * (1 + 1e-5) + 1e-6, -1.0)
+    squared_cutoff = torch.where(alive, squared_radius * (1 + 1e-5) + 1e-6, -1.0)
     return (
         torch.where(alive[:, None], lower, torch.inf),
         torch.where(alive[:, None], upper, -torch.inf),
-        reach,
+        squared_cutoff,
     )
 
 
 def _nodes(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From ascending unique keys [N]: first and last record of each inner node, and L of each record.
 
-    Inner node i, for i < N - 1, splits between the records i and i + 1. L(i) [N] counts the inner nodes in whose
-    first child's subtree record i lies.
+    Inner node i, for i < N - 1, splits between records i and i + 1. L(i) [N] is the number of inner nodes whose first
+    child's subtree contains record i.
     """
     differing = keys[:-1] ^ keys[1:]
     for shift in (1, 2, 4, 8, 16, 32):
-        differing = differing | (differing >> shift)  # ones from the highest bit that differs on
+        differing = differing | (differing >> shift)  # ones from the highest differing bit downwards
     first = torch.searchsorted(keys, keys[:-1] & ~differing)
     last = torch.searchsorted(keys, keys[:-1] | differing, right=True) - 1
-    # The node in whose first half record i is the last, node i, is followed upwards by node last[i]: L(i) = 1 +
-    # L(last[i]). Each hop shortens the shared prefix, so that 63 bits allow 63 hops: six doublings.
+    # Record i is the last one of node i's first child. The next such ancestor is node last[i]: L(i) = 1 + L(last[i]).
+    # Each hop shortens the common prefix, so that 63 bits allow at most 63 hops: six doublings.
     end = torch.full_like(keys[:1], len(keys) - 1)
     following = torch.cat([last, end])
     before = torch.ones_like(keys)
@@ -135,7 +136,7 @@ def _nodes(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _union_tree(corners: Tensor) -> Tensor:
-    """[2 P, 6] for P the power of two >= N: entry P + i is corner i, entry i the minimum of 2 i and 2 i + 1."""
+    """[2 P, 6] with P the power of two >= N: entry P + i is corner i, entry i the minimum of 2 i and 2 i + 1."""
     n = len(corners)
     leaves = 1 << (n - 1).bit_length()
     tree = torch.full((2 * leaves, 6), torch.inf, device=corners.device)
@@ -168,7 +169,7 @@ def _write_node(
     skip: ty.Lanes,
     packed: ty.Lanes,
 ) -> None:
-    """Store a node; `upper` is negated. An empty one goes where no ray can reach it."""
+    """Store a node; `upper` is negated. An empty box is placed where no ray can meet it."""
     empty = lower[0] == float("inf")
     nowhere = 3e38
     tl.store(boxes + at * 6, tl.where(empty, nowhere, lower[0]), mask=mask)
@@ -193,7 +194,7 @@ def write_nodes_kernel(
     leaves: ty.Scalar,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Write leaf i and inner node i to their places, for a block of i."""
+    """Write leaf i and inner node i to their positions, for a block of i."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     leaf = i < n
     none = tl.full([BLOCK], float("inf"), tl.float32)
@@ -209,7 +210,7 @@ def write_nodes_kernel(
     x0, y0, z0, x1, y1, z1 = none, none, none, none, none, none
     low = tl.where(inner, first + leaves, 0)
     high = tl.where(inner, last + leaves + 1, 0)
-    # Both ends climb: an end that is not its parent's own border leaves a subtree behind, which joins the union.
+    # Range query, bottom up from both ends: an end that is not on its parent's border adds its own subtree's box.
     while tl.max((low < high).to(tl.int32), 0) > 0:
         taken = (low < high) & (low % 2 == 1)
         x0, y0, z0 = _lower_corner(tree, low, taken, x0, y0, z0)

@@ -1,17 +1,17 @@
-"""Where the Gaussians of a slab come from: the hierarchy, or the lists of a tile and a shell (LISTED).
+"""The candidates of a slab: Gaussians found in the BVH, or in the list of a tile and a distance shell (LISTED).
 
-Both are walked from one place to the next; a place may hold a Gaussian. What is done with it is the kernels' matter.
+Both are traversed from one place to the next, and a place may hold a Gaussian; the kernels decide what to do with it.
 
-The hierarchy's places are its depth-first nodes, all of them for each slab. Node boxes are tested against each ray's
-own segment of the slab, not against a box around all of them: a packet of rays that have little in common pays for what
-its rays meet, not for the space between them.
+The places of the BVH are its nodes in depth-first order; each slab traverses it anew, without a stack, by skip
+pointers. Node boxes are tested against each ray's own segment of the slab, not against a box around all segments: an
+incoherent packet pays for what its rays meet, not for the space between them.
 
-The lists' places are entries, sorted by tile and by shell of distance from the camera; `gpu_lists` makes them. A slab
-takes the shells that its samples lie in, mostly one. Where it takes more, a Gaussian that is in several of them counts
-once: in the slab's first shell, or in its own first one.
+The places of the lists are entries, sorted by tile and by shell of distance from the camera; `tile_lists` builds them.
+A slab uses the shells that contain its samples, mostly one. If it uses several, a Gaussian that is in more than one of
+them counts once: in the slab's first shell, or in the Gaussian's own first one.
 
-`scene` is, in this order: records, reaches, boxes, links, number of nodes, (starts, shells, number of shells); with
-LISTED `links` are the entries.
+`scene` is, in this order: records, squared cutoff radii, boxes, links (skip pointer and record of each BVH node),
+number of nodes, (starts, shells, number of shells). With LISTED `links` are the entries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raygauss_ns.casting.gpu.packets import box_interval
 
 @triton.jit
 def _least(t: ty.Lanes) -> ty.Scalar:
-    """The least of distances >= 0, whose bits are ordered as they are: of integers it is one instruction."""
+    """The least of distances >= 0, compared as integers (their bits have the same order), which is one instruction."""
     return tl.min(t.to(tl.int32, bitcast=True), 0).to(tl.float32, bitcast=True)
 
 
@@ -37,7 +37,7 @@ def _greatest(t: ty.Lanes) -> ty.Scalar:
 
 @triton.jit
 def _shell(t: ty.Scalar, shells: ty.Pointer, number: ty.Scalar) -> ty.Scalar:
-    """The shell that a distance from the camera is in, or the one next to it."""
+    """The shell that contains a distance from the camera, or else the nearest one."""
     at = tl.floor((t - tl.load(shells)) * tl.load(shells + 1))
     return tl.minimum(tl.maximum(at, 0.0), (number - 1).to(tl.float32)).to(tl.int32)
 
@@ -53,7 +53,7 @@ def open_candidates(
     K: tl.constexpr,
     LISTED: tl.constexpr,
 ) -> tuple[ty.Scalar, ty.Scalar, ty.Scalar]:
-    """Where a slab's walk begins, from where on an entry counts only in its Gaussian's first shell, and the end.
+    """The range of places to visit for a slab.
 
     Args:
         scene: as above.
@@ -64,6 +64,10 @@ def open_candidates(
         dt: step.
         K: rows of the slab.
         LISTED: whether there are lists.
+
+    Returns:
+        The first place, the first place that must be checked for duplicates (a Gaussian listed in several shells), and
+        one past the last place.
     """
     place = tl.zeros_like(row)
     whole = place
@@ -84,7 +88,7 @@ def open_candidates(
 
 @triton.jit
 def _meets(boxes: ty.Pointer, node: ty.Scalar, slab: ty.Fields) -> ty.Scalar:
-    """Whether some ray's part of the slab meets a node's box."""
+    """Whether any ray's part of the slab meets a node's box."""
     lower, upper = slab[0], slab[1]
     at = boxes + node.to(tl.int64) * 6
     met = (tl.load(at) <= upper[0]) & (tl.load(at + 3) >= lower[0])
@@ -97,7 +101,7 @@ def _meets(boxes: ty.Pointer, node: ty.Scalar, slab: ty.Fields) -> ty.Scalar:
 def next_candidate(
     scene: ty.Fields, place: ty.Scalar, whole: ty.Scalar, slab: ty.Fields, LISTED: tl.constexpr
 ) -> tuple[ty.Scalar, ty.Scalar]:
-    """Whether a place holds a Gaussian for this slab, and the place to go on at."""
+    """Whether a place holds a Gaussian for this slab, and the next place."""
     at = scene[3] + place.to(tl.int64) * 2
     following = place + 1
     if LISTED:
@@ -112,7 +116,7 @@ def next_candidate(
 
 @triton.jit
 def record_at(scene: ty.Fields, place: ty.Scalar, LISTED: tl.constexpr) -> ty.Scalar:
-    """The record of a place that holds one."""
+    """The record at a place that holds one."""
     at = scene[3] + place.to(tl.int64) * 2
     if LISTED:
         record = tl.load(at) // 2
@@ -122,7 +126,7 @@ def record_at(scene: ty.Fields, place: ty.Scalar, LISTED: tl.constexpr) -> ty.Sc
 
 
 @triton.jit
-def next_in_hierarchy(
+def next_in_bvh(
     scene: ty.Fields,
     last: ty.Scalar,
     origin: ty.Vector,
@@ -130,7 +134,7 @@ def next_in_hierarchy(
     begin_t: ty.Lanes,
     end_t: ty.Lanes,
 ) -> ty.Scalar:
-    """The least distance from row 0 at which some ray meets a leaf's box; `last` where none does before."""
+    """The least distance from row 0 at which any ray meets a leaf's box; `last` if none does before that."""
     boxes, links, nodes = scene[2], scene[3], scene[4]
     nearest = last
     node = tl.zeros_like(tl.program_id(0))
@@ -158,11 +162,11 @@ def next_row(
     dt: ty.Scalar,
     LISTED: tl.constexpr,
 ) -> ty.Scalar:
-    """The first row, from a row on, at which some ray may meet something; `rows` when none does.
+    """The first row, not before `row`, at which any ray may meet a Gaussian; `rows` if there is none.
 
     Args:
         scene: as above.
-        row: where to look from.
+        row: the first row to consider.
         rows: one past the last row of all rays.
         rays: origins at row 0, directions, and distances of row 0 from the rays' own origins.
         begin: [RAYS] first row of each ray.
@@ -172,7 +176,7 @@ def next_row(
     """
     origin, direction, start = rays
     begin_t = tl.maximum(begin, row).to(tl.float32) * dt
-    # Found a row too early: product and quotient are rounded.
+    # One row early: product and quotient are rounded.
     if LISTED:
         links = scene[3]
         starts, shells, number = scene[5]
@@ -182,14 +186,14 @@ def next_row(
         entry = tl.load(of_tile + shell)
         listed = entry < tl.load(of_tile + number)
         next_shell = tl.load(links + entry.to(tl.int64) * 2 + 1, mask=listed, other=0)
-        # All that is nearer counts as being in the first shell.
+        # The first shell includes everything nearer.
         enter = tl.load(shells) + next_shell.to(tl.float32) / tl.load(shells + 1) - start
         enter = tl.maximum(tl.where(next_shell > 0, enter, begin_t), begin_t)
         found = tl.min(tl.where(ahead & listed, tl.floor(enter / dt).to(tl.int32) - 1, rows), 0)
         found = tl.minimum(tl.maximum(found, row), rows)
     else:
         last = rows.to(tl.float32) * dt
-        nearest = next_in_hierarchy(scene, last, origin, direction, begin_t, end.to(tl.float32) * dt)
+        nearest = next_in_bvh(scene, last, origin, direction, begin_t, end.to(tl.float32) * dt)
         found = tl.floor(nearest / dt).to(tl.int32) - 1
         found = tl.where(nearest < last, tl.maximum(found, row), rows)
     return found

@@ -1,18 +1,20 @@
-"""The forward and the backward kernel of the caster on a GPU: one warp marches 32 rays, slab by slab of K samples.
+"""The forward and the backward kernel of the caster on a GPU: one warp marches 32 rays, in slabs of K samples.
 
-    skip what is empty -> add the Gaussians among the candidates to sigma and E = sum f c -> composite the slab
+    skip empty space -> add the candidates that the slab meets to sigma and E = sum f c -> composite the slab
 
-Nothing is dropped: Gaussians are added as they are found. The backward kernel recomputes a slab's sigma and g . E,
-turns them into P and Q, and visits the same Gaussians again:
+No Gaussian is dropped: each is added as it is found. The backward kernel recomputes a slab's sigma and g . E, turns
+them into P and Q, and visits the same Gaussians again. With R the contribution of the samples behind (a suffix sum
+along the ray),
 
-    dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . what comes later) + depth's part
+    dL/df_l = w = P (g . c_l) + Q,   P = T dt phi,   Q = T dt^2 phi' (g . E) - dt (g . R) + the depth's part
 
 Along a ray x - mu is p + d tau with tau = t - t*, so that four sums over a lane's samples (of w f, w f tau, w f tau^2
-and P f) give its share of all 13 moments. 16 values in 32 lanes are summed in 16 exchanges by halving the number of
-values with each, and end up one a lane: the 64 bytes of a Gaussian's line take one atomic instruction.
+and P f) give the lane's part of all 13 moments (see `casting.moments`). 16 values in 32 lanes are summed in 16
+exchanges, which halve the number of values in each round. At the end each lane holds one sum, and a single atomic
+instruction adds the 64 bytes of a Gaussian's row.
 
-Candidates come from the hierarchy, where a leaf holds one record and is the node whose `skip` is its neighbour, or with
-LISTED from lists; `gpu_candidates` is all the difference.
+Candidates come from the BVH, where a leaf holds one record and is a node whose skip pointer is the next node, or, with
+LISTED, from tile lists. `candidates` contains all code in which the two differ.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from raygauss_ns.casting.gpu.packets import (
     transmittances,
 )
 
-# Numbers that change from call to call: specialising on them would compile anew now and then.
+# Numbers that change from call to call: specialising on their values would cause recompilations.
 _CHANGING = ["number", "width", "nodes", "number_of_shells"]
 
 
@@ -52,8 +54,8 @@ def _collect_colors(
     K: tl.constexpr,
     LISTED: tl.constexpr,
 ) -> tuple[ty.Slab, ty.Slab, ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and E (3) of the slab, whether there was any candidate, and whether any was met."""
-    records, reaches, some = scene[0], scene[1], slab[2]
+    """Sigma and E (3) of the slab, whether there was any candidate, and whether any was hit."""
+    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
     place, whole, stop = places
     sigma = tl.zeros([K, 32], tl.float32)
     red = tl.zeros([K, 32], tl.float32)
@@ -68,7 +70,7 @@ def _collect_colors(
             candidates = 1
             at = records + record.to(tl.int64) * 16
             passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
                 met = 1
                 f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
                 sigma += f
@@ -89,7 +91,7 @@ def forward_kernel(
     number: ty.Scalar,
     width: ty.Scalar,
     records: ty.Pointer,
-    reaches: ty.Pointer,
+    squared_cutoffs: ty.Pointer,
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
@@ -107,7 +109,7 @@ def forward_kernel(
     LISTED: tl.constexpr,
 ) -> None:
     """Cast a packet of rays: out [R, 5] becomes red, green, blue, transmittance and depth."""
-    scene = (records, reaches, boxes, links, nodes, (starts, shells, number_of_shells))
+    scene = (records, squared_cutoffs, boxes, links, nodes, (starts, shells, number_of_shells))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, start, begin, end = open_packet(
         ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
@@ -162,8 +164,8 @@ def _collect_gradients(
     K: tl.constexpr,
     LISTED: tl.constexpr,
 ) -> tuple[ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and g . E of the slab, whether there was any candidate, and whether any was met."""
-    records, reaches, some = scene[0], scene[1], slab[2]
+    """Sigma and g . E of the slab, whether there was any candidate, and whether any was hit."""
+    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
     place, whole, stop = places
     sigma = tl.zeros([K, 32], tl.float32)
     g_e = tl.zeros([K, 32], tl.float32)
@@ -176,7 +178,7 @@ def _collect_gradients(
             candidates = 1
             at = records + record.to(tl.int64) * 16
             passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
                 met = 1
                 f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
                 sigma += f
@@ -188,7 +190,7 @@ def _collect_gradients(
 
 @triton.jit
 def _fold(a: ty.Lanes, b: ty.Lanes, distance: tl.constexpr) -> ty.Lanes:
-    """Sum over pairs of lanes `distance` apart, two values at a time: a's sum in lower lanes, b's in upper ones."""
+    """Sum two values over pairs of lanes `distance` apart: a's sums go to the lower lanes, b's to the upper ones."""
     lane = tl.arange(0, 32)
     upper = (lane & distance) != 0
     return tl.where(upper, b, a) + tl.gather(tl.where(upper, a, b), lane ^ distance, 0)
@@ -204,10 +206,10 @@ def _add_moments(
     g: ty.Vector,
     s: ty.Fields,
 ) -> None:
-    """Add the packet's share to a record's 13 moments.
+    """Add the packet's contribution to a record's 13 moments.
 
     Args:
-        to: the record's line of 16 floats.
+        to: the record's row of 16 floats.
         passage: t*, bb and h2.
         at: the record.
         origin: of the packet's rays.
@@ -252,8 +254,8 @@ def _differentiate(
     K: tl.constexpr,
     LISTED: tl.constexpr,
 ) -> None:
-    """Add the slab's share to the moments of every Gaussian in it."""
-    records, reaches, some = scene[0], scene[1], slab[2]
+    """Add the slab's contribution to the moments of every Gaussian in it."""
+    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
     place, whole, stop = places
     while place < stop:
         found, following = next_candidate(scene, place, whole, slab, LISTED)
@@ -261,7 +263,7 @@ def _differentiate(
             record = record_at(scene, place, LISTED)
             at = records + record.to(tl.int64) * 16
             passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(reaches + record), row, some, dt, K):
+            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
                 f, tau = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
                 g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
                 w_f = (p * g_c[None, :] + q) * f
@@ -275,15 +277,15 @@ def _differentiate(
 def _load_gradients(
     out: ty.Pointer, grad_out: ty.Pointer, ray: ty.Lanes, valid: ty.Lanes
 ) -> tuple[ty.Vector, ty.Lanes, ty.Lanes]:
-    """Gradients of colour and depth, and g . (all that the ray brings), what it lets through at its end included."""
+    """Gradients g of colour and depth, and the start of the suffix sum: g . outputs, the transmittance included."""
     g = load_vector(grad_out + ray * 5, valid, 0.0)
     g_through = tl.load(grad_out + ray * 5 + 3, mask=valid, other=0.0)
     g_depth = tl.load(grad_out + ray * 5 + 4, mask=valid, other=0.0)
     color = load_vector(out + ray * 5, valid, 0.0)
-    later = g[0] * color[0] + g[1] * color[1] + g[2] * color[2]
-    later += g_through * tl.load(out + ray * 5 + 3, mask=valid, other=0.0)
-    later += g_depth * tl.load(out + ray * 5 + 4, mask=valid, other=0.0)
-    return g, g_depth, later
+    remaining = g[0] * color[0] + g[1] * color[1] + g[2] * color[2]
+    remaining += g_through * tl.load(out + ray * 5 + 3, mask=valid, other=0.0)
+    remaining += g_depth * tl.load(out + ray * 5 + 4, mask=valid, other=0.0)
+    return g, g_depth, remaining
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -296,7 +298,7 @@ def backward_kernel(
     number: ty.Scalar,
     width: ty.Scalar,
     records: ty.Pointer,
-    reaches: ty.Pointer,
+    squared_cutoffs: ty.Pointer,
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
@@ -315,13 +317,13 @@ def backward_kernel(
     TILED: tl.constexpr,
     LISTED: tl.constexpr,
 ) -> None:
-    """Differentiate a packet of rays: add its share to the records' lines of moments [N, 16]."""
-    scene = (records, reaches, boxes, links, nodes, (starts, shells, number_of_shells))
+    """Differentiate a packet of rays: add its contribution to the records' moments [N, 16]."""
+    scene = (records, squared_cutoffs, boxes, links, nodes, (starts, shells, number_of_shells))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, start, begin, end = open_packet(
         ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
     )
-    g, g_depth, later = _load_gradients(out, grad_out, ray, valid)
+    g, g_depth, remaining = _load_gradients(out, grad_out, ray, valid)
     transmittance = tl.full([32], 1.0, tl.float32)
     rows = tl.max(end, 0)
     rays = (origin, direction, start)
@@ -339,11 +341,11 @@ def backward_kernel(
             weight = before * phi(x)
             p = weight * step
             contribution = p * g_e + weight * x * g_t
-            behind = later[None, :] - tl.cumsum(contribution, 0)
+            behind = remaining[None, :] - tl.cumsum(contribution, 0)
             q = before * phi_slope(x) * (step * step) * g_e + (before * tl.exp(-x) * g_t - behind) * step
             q = tl.where(live, q, 0.0)
             _differentiate(scene, places, row, origin, direction, slab, g, p, q, moments, eps, step, K, LISTED)
-            later -= tl.sum(contribution, 0)
+            remaining -= tl.sum(contribution, 0)
             transmittance *= tl.exp(-tl.sum(tl.where(live, x, 0.0), 0))
             end = tl.where(transmittance > threshold, end, 0)
             rows = tl.max(end, 0)

@@ -1,12 +1,12 @@
-"""The forward and the backward kernel on a GPU where the step grows: `gpu_kernels` with a step for each lane and slab.
+"""The forward and the backward kernel on a GPU with the adaptive step: `kernels` with a step for each lane and slab.
 
-What `ladder` calls a slab, n samples with one step, is worked off here in parts of K samples, for which the functions
-of `gpu_kernels` and `gpu_packets` serve as they are: the rays' origins move to the slab's first sample, rows count from
-there, and the step is one value a lane. Candidates come from the hierarchy.
+A slab of the step-size schedule (`casting.steps`), n samples with one step, is processed here in parts of K samples.
+The functions of `kernels` and `packets` apply to a part as they are: the rays' origins are moved to the slab's first
+sample, rows count from there, and the step is one value per lane. Candidates come from the BVH.
 
-As on a CPU (`growing`) the rearmost lane sets a horizon, the end of its own slab, and a lane that begins behind it
-waits for its turn; a ray brings back the same whenever its turn comes. Where a slab meets no leaf, one traversal finds
-the next distance at which any ray meets one, and each lane goes on to its own slab that holds it.
+As on a CPU (`cpu.march_growing`) the lane that is furthest behind sets a horizon, the end of its own slab, and a lane
+whose slab begins beyond it waits; waiting does not change a ray's outputs. If a slab meets no leaf, one traversal finds
+the next distance at which any ray meets one, and each lane advances to its own slab that contains that distance.
 
 Checked in Triton's interpreter and built ahead of time; not yet run on a GPU.
 """
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ns_support.kernels import triton_types as ty
-from raygauss_ns.casting.gpu.candidates import next_in_hierarchy
+from raygauss_ns.casting.gpu.candidates import next_in_bvh
 from raygauss_ns.casting.gpu.kernels import _collect_colors, _collect_gradients, _differentiate, _load_gradients
 from raygauss_ns.casting.gpu.launch import GpuRays, GpuScene, slab_of
 from raygauss_ns.casting.gpu.packets import (
@@ -32,7 +32,7 @@ from raygauss_ns.casting.gpu.packets import (
     phi_slope,
     transmittances,
 )
-from raygauss_ns.casting.steps import ladder_of
+from raygauss_ns.casting.steps import step_schedule
 from raygauss_ns.casting.types import CastSettings
 
 _CHANGING = ["number", "width", "nodes", "samples"]
@@ -45,19 +45,19 @@ def _stretch(transmittance: ty.Lanes, exponent: ty.Scalar) -> ty.Lanes:
 
 
 @triton.jit
-def _step_at(begin: ty.Lanes, stretch: ty.Lanes, ladder: ty.Fields) -> ty.Lanes:
-    """The steps of slabs that begin at distances [RAYS]; `ladder` is step, growth, limit and samples of a slab."""
-    step, growth, limit, _ = ladder
+def _step_at(begin: ty.Lanes, stretch: ty.Lanes, schedule: ty.Fields) -> ty.Lanes:
+    """The steps of slabs that begin at distances [RAYS]; `schedule` is step, growth, limit and samples of a slab."""
+    step, growth, limit, _ = schedule
     return tl.minimum(tl.maximum(begin * growth, step) * stretch, limit)
 
 
 @triton.jit
-def _advance(begin: ty.Lanes, target: ty.Lanes, stretch: ty.Lanes, ladder: ty.Fields) -> ty.Lanes:
-    """How far behind `begin` the slab begins that holds a distance, as in `ladder.advance`: [RAYS] in their precision.
+def _advance(begin: ty.Lanes, target: ty.Lanes, stretch: ty.Lanes, schedule: ty.Fields) -> ty.Lanes:
+    """From `begin` to the slab that contains a distance, as `steps.advance`: [RAYS] in the precision of the arguments.
 
-    A distance and not a place, so that it keeps its digits where `begin` is large.
+    Returned as a difference, which keeps its digits where `begin` is large.
     """
-    step, growth, limit, samples = ladder
+    step, growth, limit, samples = schedule
     gap = tl.maximum(tl.minimum(target, 1e30) - begin, 0.0)
     # Up to dt0 / g. Without growth that is infinitely far, and `growth * begin < step` always.
     near = growth * begin < step
@@ -66,7 +66,7 @@ def _advance(begin: ty.Lanes, target: ty.Lanes, stretch: ty.Lanes, ladder: ty.Fi
     slabs = tl.ceil((step / growth - begin) / length)
     first = tl.where(near, tl.minimum(whole, slabs), 0.0) * length
     arrived = near & (whole <= slabs)
-    # Then in proportion to the distance; 1 + y is rounded, which the quotient makes up for: log2(r) keeps its digits.
+    # Then in proportion to the distance. 1 + y is rounded, and the quotient corrects for it: log2(r) keeps its digits.
     start = tl.maximum(begin + first, 1e-30)
     y = samples * growth * stretch
     r = 1.0 + y
@@ -92,13 +92,13 @@ def _open_packet(
         ray: [RAYS] which rays.
         valid: [RAYS] which lanes have one.
         rays: the arrays of origins, directions, nears and far ends.
-        boxes: the nodes' boxes; the first holds all there is to see.
-        march: step, the rest of the step (it comes as float32), growth, limit, samples of a slab.
-        TILED: whether the packet's own origins lie in one plane, or each where its ray begins.
+        boxes: the nodes' boxes; the first is the root's.
+        march: step, its rounding error (the step is a float32), growth, limit, samples of a slab.
+        TILED: whether the packet's own origins are at one distance for all rays, or each where its ray begins.
 
     Returns:
         The packet's own origins, directions, and distances [RAYS]: of the packet's own origin from the ray's, and from
-        there to the first slab and to the end of the ray (minus infinity where there is nothing to march through).
+        there to the first slab and to the end of the ray (minus infinity if the ray has nothing to march through).
     """
     origins, directions, nears, fars = rays
     step, step_rest, growth, limit, samples = march
@@ -107,7 +107,7 @@ def _open_packet(
     near = tl.load(nears + ray, mask=valid, other=0.0)
     far = tl.load(fars + ray, mask=valid, other=-1.0)
     enter, leave = box_interval(boxes, tl.zeros_like(tl.program_id(0)), origin, direction)
-    # Within reason, because an empty scene's box is next to infinitely far away; and wider than float32 may be wrong.
+    # Bounded, because the box of an empty scene is almost infinitely far away; and widened by float32's rounding error.
     enter = tl.minimum(tl.maximum(enter, -1e28), 1e28)
     leave = tl.minimum(tl.maximum(leave, -1e28), 1e28)
     met = enter <= leave
@@ -116,8 +116,8 @@ def _open_packet(
     # In float64: the rounding of a far origin would shift all samples.
     wide = tl.zeros([32], tl.float64)
     begin = near.to(tl.float64)
-    ladder = (wide + step + step_rest, wide + growth, wide + limit, wide + samples)
-    begin += _advance(begin, enter.to(tl.float64), wide + 1.0, ladder)
+    schedule = (wide + step + step_rest, wide + growth, wide + limit, wide + samples)
+    begin += _advance(begin, enter.to(tl.float64), wide + 1.0, schedule)
     some = met & (begin < end)
     base = tl.where(some, begin, 0.0).to(tl.float32)
     if TILED:
@@ -139,24 +139,24 @@ def _skip(
     place: ty.Lanes,
     end: ty.Lanes,
     stretch: ty.Lanes,
-    ladder: ty.Fields,
+    schedule: ty.Fields,
 ) -> ty.Lanes:
-    """Where each lane's next slab begins when slabs before the nearest leaf are left out.
+    """Where each lane's next slab begins if the slabs before the nearest leaf are skipped.
 
     Args:
-        scene: records, reaches, boxes, links, number of nodes.
-        rays: the packet's own origins, directions, and their distances from the rays' origins.
-        place: [RAYS] where the next slabs begin, from the packet's own origins.
-        end: [RAYS] where the rays end, likewise.
+        scene: records, squared cutoff radii, boxes, BVH skip pointers, number of nodes.
+        rays: the packet's own origins, directions, and the distances of these origins from the rays' origins.
+        place: [RAYS] distance from the packet's own origin to the next slab.
+        end: [RAYS] distance from the packet's own origin to the end of the ray.
         stretch: [RAYS] T^-gamma.
-        ladder: step, growth, limit and samples of a slab.
+        schedule: step, growth, limit and samples of a slab.
     """
     origin, direction, base = rays
     last = tl.max(end, 0)
-    nearest = next_in_hierarchy(scene, last, origin, direction, place, end)
-    # A step too early: the distance is rounded.
-    target = tl.minimum(nearest - ladder[0], end)
-    moved = place + _advance(base + place, base + target, stretch, ladder)
+    nearest = next_in_bvh(scene, last, origin, direction, place, end)
+    # One step early: the distance is rounded.
+    target = tl.minimum(nearest - schedule[0], end)
+    moved = place + _advance(base + place, base + target, stretch, schedule)
     return tl.where(nearest < last, moved, tl.maximum(place, end))
 
 
@@ -164,7 +164,7 @@ def _skip(
 def _take_turns(
     base: ty.Lanes, place: ty.Lanes, end: ty.Lanes, dt: ty.Lanes, offset: ty.Scalar, samples: ty.Scalar
 ) -> tuple[ty.Lanes, ty.Lanes]:
-    """Which lanes march in this turn, and how many samples of its slab each of them has: bool and int32 [RAYS]."""
+    """Which lanes march now, and how many samples of its slab each of them has: bool and int32 [RAYS]."""
     active = place < end
     begin = base + place
     horizon = tl.min(tl.where(active, begin + samples * dt, float("inf")), 0)
@@ -190,7 +190,7 @@ def growing_forward_kernel(
     number: ty.Scalar,
     width: ty.Scalar,
     records: ty.Pointer,
-    reaches: ty.Pointer,
+    squared_cutoffs: ty.Pointer,
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
@@ -208,11 +208,11 @@ def growing_forward_kernel(
     TILED: tl.constexpr,
 ) -> None:
     """Cast a packet of rays: out [R, 5] becomes red, green, blue, transmittance and depth."""
-    scene = (records, reaches, boxes, links, nodes)
-    ladder = (step, growth, limit, samples.to(tl.float32))
+    scene = (records, squared_cutoffs, boxes, links, nodes)
+    schedule = (step, growth, limit, samples.to(tl.float32))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, base, place, end = _open_packet(
-        ray, valid, (origins, directions, nears, fars), boxes, (step, step_rest, growth, limit, ladder[3]), TILED
+        ray, valid, (origins, directions, nears, fars), boxes, (step, step_rest, growth, limit, schedule[3]), TILED
     )
     transmittance = tl.full([32], 1.0, tl.float32)
     red = tl.zeros([32], tl.float32)
@@ -225,9 +225,9 @@ def growing_forward_kernel(
     while tl.max((place < end).to(tl.int32), 0) > 0:
         stretch = _stretch(transmittance, exponent)
         if seen == 0:
-            place = _skip(scene, (origin, direction, base), place, end, stretch, ladder)
-        dt = _step_at(base + place, stretch, ladder)
-        marches, count = _take_turns(base, place, end, dt, offset, ladder[3])
+            place = _skip(scene, (origin, direction, base), place, end, stretch, schedule)
+        dt = _step_at(base + place, stretch, schedule)
+        marches, count = _take_turns(base, place, end, dt, offset, schedule[3])
         first = place + offset * dt
         start = _at(origin, direction, first)
         seen = seen * 0
@@ -251,7 +251,7 @@ def growing_forward_kernel(
                 count = tl.where(transmittance > threshold, count, 0)
                 rows = tl.max(count, 0)
             row += K
-        place = tl.where(marches, place + ladder[3] * dt, place)
+        place = tl.where(marches, place + schedule[3] * dt, place)
         end = tl.where(transmittance > threshold, end, -float("inf"))
     to = out + ray * 5
     tl.store(to, red, mask=valid)
@@ -271,7 +271,7 @@ def growing_backward_kernel(
     number: ty.Scalar,
     width: ty.Scalar,
     records: ty.Pointer,
-    reaches: ty.Pointer,
+    squared_cutoffs: ty.Pointer,
     boxes: ty.Pointer,
     links: ty.Pointer,
     nodes: ty.Scalar,
@@ -290,14 +290,14 @@ def growing_backward_kernel(
     K: tl.constexpr,
     TILED: tl.constexpr,
 ) -> None:
-    """Differentiate a packet of rays: add its share to the records' lines of moments [N, 16]."""
-    scene = (records, reaches, boxes, links, nodes)
-    ladder = (step, growth, limit, samples.to(tl.float32))
+    """Differentiate a packet of rays: add its contribution to the records' moments [N, 16]."""
+    scene = (records, squared_cutoffs, boxes, links, nodes)
+    schedule = (step, growth, limit, samples.to(tl.float32))
     ray, valid = packet_rays(order, number, width, TILED)
     origin, direction, base, place, end = _open_packet(
-        ray, valid, (origins, directions, nears, fars), boxes, (step, step_rest, growth, limit, ladder[3]), TILED
+        ray, valid, (origins, directions, nears, fars), boxes, (step, step_rest, growth, limit, schedule[3]), TILED
     )
-    g, g_depth, later = _load_gradients(out, grad_out, ray, valid)
+    g, g_depth, remaining = _load_gradients(out, grad_out, ray, valid)
     transmittance = tl.full([32], 1.0, tl.float32)
     none = tl.zeros([32], tl.int32)
     seen = tl.zeros_like(number)
@@ -305,9 +305,9 @@ def growing_backward_kernel(
     while tl.max((place < end).to(tl.int32), 0) > 0:
         stretch = _stretch(transmittance, exponent)
         if seen == 0:
-            place = _skip(scene, (origin, direction, base), place, end, stretch, ladder)
-        dt = _step_at(base + place, stretch, ladder)
-        marches, count = _take_turns(base, place, end, dt, offset, ladder[3])
+            place = _skip(scene, (origin, direction, base), place, end, stretch, schedule)
+        dt = _step_at(base + place, stretch, schedule)
+        marches, count = _take_turns(base, place, end, dt, offset, schedule[3])
         first = place + offset * dt
         start = _at(origin, direction, first)
         seen = seen * 0
@@ -327,24 +327,24 @@ def growing_backward_kernel(
                 weight = before * phi(x)
                 p = weight * dt[None, :]
                 contribution = p * g_e + weight * x * g_t
-                behind = later[None, :] - tl.cumsum(contribution, 0)
+                behind = remaining[None, :] - tl.cumsum(contribution, 0)
                 q = before * phi_slope(x) * (dt * dt)[None, :] * g_e
                 q += (before * tl.exp(-x) * g_t - behind) * dt[None, :]
                 q = tl.where(live, q, 0.0)
                 _differentiate(scene, places, row, start, direction, slab, g, p, q, moments, eps, dt, K, False)
-                later -= tl.sum(contribution, 0)
+                remaining -= tl.sum(contribution, 0)
                 transmittance *= tl.exp(-tl.sum(tl.where(live, x, 0.0), 0))
                 count = tl.where(transmittance > threshold, count, 0)
                 rows = tl.max(count, 0)
             row += K
-        place = tl.where(marches, place + ladder[3] * dt, place)
+        place = tl.where(marches, place + schedule[3] * dt, place)
         end = tl.where(transmittance > threshold, end, -float("inf"))
 
 
 def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
-    """What both kernels take first."""
-    ladder, bvh = ladder_of(settings), scene.bvh
-    step = float(np.float32(ladder.step))
+    """The arguments that both kernels begin with."""
+    schedule, bvh = step_schedule(settings), scene.bvh
+    step = float(np.float32(schedule.step))
     return (
         rays.origins,
         rays.directions,
@@ -354,16 +354,16 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
         len(rays.nears),
         rays.width,
         bvh.records,
-        bvh.reach,
+        bvh.squared_cutoff,
         bvh.boxes,
         bvh.links,
         len(bvh.links),
         step,
-        ladder.step - step,  # Triton passes a number as float32: the rest of the step
-        ladder.growth,
-        ladder.exponent,
-        ladder.limit,
-        ladder.samples,
+        schedule.step - step,  # the rounding error: Triton passes a number as float32
+        schedule.growth,
+        schedule.exponent,
+        schedule.limit,
+        schedule.samples,
         settings.sample_offset,
         settings.density_threshold,
         settings.transmittance_threshold,
@@ -371,19 +371,19 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
 
 
 def _constants(rays: GpuRays, settings: CastSettings) -> dict[str, int]:
-    """What both kernels are compiled for."""
+    """The compile-time constants of both kernels."""
     return {"K": slab_of(settings), "TILED": rays.width > 0, "num_warps": 1}
 
 
 def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tensor:
-    """`gpu.cast_forward` for a step that grows."""
+    """`launch.cast_forward` for the adaptive step."""
     out = rays.nears.new_empty(len(rays.nears), 5)
     growing_forward_kernel[(rays.packets,)](*_arguments(scene, rays, settings), out, **_constants(rays, settings))
     return out
 
 
 def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: Tensor, grad_out: Tensor) -> Tensor:
-    """`gpu.cast_backward` for a step that grows."""
+    """`launch.cast_backward` for the adaptive step."""
     sums = torch.zeros_like(scene.bvh.records)
     growing_backward_kernel[(rays.packets,)](
         *_arguments(scene, rays, settings), out, grad_out, sums, **_constants(rays, settings)

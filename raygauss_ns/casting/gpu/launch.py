@@ -1,10 +1,10 @@
 """The caster on a GPU: launchers of the Triton kernels, and the order in which rays are cast.
 
-Importing this module needs Triton 3.2 or newer (its `gather`); `casting.cast` says so where it is missing.
+Importing this module needs Triton 3.2 or newer (for `gather`); `casting.cast` reports it if it is missing.
 
-The slab of the kernels is 8 samples, or 4 where `samples_per_slab` is smaller: what fits the registers of a lane
-without spilling. Nothing here waits for the device: no size depends on a value that only the device knows. (Lists do,
-once: see `LISTS`.)
+The slab of the kernels has 8 samples, or 4 if `samples_per_slab` is less than 8: what fits the registers of a lane
+without spilling. Nothing here synchronizes with the device, since no size depends on a value that only the device
+knows. (Building tile lists does, once: see `LISTS`.)
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from raygauss_ns.casting.morton import interleave
 from raygauss_ns.casting.types import CastSettings, Rays, WhitenedGaussians
 
 SLABS = (4, 8)
-"""Samples of a slab that the kernels are built for. 16 would need 64 registers for the sums alone."""
+"""Slab sizes that the kernels support (samples). 16 would need 64 registers for the sums alone."""
 
 LISTS = os.environ.get("RAYGAUSS_GPU_LISTS") == "1"
-"""Whether images are cast by lists of their tiles' Gaussians, where those can serve, instead of the hierarchy. A switch
-for comparing the two, off until they have been compared on a GPU."""
+"""Whether images are cast with lists of each tile's Gaussians instead of the BVH, where such lists are possible. A
+switch for comparing the two; off until they have been compared on a GPU."""
 
 
 class GpuScene(NamedTuple):
     """The Gaussians as the kernels take them.
 
     Attributes:
-        bvh: records and hierarchy; without nodes but the root where there are lists.
-        lists: of the image's tiles, or None where the hierarchy is walked.
+        bvh: records and BVH; with lists, its only node is the root.
+        lists: those of the image's tiles; None: the BVH is traversed.
     """
 
     bvh: GpuBvh
@@ -50,9 +50,9 @@ class GpuRays(NamedTuple):
         origins: [R, 3] float32.
         directions: [R, 3] float32, unit length.
         nears: [R] float32.
-        ends: [R] int32, samples of each ray; where the step grows float32, the distance at which it ends.
-        order: [R] int64, the order in which rays are put into packets; of no use to an image.
-        width: pixels of an image row when the rays are an image, row by row; 0 for rays of no order.
+        ends: [R] int32, number of samples of each ray; with the adaptive step float32, the distance at which it ends.
+        order: [R] int64, the order in which rays are put into packets; not used for an image.
+        width: pixels of an image row if the rays are an image, row by row; 0 for incoherent rays.
     """
 
     origins: Tensor
@@ -64,7 +64,7 @@ class GpuRays(NamedTuple):
 
     @property
     def packets(self) -> int:
-        """How many packets the rays fill."""
+        """The number of packets that the rays fill."""
         if self.width == 0:
             return -(-len(self.nears) // RAYS)
         return -(-(len(self.nears) // self.width) // TILE_HEIGHT) * -(-self.width // TILE_WIDTH)
@@ -88,7 +88,9 @@ def scene_and_rays(
     if LISTS and image_width > 0 and not settings.grows:
         bvh = gather_records(means, whitenings, densities, colors, settings.density_threshold)
         slab_length = slab_of(settings) * settings.step
-        lists = build_gpu_lists(bvh.records, bvh.reach, origins, directions, nears, ends, image_width, slab_length)
+        lists = build_gpu_lists(
+            bvh.records, bvh.squared_cutoff, origins, directions, nears, ends, image_width, slab_length
+        )
         if lists is not None:
             return GpuScene(bvh, lists), GpuRays(origins, directions, nears, ends, bvh.order[:0], image_width)
     bvh = build_gpu_bvh(means, whitenings, densities, colors, settings.density_threshold)
@@ -98,10 +100,10 @@ def scene_and_rays(
 
 @torch.no_grad()
 def coherent_order(origins: Tensor, directions: Tensor, box: Tensor) -> Tensor:
-    """An order in which neighbouring rays cross a box nearly alike.
+    """An order in which neighbouring rays take similar paths through a box.
 
-    By the Morton code of six numbers, the points at which a ray enters and leaves the box: rays that share them share
-    everything the box holds. Rays that miss it come last.
+    Rays are sorted by the Morton code of six numbers, the points at which they enter and leave the box: rays that agree
+    in both cross the same part of the scene. Rays that miss the box come last.
 
     Args:
         origins: [R, 3].
@@ -118,7 +120,7 @@ def coherent_order(origins: Tensor, directions: Tensor, box: Tensor) -> Tensor:
     leave = torch.maximum(a, b).amin(-1)
     points = torch.stack([enter, leave], 1)[..., None] * directions[:, None] + origins[:, None]
     cells = ((points - lower) / (upper - lower) * 1023).nan_to_num(0).clamp(0, 1023).long()
-    # 10 bits of each of the two points' codes, interleaved by doubling the distance between bits.
+    # The codes of the two points, 10 bits per axis, are interleaved: bits are spread to twice their distance.
     codes = _spread(interleave(cells))
     code = codes[:, 0] | (codes[:, 1] << 1)
     return torch.argsort(torch.where(leave >= enter, code, torch.iinfo(torch.int64).max))
@@ -138,11 +140,11 @@ def _spread(codes: Tensor) -> Tensor:
 
 
 def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
-    """What both kernels take first."""
+    """The arguments that both kernels begin with."""
     step = np.float32(settings.step)
     bvh, lists = scene
     if lists is None:
-        candidates = (bvh.links, len(bvh.links), bvh.links, bvh.boxes, 0)  # no starts, no shells: any pointers
+        candidates = (bvh.links, len(bvh.links), bvh.links, bvh.boxes, 0)  # starts and shells are unused: any pointers
     else:
         candidates = (lists.entries, 0, lists.starts, lists.shells, (len(lists.starts) - 1) // rays.packets)
     return (
@@ -154,11 +156,11 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
         len(rays.nears),
         rays.width,
         bvh.records,
-        bvh.reach,
+        bvh.squared_cutoff,
         bvh.boxes,
         *candidates,
         float(step),
-        settings.step - float(step),  # Triton passes a number as float32: the rest of the step
+        settings.step - float(step),  # the rounding error: Triton passes a number as float32
         settings.sample_offset,
         settings.density_threshold,
         settings.transmittance_threshold,
@@ -166,12 +168,12 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
 
 
 def slab_of(settings: CastSettings) -> int:
-    """How many samples the kernels process together."""
+    """The number of samples that the kernels process together."""
     return max((slab for slab in SLABS if slab <= settings.samples_per_slab), default=SLABS[0])
 
 
 def _constants(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> dict[str, int]:
-    """What both kernels are compiled for."""
+    """The compile-time constants of both kernels."""
     return {"K": slab_of(settings), "TILED": rays.width > 0, "LISTED": scene.lists is not None, "num_warps": 1}
 
 
@@ -192,7 +194,7 @@ def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tens
 
 
 def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: Tensor, grad_out: Tensor) -> Tensor:
-    """Gradients of a loss on the outputs, as 13 moments per Gaussian; sums of float32 in no fixed order.
+    """Gradients of a loss on the outputs, as 13 moments per Gaussian; float32 values are added in no fixed order.
 
     Args:
         scene: the Gaussians.
@@ -202,7 +204,7 @@ def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: T
         grad_out: [R, 5] gradient of the loss with respect to that.
 
     Returns:
-        [N, 13] float32, in the Gaussians' own order; `autograd` states the sums.
+        [N, 13] float32, in the Gaussians' original order; `casting.moments` defines the sums.
     """
     sums = torch.zeros_like(scene.bvh.records)
     backward_kernel[(rays.packets,)](

@@ -1,11 +1,11 @@
-"""What the forward and the backward kernel share: a packet of 32 rays, one a lane, its slabs and what is in them.
+"""Functions of both kernels: a packet of 32 rays, one per lane, its slabs, and the Gaussians along its rays.
 
-One program is one warp. Tensors are [RAYS], one value a lane, or [K, RAYS] for a slab of K samples a ray: rays last, so
-that a lane holds all samples of its ray in registers, sums over samples need no other lane, and "does any ray ..." is
-one warp reduction. Scalars are the same in all lanes.
+One program is one warp. Tensors are [RAYS], one value per lane, or [K, RAYS] for a slab of K samples per ray. Rays are
+the last dimension, so that a lane holds all samples of its ray in registers, sums over samples need no other lane, and
+"does any ray ..." is a single warp reduction. Scalars are the same in all lanes.
 
-Row j of a packet is sample j of every ray, at distance j dt from the packet's own origins, which lie where the rays
-enter the box of all Gaussians: differences of large coordinates would cost float32 its digits.
+Row j of a packet is sample j of every ray, at distance j dt from the packet's own origins. These lie where the rays
+enter the box of all Gaussians: differences of large coordinates would lose digits in float32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def packet_rays(
 
 @triton.jit
 def load_vector(at: ty.Pointer, valid: ty.Lanes, z: ty.Scalar) -> ty.Vector:
-    """Three consecutive floats a lane; (0, 0, z) where a lane has no ray."""
+    """Three consecutive floats per lane; (0, 0, z) for a lane without a ray."""
     return (
         tl.load(at, mask=valid, other=0.0),
         tl.load(at + 1, mask=valid, other=0.0),
@@ -56,7 +56,8 @@ def _clip(
     o: ty.Lanes, d: ty.Lanes, lower: ty.Scalar, upper: ty.Scalar, enter: ty.Lanes, leave: ty.Lanes
 ) -> tuple[ty.Lanes, ty.Lanes]:
     """Narrow the distances between which a ray is between two planes."""
-    # A ray parallel to them gets an inverse so large that it is there everywhere or nowhere, and never 0 * inf.
+    # A ray parallel to the planes gets an inverse so large that it is between them everywhere or nowhere, without
+    # 0 * inf.
     inverse = 1.0 / tl.where(tl.abs(d) < 1e-20, 1e-20, d)
     a = (lower - o) * inverse
     b = (upper - o) * inverse
@@ -76,8 +77,8 @@ def box_interval(
 
 @triton.jit
 def _row_near(t: ty.Lanes, near: ty.Lanes, dt: ty.Scalar, direction: ty.Scalar) -> ty.Lanes:
-    """The sample at a distance, by more than float32 may be wrong too early (-1) or too late (1); >= 0."""
-    # Within reason, because an empty scene's box is next to infinitely far away.
+    """The sample at a distance, rounded down (-1) or up (1) by more than float32's rounding error; >= 0."""
+    # Bounded, because the box of an empty scene is almost infinitely far away.
     row = (tl.minimum(tl.maximum(t, -1e28), 1e28) - near) / dt
     row = row + direction * (2.0 + 1e-6 * (tl.abs(row) + tl.abs(near) / dt))
     return tl.minimum(tl.maximum(tl.floor(row), 0.0), 1073741824.0).to(tl.int32)
@@ -93,9 +94,9 @@ def open_packet(
         ray: [RAYS] which rays.
         valid: [RAYS] which lanes have one.
         rays: the arrays of origins, directions, nears and counts.
-        boxes: the nodes' boxes; the first holds all there is to see.
-        march: step, the rest of the step (it comes as float32), sample offset.
-        TILED: whether row j is sample j of the same plane in all rays, or counts from each ray's own first sample.
+        boxes: the nodes' boxes; the first is the root's.
+        march: step, its rounding error (the step is a float32), sample offset.
+        TILED: whether row 0 is the same sample index for all rays, or each ray's own first sample.
 
     Returns:
         Origins moved to row 0, directions, distance of row 0 from the ray's own origin, first and one past the last row
@@ -139,7 +140,8 @@ def open_slab(
     """Boxes around each ray's samples in the slab [row, row + K), and which rays have any.
 
     Returns:
-        Lower and upper corners; the lower ones are infinite where there is no sample, and no box is met.
+        Lower corners, upper corners, and bool [RAYS]. The lower corners of a ray without a sample are infinite, so that
+        it meets no box.
     """
     first = tl.maximum(begin, row)
     last = tl.minimum(end, row + K) - 1
@@ -160,7 +162,7 @@ def open_slab(
 
 @triton.jit
 def _whiten(at: ty.Pointer, offset: ty.Vector, direction: ty.Vector) -> tuple[ty.Lanes, ty.Lanes]:
-    """A row of A times offset and direction."""
+    """A row of A times the offset, and times the direction."""
     a0, a1, a2 = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     u = a0 * offset[0] + a1 * offset[1] + a2 * offset[2]
     return u, a0 * direction[0] + a1 * direction[1] + a2 * direction[2]
@@ -168,9 +170,10 @@ def _whiten(at: ty.Pointer, offset: ty.Vector, direction: ty.Vector) -> tuple[ty
 
 @triton.jit
 def project(at: ty.Pointer, origin: ty.Vector, direction: ty.Vector) -> ty.Vector:
-    """How each ray passes a record's Gaussian: |A (x - mu)|^2 = h2 + bb (t - t*)^2.
+    """Project a record's Gaussian on each ray: |A (x - mu)|^2 = h2 + bb (t - t*)^2.
 
-    By the point of closest approach; the discriminant of the quadratic loses all digits for a small Gaussian far away.
+    Computed from the point of closest approach: the discriminant of the quadratic loses all digits for a small Gaussian
+    far away.
 
     Returns:
         t*, bb and h2.
@@ -189,14 +192,14 @@ def project(at: ty.Pointer, origin: ty.Vector, direction: ty.Vector) -> ty.Vecto
 
 @triton.jit
 def inside_slab(
-    passage: ty.Vector, reach: ty.Scalar, row: ty.Scalar, some: ty.Lanes, dt: ty.Scalar, K: tl.constexpr
+    passage: ty.Vector, squared_cutoff: ty.Scalar, row: ty.Scalar, some: ty.Lanes, dt: ty.Scalar, K: tl.constexpr
 ) -> ty.Scalar:
-    """Whether some ray's part of the slab is inside the support |A (x - mu)|^2 < reach."""
+    """Whether any ray's part of the slab is inside the support |A (x - mu)|^2 < k^2, the squared cutoff radius."""
     closest, bb, h2 = passage
     near = row.to(tl.float32) * dt
     far = (row + (K - 1)).to(tl.float32) * dt
     tau = tl.minimum(tl.maximum(closest, near), far) - closest
-    inside = some & (h2 + bb * tau * tau < reach)
+    inside = some & (h2 + bb * tau * tau < squared_cutoff)
     return tl.max(inside.to(tl.int32), 0) > 0
 
 
@@ -204,7 +207,7 @@ def inside_slab(
 def densities_along(
     density: ty.Scalar, passage: ty.Vector, row: ty.Scalar, threshold: ty.Scalar, dt: ty.Scalar, K: tl.constexpr
 ) -> tuple[ty.Slab, ty.Slab]:
-    """A Gaussian's density f at the slab's samples, 0 where it does not exceed eps, and t - t*: [K, RAYS] each."""
+    """A Gaussian's density f at the slab's samples (0 unless it exceeds eps), and t - t*: [K, RAYS] each."""
     closest, bb, h2 = passage
     tau = (row + tl.arange(0, K)).to(tl.float32)[:, None] * dt - closest[None, :]
     # exp(-q / 2) = 2^(-q log2(e) / 2)
@@ -224,7 +227,7 @@ def transmittances(
     dt: ty.Scalar,
     K: tl.constexpr,
 ) -> tuple[ty.Slab, ty.Slab, ty.Slab]:
-    """Optical depths x of the slab's samples, the transmittance before each and which of them count: [K, RAYS] each.
+    """Optical depths x of the slab's samples, the transmittance before each, which of them contribute: [K, RAYS] each.
 
     Args:
         sigma: [K, RAYS].
@@ -232,14 +235,14 @@ def transmittances(
         begin: [RAYS] first row of each ray.
         end: [RAYS] one past its last.
         transmittance: [RAYS] before the slab.
-        threshold: a sample counts while the transmittance before it exceeds this.
+        threshold: a sample contributes only while the transmittance before it exceeds this.
         dt: step.
         K: rows of the slab.
     """
     rows = (row + tl.arange(0, K))[:, None]
     exists = (rows >= begin[None, :]) & (rows < end[None, :])
     x = tl.where(exists, sigma * dt, 0.0)
-    # e^-30 is below anything that shows; uncapped, one huge depth would cost the sums before it their digits.
+    # e^-30 has no visible effect; without the cap, a single huge depth would cost the cumulative sums their digits.
     capped = tl.minimum(x, 30.0)
     before = transmittance[None, :] * tl.exp(capped - tl.cumsum(capped, 0))
     return x, before, exists & (before > threshold)

@@ -1,20 +1,20 @@
-"""Lists of the Gaussians that an image's tiles may meet: for each tile of 8 x 4 pixels and shell of distance, one list.
+"""Lists of the Gaussians that the tiles of an image may meet: one list per tile of 8 x 4 pixels and distance shell.
 
-The second way to a slab's candidates, beside the hierarchy, for rays that share their origin: no node is visited, but
-there is a list to be sorted for each image. A shell is what lies between two distances from the origin, several slabs
-apart; a ray's sample at t is in the shell of distance t, whatever its direction. All lists come from one radix sort by
-tile * shells + shell.
+The alternative to the BVH as the source of a slab's candidates, for rays that share their origin: no node is visited,
+but the lists must be sorted for each image. A shell is the space between two distances from the origin, several slabs
+apart; a sample at distance t lies in the shell of t, whatever the direction of its ray. A single radix sort by
+tile * shells + shell builds all lists.
 
-A Gaussian is listed wherever its support may be, and nothing is dropped. Seen from the origin, with c its centre and Q
-the matrix of its support (x - c)^T Q^-1 (x - c) <= 1, it lies
+A Gaussian is listed wherever its support may be; none is dropped. Seen from the origin, with c its centre and Q the
+matrix of its support (x - c)^T Q^-1 (x - c) <= 1, it lies
 
     sideways   between the two planes through the origin that touch it and are upright: with L L^T the 2 x 2 part of Q
                and w = L^-1 c, where it is a unit circle, their directions are L R(+-asin(1 / |w|)) w;
     in depth   between |c| - h and ((|c| + h)^2 + r^2)^(1/2), for h^2 = c^T Q c / |c|^2 and r its largest radius.
 
-Both planes and distances are wider than exact by more than the kernels' float32 rounds off. A tile's angles are those
-of its own rays, so that any lens is served, if loosely. There are no lists for rays of several origins, for rays that
-run sideways or begin behind their origin, and for more entries than `MAX_ENTRIES`.
+Planes and distances are widened by more than the rounding error of the kernels' float32. The angles of a tile are those
+of its own rays, so that any lens is supported, if not tightly. There are no lists for rays of several origins, for rays
+that run sideways or begin behind their origin, and for more entries than `MAX_ENTRIES`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from torch import Tensor
 from raygauss_ns.casting.gpu.packets import TILE_HEIGHT, TILE_WIDTH
 
 SLABS_PER_SHELL = 4
-"""How thick a shell is, unless that makes too many. Not tuned: no GPU has been asked."""
+"""Thickness of a shell, unless that gives too many shells. Not tuned: it has not been measured on a GPU."""
 MAX_SHELLS = 256
 MAX_ENTRIES = 1 << 26
-"""Beyond, the sort's arrays would take more than 5 GB."""
+"""With more, the arrays of the sort would take more than 5 GB."""
 
 
 class GpuLists(NamedTuple):
     """Lists of an image's T tiles and S shells, M entries in all.
 
     Attributes:
-        entries: [M, 2] int32, by tile, then by shell: record * 2 + (1 in the first of the record's shells), shell.
+        entries: [M, 2] int32, by tile, then by shell: record * 2 + (1 in the record's first shell, else 0), shell.
         starts: [T * S + 1] int32: list i of tile * S + shell is entries[starts[i] : starts[i + 1]].
-        shells: [2] float32: distance at which the first shell begins, shells per length.
+        shells: [2] float32: distance at which the first shell begins, shells per unit of length.
     """
 
     entries: Tensor
@@ -48,7 +48,7 @@ class GpuLists(NamedTuple):
 
 
 class _Ranges(NamedTuple):
-    """First and number of the columns, rows of tiles and shells that each of N records is listed in, int64 [N] each."""
+    """Columns of tiles, rows of tiles and shells that each record is listed in: first and number, int64 [N] each."""
 
     first: tuple[Tensor, Tensor, Tensor]
     number: tuple[Tensor, Tensor, Tensor]
@@ -57,7 +57,7 @@ class _Ranges(NamedTuple):
 @torch.no_grad()
 def build_gpu_lists(
     records: Tensor,
-    reach: Tensor,
+    squared_cutoff: Tensor,
     origins: Tensor,
     directions: Tensor,
     nears: Tensor,
@@ -65,34 +65,34 @@ def build_gpu_lists(
     width: int,
     slab_length: float,
 ) -> GpuLists | None:
-    """List N > 0 Gaussians for an image; the host waits once, for the number of entries.
+    """List N > 0 Gaussians for an image; synchronizes with the device once, for the number of entries.
 
     Args:
         records: [N, 16] float32 as in `GpuBvh`.
-        reach: [N] float32 as there.
+        squared_cutoff: [N] float32 as in `GpuBvh`.
         origins: [R, 3] float32.
         directions: [R, 3] float32, unit length.
         nears: [R] float32.
         counts: [R] int32, samples of each ray.
         width: pixels of a row > 0.
-        slab_length: from one slab to the next (length).
+        slab_length: distance from one slab to the next (length).
 
     Returns:
-        The lists, or None for rays that they cannot serve.
+        The lists, or None for rays that have none (see above).
     """
     image = directions.double().view(-1, width, 3)
     camera = _camera(image)
     seen = image @ camera.T
     centres = records[:, :3].double() - origins[0].double()
-    shapes, radii = _supports(records, reach)
+    shapes, radii = _supports(records, squared_cutoff)
     turned = camera @ shapes @ camera.T
     columns = _tile_range(_ray_angles(seen, 0, TILE_WIDTH), *_touching_angles(centres @ camera.T, turned, 0))
     rows = _tile_range(
         _ray_angles(seen.transpose(0, 1), 1, TILE_HEIGHT), *_touching_angles(centres @ camera.T, turned, 1)
     )
-    listed = (reach >= 0) & (columns[1] > 0) & (rows[1] > 0)
+    listed = (squared_cutoff >= 0) & (columns[1] > 0) & (rows[1] > 0)
 
-    # Directions count as unit up to 1e-3: then t is a distance up to as much.
+    # Directions count as unit vectors up to 1e-3; t is then a distance with the same relative error.
     lengths = (torch.linalg.vector_norm(image, dim=-1) - 1).abs()
     slack = torch.where(lengths < 1e-3, lengths, 0.0).amax() + 1e-5
     near, far = _distances(centres, shapes, radii)
@@ -111,7 +111,7 @@ def build_gpu_lists(
 def _camera(image: Tensor) -> Tensor:
     """Unit vectors to the right, down and forward [3, 3] of an image of directions [H, W, 3].
 
-    Exact for a pinhole whose principal point is the image's centre; for any other the tiles' angles overlap a little.
+    Exact for a pinhole whose principal point is the image's centre; otherwise the tiles' angles overlap slightly.
     """
     forward = torch.nn.functional.normalize(image.mean((0, 1)), dim=0)
     x, y, z = forward
@@ -125,13 +125,13 @@ def _camera(image: Tensor) -> Tensor:
     return torch.stack([right, down, forward])
 
 
-def _supports(records: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Q [N, 3, 3] and squares of the largest radius [N], of ellipsoids that hold the supports; float64."""
+def _supports(records: Tensor, squared_cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    """Q [N, 3, 3] and the squared largest radius [N] of ellipsoids that contain the supports; float64."""
     whitenings = records[:, 3:12].double().view(-1, 3, 3)
     axes = whitenings / (whitenings * whitenings).sum(-1, keepdim=True)  # s_i times the unit vector of axis i
-    # An ellipsoid that holds the sum of one and a ball of radius b has (1 + a) Q + (1 + 1 / a) b^2, for any a > 0: here
-    # a = 1e-3, and b = 1e-6 (1 + |mu|) as for the boxes.
-    squared = 1.001 * reach.double().clamp_min(0)
+    # The sum of an ellipsoid Q and a ball of radius b lies within the ellipsoid (1 + a) Q + (1 + 1 / a) b^2, for any
+    # a > 0. Here a = 1e-3, and b = 1e-6 (1 + |mu|) as for the boxes.
+    squared = 1.001 * squared_cutoff.double().clamp_min(0)
     ball = 1001 * (1e-6 * (1 + records[:, :3].double().abs().amax(-1))) ** 2
     shapes = squared[:, None, None] * (axes.transpose(-1, -2) @ axes)
     radii = squared * (axes * axes).sum(-1).amax(-1) + ball
@@ -148,7 +148,7 @@ def _ray_angles(seen: Tensor, axis: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _touching_angles(centres: Tensor, shapes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Angles [N] between which supports are seen, from straight ahead towards an axis; infinite for all around."""
+    """Angles [N] between which supports are seen, measured from the forward axis; infinite if they are all around."""
     u, z = centres[:, axis], centres[:, 2]
     l00 = shapes[:, axis, axis].sqrt()
     l10 = shapes[:, axis, 2] / l00
@@ -165,13 +165,13 @@ def _touching_angles(centres: Tensor, shapes: Tensor, axis: int) -> tuple[Tensor
         difference = torch.atan2(l00 * v0, l10 * v0 + l11 * v1) - middle
         ends.append(middle + torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi)
     low, high = torch.minimum(*ends), torch.maximum(*ends)
-    # Beyond three quarters of a turn it comes into view again from the other side.
+    # Beyond three quarters of a turn it enters the view again from the other side.
     around = (squared <= 1 + 1e-9) | (low < -1.5 * torch.pi) | (high > 1.5 * torch.pi)
     return torch.where(around, -torch.inf, low), torch.where(around, torch.inf, high)
 
 
 def _tile_range(strips: tuple[Tensor, Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """First and number [N] of the strips that reach into [low, high], and what lies between them."""
+    """First and number [N] of the strips from the first to the last one that overlaps [low, high]."""
     least = strips[0].flip(0).cummin(0).values.flip(0)
     greatest = strips[1].cummax(0).values
     first = torch.searchsorted(greatest, low)
@@ -190,13 +190,13 @@ def _distances(centres: Tensor, shapes: Tensor, radii: Tensor) -> tuple[Tensor, 
 def _shell_range(
     near: Tensor, far: Tensor, listed: Tensor, slab_length: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First and number of each record's shells [N], `GpuLists.shells`, and how many there are, as a tensor."""
+    """First and number of each record's shells [N], `GpuLists.shells`, and the number of shells, as a tensor."""
     begin = torch.where(listed, near, torch.inf).amin()
     begin = torch.where(begin.isfinite(), begin, 0.0)
     extent = (torch.where(listed, far, 0.0).amax() - begin).clamp_min(0)
     count = (extent / (SLABS_PER_SHELL * slab_length)).ceil().clamp(1, MAX_SHELLS)
     shells = torch.stack([begin, count / extent.clamp_min(1e-30)]).float()
-    # In float32 as in the kernels: the same distance is in the same shell for both.
+    # In float32 as in the kernels: both put the same distance into the same shell.
     first, last = (
         ((t.float() - shells[0]) * shells[1]).floor().clamp_min(0).minimum(count.float() - 1).nan_to_num(0).long()
         for t in (near, far)
@@ -217,7 +217,7 @@ def _sorted_entries(ranges: _Ranges, tiles: tuple[int, int], shells: int, total:
     tile = tile + ranges.first[0][record] + place % columns[record]
     lists = tiles[0] * tiles[1] * shells
     keys = tile * shells + ranges.first[2][record] + shell
-    # Half the passes of a radix sort, if they fit.
+    # int32 keys take half the passes of the radix sort, if they suffice.
     keys, order = torch.sort(keys.int() if lists < 2**31 else keys, stable=True)
     entries = torch.stack([(record * 2 + (shell == 0))[order], keys % shells], dim=1).int()
     edges = torch.arange(lists + 1, device=device, dtype=keys.dtype)

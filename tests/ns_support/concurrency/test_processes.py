@@ -11,7 +11,7 @@ def test_one_process_is_alone():
     rows = torch.arange(3.0)
     assert alone.gather(rows) is rows
     assert alone.sum(rows) is rows
-    assert alone.first(7) == 7
+    assert alone.broadcast_number(7) == 7
     parameter = nn.Parameter(rows.clone())
     alone.add_gradients([parameter])
     assert parameter.grad is None
@@ -23,7 +23,7 @@ def test_sums_and_rows_of_all(run_processes):
         strided = (torch.arange(6.0).view(2, 3) * (rank + 1)).T
         me.sum(strided)
         rows = torch.full((2 * rank, 2), rank)
-        return me.rank, strided.clone(), me.gather(rows), me.first(10 - rank)
+        return me.rank, strided.clone(), me.gather(rows), me.broadcast_number(10 - rank)
 
     for rank, (found, total, rows, first) in enumerate(run_processes(work, 3)):
         assert found == rank
@@ -65,7 +65,7 @@ def test_a_model_starts_as_the_first_process_has_it(run_processes):
         layer = nn.BatchNorm1d(5)
         nn.init.normal_(layer.weight)
         layer.running_mean += rank
-        Processes.current().copy_from_first(layer)
+        Processes.current().broadcast_module(layer)
         Processes.current().check_same(layer.state_dict(), "here")
         return layer.state_dict()
 

@@ -147,23 +147,38 @@ class TestDatamanagers:
 
 class TestExplainedDataErrors:
     def test_leaves_other_errors_alone(self, tmp_path):
-        with pytest.raises(KeyError, match="a bug"), explained_data_errors(tmp_path, "blender-data"):
+        only_assertions = explained_data_errors(tmp_path, "blender-data", (AssertionError,))
+        with pytest.raises(KeyError, match="a bug"), only_assertions:
             raise KeyError("a bug")
 
-    def test_a_question_that_nobody_answers(self, tmp_path):
-        def get_dataparser_outputs():
-            raise EOFError
+    def test_a_bug_outside_of_reading_is_not_the_users(self, start, blender_scene, monkeypatch):
+        def broken(*args, **kwargs):
+            raise KeyError("a bug")
 
+        monkeypatch.setattr(ChecksData, "create_train_dataset", broken)
+        with pytest.raises(KeyError, match="a bug"):
+            start(blender_scene(train=1, val=1), BlenderDataParserConfig())
+
+    def test_every_parsers_and_data_sets_errors_are_explained(self, start, blender_scene, monkeypatch):
+        def broken(*args, **kwargs):
+            raise TypeError("not what was expected")
+
+        datamanager = start(blender_scene(train=1, val=1), BlenderDataParserConfig())
+        monkeypatch.setattr(type(datamanager.train_dataset), "get_metadata", broken)
+        with pytest.raises(UserError, match=r"blender-data can't read .*not what was expected"):
+            datamanager.train_dataset[0]
+        monkeypatch.setattr(type(datamanager.dataparser), "_generate_dataparser_outputs", broken)
+        with pytest.raises(UserError, match=r"blender-data can't read .*not what was expected"):
+            start(blender_scene(train=1, val=1), BlenderDataParserConfig())
+
+    def test_a_question_that_nobody_answers(self, tmp_path):
         words = r"colmap can't read .* there is no terminal"
         with pytest.raises(UserError, match=words), explained_data_errors(tmp_path, "colmap"):
-            get_dataparser_outputs()
+            raise EOFError
 
     def test_keeps_the_cause(self, tmp_path):
-        def get_data():
-            raise OSError("broken image")
-
         with pytest.raises(UserError) as caught, explained_data_errors(tmp_path, "blender-data"):
-            get_data()
+            raise OSError("broken image")
         assert isinstance(caught.value.__cause__, OSError)
         assert str(caught.value) == f"blender-data can't read the data in {tmp_path}: broken image."
 

@@ -26,7 +26,7 @@ def test_triton_missing(random_scene, image_rays, cast_scene, monkeypatch):
     import raygauss_ns.casting.api as package
 
     monkeypatch.delattr(package, "gpu", raising=False)
-    monkeypatch.setitem(sys.modules, "raygauss_ns.casting.gpu.launch", None)
+    monkeypatch.setitem(sys.modules, "raygauss_ns.casting.gpu.kernels", None)
     with pytest.raises(ImportError, match=r'backend "gpu" needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
         cast_scene(random_scene(2), image_rays(2, 2), SETTINGS, "gpu", 2)
 

@@ -87,7 +87,7 @@ def test_transmittance_of_a_gaussian_has_a_closed_form(distance):
     assert float(outputs.depth / (1 - outputs.transmittance)) == pytest.approx(distance - 0.17, abs=0.01)
 
 
-def test_samples_lie_where_the_ladder_says():
+def test_samples_lie_where_the_schedule_says():
     """The sum over samples of one thin fog, spelled out: 16 samples of a step, then 16 of the next."""
     settings = UNIFORM._replace(step=0.5, step_growth=0.1, max_step=2.0, transmittance_exponent=0.5)
     outputs, _ = one_ray(settings, [20.0], 8.0, 0.05)
@@ -127,7 +127,7 @@ def test_gradients_against_central_differences(growth):
 
 
 def test_the_step_itself_has_no_gradient():
-    """Where dt depends on T, the gradient is that of the samples where they are: that of a frozen ladder."""
+    """Where dt depends on T, the gradient is that of the samples where they are: that of a frozen schedule."""
     settings = UNIFORM._replace(step=0.4, transmittance_exponent=0.5, max_step=3.0)
     (outputs, leaf) = one_ray(settings, [4.0, 12.0], 2.0, [0.5, 0.3], requires_grad=True)
     (gradient,) = torch.autograd.grad(outputs.transmittance.sum(), leaf)

@@ -43,7 +43,7 @@ def test_signs_are_those_of_gaussian_splatting():
 def test_base_coefficient_gives_the_colour():
     rgb = torch.rand(5, 3)
     basis = random_basis(5)._replace(sh_base=rgb_to_sh_base(rgb), sh_rest=torch.zeros(5, 8, 3))
-    torch.testing.assert_close(colors_reference(basis.unlocked(2, lobes=False), directions(5)), rgb)
+    torch.testing.assert_close(colors_reference(basis.active(2, lobes=False), directions(5)), rgb)
 
 
 def test_a_lobe_peaks_at_its_axis_and_falls_with_the_angle():
@@ -69,7 +69,7 @@ def test_only_what_is_unlocked_counts(degree, lobes):
     locked.sh_rest[:, (degree + 1) ** 2 - 1 :] = 0
     if not lobes:
         locked = locked._replace(sg_amplitudes=torch.zeros(6, 7, 3))
-    torch.testing.assert_close(colors_reference(basis.unlocked(degree, lobes), seen), colors_reference(locked, seen))
+    torch.testing.assert_close(colors_reference(basis.active(degree, lobes), seen), colors_reference(locked, seen))
 
 
 @pytest.mark.parametrize(("degree", "lobes"), [(0, 0), (1, 0), (2, 0), (0, 1), (2, 7)])

@@ -33,7 +33,7 @@ def test_smallest_resolved_scale_of_different_lenses():
 def test_view():
     lens = make_lens(LensType.PERSPECTIVE, (100.0, 80.0), (50.0, 40.0), (100, 80))
     view = View(camera_at(1.0, 2.0, 3.0), lens, (0, 0, 20, 50))
-    assert view.share == pytest.approx(0.125)
+    assert view.fraction == pytest.approx(0.125)
     torch.testing.assert_close(view.distances(torch.tensor([[1.0, 5.0, 7.0]])), torch.tensor([5.0]))
     # In the image's centre, in the window, behind the camera.
     means = torch.tensor([[1.0, 1.8, 0.0], [0.0, 3.0, 0.0], [1.0, 1.8, 9.0]])

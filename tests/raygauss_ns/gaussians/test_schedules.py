@@ -3,11 +3,11 @@ import torch
 
 from raygauss_ns.gaussians.schedules import (
     Draw,
+    active_colors,
     step_generator,
     step_seed,
     steps_per_update,
     stretched,
-    unlocked_colors,
 )
 
 
@@ -17,10 +17,10 @@ def test_schedules_stretch_in_proportion():
 
 def test_colours_unlock_one_by_one():
     at = [0, 999, 1000, 2000, 2999, 3000, 30_000]
-    seen = [unlocked_colors(step, 1000, 2) for step in at]
+    seen = [active_colors(step, 1000, 2) for step in at]
     assert seen == [(0, False), (0, False), (1, False), (2, False), (2, False), (2, True), (2, True)]
-    assert unlocked_colors(5000, 1000, 1) == (1, True)
-    assert unlocked_colors(0, 0, 2) == (2, True)
+    assert active_colors(5000, 1000, 1) == (1, True)
+    assert active_colors(0, 0, 2) == (2, True)
 
 
 @pytest.mark.parametrize(("start", "first"), [(0, 0), (20, 20), (21, 40), (39, 40)])

@@ -56,7 +56,7 @@ def test_records_are_the_inputs_in_leaf_order(built):
     assert sorted(order) == list(np.flatnonzero(densities > np.float32(EPS)))
     expected = np.hstack([means[order], whitenings[order].reshape(-1, 9), densities[order, None], colors[order]])
     np.testing.assert_array_equal(bvh.records, expected)
-    np.testing.assert_allclose(bvh.reach, 2 * np.log(densities[order].astype(np.float64) / EPS), rtol=1e-6)
+    np.testing.assert_allclose(bvh.squared_cutoff, 2 * np.log(densities[order].astype(np.float64) / EPS), rtol=1e-6)
     dtypes = [np.int32, np.float32, np.float32, np.float32, np.int32, np.float32]
     assert [array.dtype for array in bvh] == dtypes
     assert all(array.flags.c_contiguous for array in bvh)
@@ -103,7 +103,7 @@ def test_boxes_hold_the_supports_and_little_more(built):
     units = np.concatenate([units, unwhitenings, -unwhitenings], axis=1)
     units /= np.linalg.norm(units, axis=-1, keepdims=True)
     offsets = np.einsum("nij,nkj->nki", unwhitenings, units)
-    surface = means[:, None] + np.sqrt(bvh.reach)[:, None, None] * offsets
+    surface = means[:, None] + np.sqrt(bvh.squared_cutoff)[:, None, None] * offsets
     boxes = children_of(bvh, 0)[: len(means)]
     assert (boxes[:, :3] <= surface.min(1)).all()
     assert (boxes[:, 3:] >= surface.max(1)).all()

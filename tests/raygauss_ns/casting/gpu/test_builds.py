@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("triton")
 
 CAPABILITIES = (80, 90, 120)  # A100, H100 and H200, RTX 50
-FLOATS = "origins directions nears records reaches boxes shells out grad_out moments tree"
+FLOATS = "origins directions nears records squared_cutoffs boxes shells out grad_out moments tree"
 CAST = (
     dict.fromkeys(FLOATS.split(), "*fp32")
     | dict.fromkeys(["counts", "links", "starts"], "*i32")

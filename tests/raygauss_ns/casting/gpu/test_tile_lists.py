@@ -38,7 +38,9 @@ def build(scene, origin, image, nears=None, counts=None):
     origins = torch.as_tensor(origin).expand(len(directions), 3) if torch.as_tensor(origin).dim() == 1 else origin
     nears = torch.zeros(len(directions)) if nears is None else nears
     counts = torch.full((len(directions),), 100, dtype=torch.int32) if counts is None else counts
-    return bvh, build_gpu_lists(bvh.records, bvh.reach, origins, directions, nears, counts, image.shape[1], SLAB_LENGTH)
+    return bvh, build_gpu_lists(
+        bvh.records, bvh.squared_cutoff, origins, directions, nears, counts, image.shape[1], SLAB_LENGTH
+    )
 
 
 def listed_pairs(lists, records, tiles):
@@ -94,7 +96,7 @@ def test_nothing_is_dropped(camera, random_scene):
     found = 0
     distance = torch.tensor(origin).norm()
     for t in torch.arange(max(0.0, distance - 5), distance + 5, 0.02):
-        inside = ((start + t.double() * along) ** 2).sum(-1) < bvh.reach
+        inside = ((start + t.double() * along) ** 2).sum(-1) < bvh.squared_cutoff
         shell = int(((t - lists.shells[0]) * lists.shells[1]).floor().clamp(0, listed.shape[1] - 1))
         assert not bool((inside & (listed[tile, shell] == 0)).any())
         found += int(inside.sum())
