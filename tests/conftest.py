@@ -1,4 +1,3 @@
-import hashlib
 import inspect
 import math
 import multiprocessing
@@ -11,29 +10,13 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import numba_cache
 import numpy as np
 import pytest
 import torch
 
 
-def _kernel_cache() -> Path:
-    """A folder for Numba's compiled kernels that changes with the kernels' sources.
-
-    Numba recompiles a function when its own file changes, not when a file that it calls into does: without this, an
-    edit of `simd.py` would be tested against kernels of yesterday.
-    """
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for package in ("raygauss_ns", "hardmine_ns", "ns_support"):
-        for path in sorted((root / package).rglob("*.py")):
-            source = path.read_bytes()
-            if b"from numba" in source or path.name == "ladder.py":  # plain functions that a kernel compiles
-                digest.update(str(path).encode() + source)
-    return Path(tempfile.gettempdir()) / f"numba-of-tests-{digest.hexdigest()[:16]}"
-
-
-# Before anything imports Numba, which reads this once.
-os.environ["NUMBA_CACHE_DIR"] = str(_kernel_cache())
+numba_cache.install()  # before anything imports Numba
 
 
 @pytest.fixture(autouse=True)
