@@ -16,8 +16,9 @@ PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
 def names(tmp_path_factory):
     """The files in the wheel, built from a copy since setuptools leaves folders behind."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for package in (*PACKAGES, "tests", "benchmarks", "examples", "docs"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "data", "*.png"))
+    for folder in (*PACKAGES, "tests", "benchmarks", "examples", "docs"):
+        others = ("*.png", "*.ckpt") if folder not in PACKAGES else ()
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", *others))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     command = [

@@ -43,6 +43,7 @@ def blender_scene(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
     pytest.importorskip("gsplat")
     path = tmp_path / "out" / "gpu.json"

@@ -227,7 +227,7 @@ def test_statistic_does_not_depend_on_the_resolution(make_model, size):
     assert ratio.item() == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("window", [40, 60])
+@pytest.mark.parametrize("window", [40, pytest.param(60, marks=pytest.mark.slow)])
 def test_statistic_does_not_depend_on_the_window(make_model, window):
     """Of Gaussians smaller than the window, away from the image's edge: within 20 % on average.
 

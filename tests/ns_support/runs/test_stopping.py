@@ -71,7 +71,7 @@ def test_without_children_a_signal_interrupts_at_once():
 
 PARENT = """
 import multiprocessing, os, signal, sys, time
-from ns_support.stopping import pass_signals_on, stop_signals_of_worker
+from ns_support.runs.stopping import pass_signals_on, stop_signals_of_worker
 
 def work():
     stopped = []

@@ -80,7 +80,7 @@ def test_every_ray_has_its_own_ends(width, scene, rays, cotangent, differentiate
 
 
 @pytest.mark.parametrize("width", [0, WIDTH])
-@pytest.mark.parametrize("samples", [16, 64])
+@pytest.mark.parametrize("samples", [16, pytest.param(64, marks=pytest.mark.slow)])
 def test_what_lies_behind_empty_space_is_found(samples, width, scene, rays, differentiate, gradient_errors):
     """Twice the scene, many slabs apart, and 30 small Gaussians strewn between: slabs without anything are skipped."""
     generator = torch.Generator().manual_seed(8)
