@@ -3,12 +3,14 @@
 import copy
 
 import pytest
+from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from ns_support.runs.saved_runs import checkpoints_in
+from raygauss_ns import method as raygauss_methods
 from raygauss_ns.method import raygauss
 
 FIELDS = {
@@ -23,6 +25,7 @@ FIELDS = {
 }
 FIELDS["instant-ngp-hardmine-bounded"] = FIELDS["instant-ngp-hardmine"]
 METHODS = {s.config.method_name: s.config for s in (raygauss, instant_ngp_hardmine, instant_ngp_hardmine_bounded)}
+RAYGAUSS = {s.config.method_name: s.config for s in vars(raygauss_methods).values() if hasattr(s, "config")}
 both = pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
 
 
@@ -37,6 +40,21 @@ def configure(method, scene, output, steps=8, **options):
     if method != "raygauss":
         config.pipeline.target_num_samples = 1024
     for name, value in FIELDS[method].items():
+        setattr(config.pipeline.model, name, value)
+    return config
+
+
+def configure_growing(scene, output, steps, method="raygauss", **fields):
+    """A method of raygauss' whose Gaussians are cloned, split and pruned within a few steps, on a Blender scene."""
+    config = copy.deepcopy(RAYGAUSS[method])
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers["blender-data"])
+    config.pipeline.datamanager.data = scene
+    config.output_dir, config.experiment_name, config.timestamp = output, "test", "run"
+    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    growing = {"num_random": 400, "step_size": 0.02, "densify_from": 0, "densify_least": 3, "prune_every": 2}
+    for name, value in (growing | fields).items():
         setattr(config.pipeline.model, name, value)
     return config
 

@@ -6,10 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from scenes import write_disc
 
 from raygauss_ns.config import RayGaussModelConfig, check_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return write_disc(tmp_path_factory.mktemp("scene"), 20, turning=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def test_every_variant_is_a_valid_configuration(ablation):
 
 
 @pytest.mark.slow
-def test_runs_are_written_compared_and_not_repeated(ablation, scene, tmp_path, capsys, monkeypatch):
+def test_smoke_runs_are_written_compared_and_not_repeated(ablation, scene, tmp_path, capsys, monkeypatch):
     for variant in ("default", "SH only"):
         for name, value in {"num_random": 100, "step_size": 0.05}.items():
             monkeypatch.setitem(ablation.VARIANTS[variant], name, value)

@@ -44,7 +44,7 @@ def blender_scene(tmp_path):
 
 
 @pytest.mark.slow
-def test_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
+def test_smoke_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
     pytest.importorskip("gsplat")
     path = tmp_path / "out" / "gpu.json"
     arguments = ["--device", "cpu", "--small", "--train", str(blender_scene), "--json", str(path)]

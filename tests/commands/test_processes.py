@@ -16,7 +16,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("method", sorted(SETTINGS))
-def test_two_processes_train_and_the_run_evaluates(method, scene, tmp_path, run):
+def test_smoke_two_processes_train_and_the_run_evaluates(method, scene, tmp_path, run):
     words = ("--machine.num-devices", 2, "--max-num-iterations", 6, "--vis", "tensorboard", "--timestamp", "now")
     output = run("ns-train", method, *words, *SETTINGS[method], "--data", scene, cwd=tmp_path)
     assert output.count("Training Finished") == 1

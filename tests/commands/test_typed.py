@@ -34,7 +34,7 @@ def trained(request, scene, tmp_path_factory, run):
     return request.param, next(folder.rglob("config.yml")), folder
 
 
-def test_eval_writes_metrics_and_pictures(trained, run):
+def test_smoke_eval_writes_metrics_and_pictures(trained, run):
     _, config, folder = trained
     words = ("--load-config", config, "--output-path", "eval.json", "--render-output-path", "pictures")
     run("ns-eval", *words, cwd=folder)
