@@ -6,7 +6,7 @@ import pytest
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.utils import writer
-from scenes import write_disc
+from small_scenes import write_disc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hardmine_ns.method import instant_ngp_hardmine

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from scenes import write_disc
 from small_runs import METHODS, begin, both, configure, said, steps_in
+from small_scenes import write_disc
 
 from ns_support import trainer as module
 from ns_support.errors import UserError

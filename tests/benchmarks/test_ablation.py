@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scenes import write_disc
+from small_scenes import write_disc
 
 from raygauss_ns.config import RayGaussModelConfig, check_config
 

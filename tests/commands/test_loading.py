@@ -10,8 +10,8 @@ import torch
 import yaml
 from nerfstudio.scripts.eval import ComputePSNR
 from nerfstudio.utils.eval_utils import eval_setup
-from scenes import write_disc
 from small_runs import METHODS, begin, both, configure, said
+from small_scenes import write_disc
 
 from ns_support.commands.loading import prepare_loading
 from ns_support.errors import UserError

@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from scenes import write_disc
 from small_runs import METHODS, begin, both, configure
+from small_scenes import write_disc
 
 from ns_support.commands.given_rays import given_rays
 from ns_support.commands.rendering import prepare_rendering

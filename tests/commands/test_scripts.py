@@ -12,8 +12,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.scripts import render
 from PIL import Image
-from scenes import write_disc
 from small_runs import configure
+from small_scenes import write_disc
 
 from ns_support.viewer.outputs import Outputs
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils.eval_utils import eval_setup
-from scenes import write_disc
 from small_runs import FIELDS, begin
+from small_scenes import write_disc
 
 from hardmine_ns import method as hardmine
 from raygauss_ns import method as raygauss

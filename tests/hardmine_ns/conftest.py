@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import write_blender, write_nerfstudio
+from small_scenes import write_blender, write_nerfstudio
 
 SIZE = 24
 FOV = 0.8

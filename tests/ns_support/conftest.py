@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scenes import write_blender, write_nerfstudio
+from small_scenes import write_blender, write_nerfstudio
 
 WIDTH, HEIGHT, FOCAL = 40, 30, 40.0
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from scenes import write_disc
+from small_scenes import write_disc
 
 SIDE = 20
 """Pixels on a side of the scene's images."""
