@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ns_support.concurrency.threads import num_threads, run_on_threads
 from ns_support.kernels.simd import LANES, aligned_zeros, exp, load, pointer, splat, store
-from raygauss_ns.casting import CastSettings, Gaussians, cast, whitening_matrices
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast, whitening_matrices
 from raygauss_ns.casting.cpu.bvh import build_bvh
 
 DISTANCE, FIELD_OF_VIEW = 3.0, 50.0
@@ -281,7 +281,7 @@ def kernel_case(
     def forward() -> Tensor:
         gaussians, colors = Gaussians(*scene.leaves[:4]), scene.leaves[4]
         rays = (origins, directions, nears, fars)
-        return cast(gaussians, colors, *rays, settings, image_width=width, backend=backend).rgb
+        return cast(gaussians, colors, Rays(*rays, width), settings, backend=backend).rgb
 
     def backward(rgb: Tensor) -> None:
         torch.autograd.grad(rgb.sum(), scene.leaves)

@@ -21,31 +21,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
 SETTINGS = CastSettings(step=0.0025, density_threshold=0.1, sample_offset=0.5, transmittance_threshold=1e-3)
 CAMERA_ANGLE_X = 0.6911
 """Horizontal field of view of the Blender scenes, in radians."""
 CAMERA_DISTANCE = 4.0
-
-
-class Rays(NamedTuple):
-    """What `cast` takes of the rays."""
-
-    origins: Tensor
-    directions: Tensor
-    nears: Tensor
-    fars: Tensor
-
-    def take(self, rows: Tensor) -> Rays:
-        """Some of them."""
-        return Rays(*(tensor[rows] for tensor in self))
 
 
 def shell_scene(count: int, device: str, seed: int = 0) -> tuple[Gaussians, Tensor]:
@@ -73,7 +60,7 @@ def image_rays(side: int, device: str) -> Rays:
     directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
     origins = torch.tensor([[0.0, 0.0, -CAMERA_DISTANCE]], device=device).repeat(side * side, 1)
     nears = torch.full((side * side,), 0.05, device=device)
-    return Rays(origins, directions, nears, torch.full_like(nears, torch.inf))
+    return Rays(origins, directions, nears, torch.full_like(nears, torch.inf), side)
 
 
 def random_rays(count: int, device: str) -> Rays:
@@ -121,14 +108,14 @@ def candidates_from(lists: bool) -> Iterator[None]:
         gpu.LISTS = before
 
 
-def measure_cast(count: int, rays: Rays, width: int, options: argparse.Namespace) -> dict[str, float]:
+def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[str, float]:
     """Forward, and forward with backward, of one scene and set of rays."""
     gaussians, colors = shell_scene(count, options.device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def forward() -> Tensor:
-        outputs = cast(gaussians, colors, *rays, options.settings, image_width=width, backend=options.backend)
+        outputs = cast(gaussians, colors, rays, options.settings, backend=options.backend)
         return torch.cat([outputs.rgb, outputs.transmittance[:, None], outputs.depth[:, None]], dim=1)
 
     with torch.no_grad():
@@ -182,17 +169,17 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
     image = image_rays(options.side, options.device)
     shuffle = torch.randperm(len(image.origins), generator=torch.Generator().manual_seed(0)).to(options.device)
     kinds = {
-        "image": (image, options.side),
-        "image, shuffled": (image.take(shuffle), 0),
-        "random": (random_rays(options.batch, options.device), 0),
+        "image": image,
+        "image, shuffled": image.select(shuffle),
+        "random": random_rays(options.batch, options.device),
     }
     if options.backend == "gpu" or (options.backend == "auto" and options.device == "cuda"):
         kinds["image, lists"] = kinds["image"]
     print(f"{'rays':16} {'Gaussians':>9} {'forward':>9} {'backward':>9} {'per s':>8} {'peak MiB':>8} {'opacity':>7}")
     for count in options.gaussians:
-        for kind, (rays, width) in kinds.items():
+        for kind, rays in kinds.items():
             with candidates_from(lists=kind == "image, lists"):
-                row = measure_cast(count, rays, width, options)
+                row = measure_cast(count, rays, options)
             results["cast"].append({"kind": kind, **row})
             print(
                 f"{kind:16} {count:9} {row['forward_ms']:6.2f} ms {row['backward_ms']:6.2f} ms "

@@ -6,7 +6,7 @@ The bumpy shells of `casting.py`, forward and forward + backward, a forward pass
 orders take turns (A B A B ...), so that what else the machine does falls on both alike. Saved is the median over rounds
 of the time saved in that round. CPU time of all threads together, divided by their number. Apart from that: what
 building the hierarchy takes in either order, and computing the 30-bit codes with Numba (as the hierarchy does) and with
-PyTorch (as `raygauss_ns.gaussians.ordering` does).
+PyTorch (as `raygauss_ns.gaussians.maintenance` does).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ns_support.concurrency.threads import num_threads
 from ns_support.data.ply import read_ply
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import StartPoints
 from raygauss_ns.gaussians.ply_formats import read_cloud
@@ -151,7 +151,7 @@ def main(options: Options) -> None:
 
     def render(settings: CastSettings) -> Tensor:
         rays = (origins, directions, nears, fars)
-        return cast(Gaussians(*leaves[:4]), leaves[4], *rays, settings, image_width=width).rgb
+        return cast(Gaussians(*leaves[:4]), leaves[4], Rays(*rays, width), settings).rgb
 
     compared = ways(unit, options.slab)
     clocks = {name: Clock() for name in compared}

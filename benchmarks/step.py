@@ -23,7 +23,7 @@ from train_eval import configure, train
 from raygauss_ns.casting.cpu.autograd import CpuCast
 from raygauss_ns.color.cpu import KernelColors
 from raygauss_ns.ssim import api as similarity
-from raygauss_ns.training import TrainingLoop
+from raygauss_ns.training import TrainingHooks
 
 
 class Stopwatch:
@@ -64,7 +64,7 @@ def main() -> None:
         config = configure("raygauss", given.data, given.parser, given.warm_up, Path(folder), given.option)
         trainer, timings = train(config, float("inf"), seed=42)
         owners = [getattr(callback.func, "__self__", None) for callback in trainer.callbacks]
-        loop = next(owner for owner in owners if isinstance(owner, TrainingLoop))
+        loop = next(owner for owner in owners if isinstance(owner, TrainingHooks))
         for owner, name, label in (
             (CpuCast, "forward", "caster, forward"),
             (CpuCast, "backward", "caster, backward"),

@@ -173,7 +173,12 @@ class HardMineModel(Model):
             fractions = c.mining_min_fraction, c.mining_max_fraction
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
-                c.num_levels, c.features_per_level, c.log2_hashmap_size, c.base_res, c.max_res, c.hash_backend
+                num_levels=c.num_levels,
+                features_per_level=c.features_per_level,
+                log2_hashmap_size=c.log2_hashmap_size,
+                base_resolution=c.base_res,
+                max_resolution=c.max_res,
+                backend=c.hash_backend,
             )
             check_backend(c.hash_backend, self.kwargs.get("device", "cpu"))
         except (ValueError, ImportError) as error:
@@ -307,7 +312,7 @@ class HardMineModel(Model):
             rays: R rays.
             samples: all their samples in occupied space.
         """
-        limits, keep = self._visibility_limits(), self.field.can_resume
+        limits, keep = self._visibility_limits(), self.field.encoding.can_resume
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))

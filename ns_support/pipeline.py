@@ -106,9 +106,9 @@ class SharedPipeline(VanillaPipeline):
         return ""
 
     @property
-    def steps_averaged(self) -> int:
-        """How many steps' gradients make the optimiser step at hand; each step's losses are divided by it."""
-        return 1
+    def steps_averaged(self) -> int | None:
+        """How many steps' gradients are averaged for the optimiser step at hand; None: as the trainer is configured."""
+        return None
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """The callbacks of datamanager and model.

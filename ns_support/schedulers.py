@@ -93,3 +93,27 @@ class FloatExponentialDecay(Scheduler):
                 ramp=self.config.ramp,
             ),
         )
+
+
+def refit(
+    optimizer: Optimizer, scheduler: LambdaLR | None, learning_rate: float | None = None, **lengths: float
+) -> None:
+    """Give a schedule another length, and an optimiser another learning rate, as if they had had them from the start.
+
+    Args:
+        optimizer: of one kind of parameters.
+        scheduler: its schedule, if it has one.
+        learning_rate: before the schedule's factor; None: as it is.
+        lengths: arguments of `exponential_decay`, for a schedule of `FloatExponentialDecay`.
+    """
+    factor = 1.0
+    if isinstance(scheduler, LambdaLR):
+        if lengths:
+            scheduler.lr_lambdas = [partial(function, **lengths) for function in scheduler.lr_lambdas]
+        if learning_rate is not None:
+            scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+    for group in optimizer.param_groups:
+        if learning_rate is not None:
+            group["initial_lr"] = learning_rate
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,7 +1,7 @@
-"""nerfstudio's trainer for any number of processes: what they have to do together, and what only one of them should.
+"""Trainer for data-parallel runs: gradients, pausing and stopping are synchronised; only rank 0 logs, evaluates, saves.
 
-It also sees to it that nothing is lost: checkpoints are whole or not there, signals end a training with one, and a run
-goes on where its checkpoint stands or says why it can't.
+Nothing is lost either: a checkpoint is written whole or not at all, a signal ends training with a checkpoint, and a
+resumed run continues where its checkpoint stands or says why it can't.
 """
 
 from __future__ import annotations
@@ -83,18 +83,36 @@ class SharedTrainerConfig(TrainerConfig):
 
 
 class SummedOptimizers(Optimizers):
-    """Before the optimisers step, gradients become the sums of every process's."""
+    """Before the optimisers step, gradients become the sums of every process's, and the mean over accumulated steps."""
+
+    averages = False
+    """Whether gradients that were accumulated over several steps are averaged. nerfstudio adds them up."""
+    accumulated = 0
+    """How many steps' gradients there are."""
+
+    def zero_grad_some(self, param_groups: list[str]) -> None:
+        """Forget the gradients of some parameter groups."""
+        super().zero_grad_some(param_groups)
+        if param_groups:
+            self.accumulated = 0
 
     def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: list[str]) -> None:
         """Sum the gradients of some parameter groups, then step."""
-        Processes.current().add_gradients([p for group in param_groups for p in self.parameters[group]])
+        self.accumulated += 1
+        parameters = [parameter for group in param_groups for parameter in self.parameters[group]]
+        Processes.current().add_gradients(parameters)
+        if self.averages and self.accumulated > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self.accumulated
         super().optimizer_scaler_step_some(grad_scaler, param_groups)
 
 
 class SharedTrainer(Trainer):
     """`Trainer`, several of which train one model, one in each process.
 
-    - Gradients are summed before each optimiser step (`SummedOptimizers`).
+    - Gradients are summed before each optimiser step, and averaged over the steps that the pipeline names
+      (`SummedOptimizers`).
     - What is logged belongs to the batch of all processes.
     - Process 0 alone talks, evaluates and writes; when it pauses or stops, all do.
     - Ctrl+C and SIGTERM end training after the step at hand, with a checkpoint (`ns_support.runs.stopping`).
@@ -103,11 +121,12 @@ class SharedTrainer(Trainer):
 
     config: SharedTrainerConfig
     progress: TrainingProgress
+    optimizers: SummedOptimizers
 
     def __init__(self, config: SharedTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self.processes = Processes.current()
         self._stop_wanted = self._stop_agreed = False
-        self._leaving = False
+        self._leaving = self._save_is_due = False
         self.last_step = -1
         """The last step that is done."""
         self.saved: Path | None = None
@@ -211,15 +230,18 @@ class SharedTrainer(Trainer):
     def _after_step(self, step: int) -> None:
         """The last of the callbacks after a step, under the lock."""
         self.last_step = step
-        group = getattr(self.pipeline, "steps_averaged", 1)
-        late = monotonic() - self._last_save > 60 * self.config.minutes_per_save
-        # Not in the middle of an average: its gradients are not in a checkpoint.
-        if late and (step + 1) % group == 0:
+        if monotonic() - self._last_save > 60 * self.config.minutes_per_save:
+            self._save_is_due = True
+        if self._save_is_due and not self._averages_after(step):
             self.save_checkpoint(step)
+
+    def _averages_after(self, step: int) -> bool:
+        """Whether gradients are left over after a step, for a later one: they are not in a checkpoint."""
+        return (step + 1) % (self.pipeline.steps_averaged or 1) != 0
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint, whole or not at all; while gradients are being averaged, once that is done.
 
         Args:
             step: the last one that is done.
@@ -227,7 +249,10 @@ class SharedTrainer(Trainer):
         Raises:
             UserError: it can't be written, at the end of training. Before, that is a warning.
         """
-        self._last_save = monotonic()
+        if self.training_state != "completed" and self._averages_after(step):
+            self._save_is_due = True
+            return
+        self._last_save, self._save_is_due = monotonic(), False
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         if path == self.saved:
             return
@@ -291,14 +316,12 @@ class SharedTrainer(Trainer):
         self._stop_agreed |= value and self.processes.size == 1
 
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """One step; what comes back to be logged is the sum of the losses, and the mean of the metrics, of all.
-
-        The losses are those of the step, whether or not more steps follow before the optimisers' next one.
-        """
+        """One step; what comes back to be logged is the sum of the losses, and the mean of the metrics, of all."""
+        steps = self.pipeline.steps_averaged
+        if steps is not None:
+            self.optimizers.averages = True
+            self.gradient_accumulation_steps.update(dict.fromkeys(self.optimizers.parameters, steps))
         loss, losses, metrics = super().train_iteration(step)
-        steps = getattr(self.pipeline, "steps_averaged", 1)
-        if steps > 1:
-            loss, losses = loss * steps, {name: value * steps for name, value in losses.items()}
         if self.processes.size > 1 and step % self.config.logging.steps_per_log == 0:
             device = self.pipeline.device
             losses = _combined(losses, self.processes, device, 1.0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from ns_support.lenses.lens import Lens
 from ns_support.rays import Window, camera_lenses
+from raygauss_ns.casting import Rays
 from raygauss_ns.gaussians.projection import View
 
 
@@ -41,3 +43,19 @@ def camera_view(camera: Cameras, window: Window) -> View:
     """
     poses, (lens,) = posed_lenses(camera, camera.camera_to_worlds.device)
     return View(poses[0], lens, window)
+
+
+def flat_rays(bundle: RayBundle, near: float) -> Rays:
+    """Nerfstudio's rays as the caster takes them.
+
+    Args:
+        bundle: rays of shape [*]; those of shape [H, W] are an image's.
+        near: distance at which rays begin that begin nowhere else (scene units).
+    """
+    origins, directions = bundle.origins.reshape(-1, 3), bundle.directions.reshape(-1, 3)
+    nears = torch.full_like(origins[:, 0], near)
+    fars = torch.full_like(nears, torch.inf)
+    if bundle.nears is not None and bundle.fars is not None:
+        nears, fars = torch.maximum(nears, bundle.nears.reshape(-1)), bundle.fars.reshape(-1)
+    shape = bundle.origins.shape[:-1]
+    return Rays(origins, directions, nears, fars, shape[1] if len(shape) == 2 else 0)

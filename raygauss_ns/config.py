@@ -13,7 +13,7 @@ import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
-from ns_support.errors import UserError
+from ns_support.errors import UserError, require
 from ns_support.help import documented
 from raygauss_ns.color.harmonics import SH_DEGREE
 
@@ -40,7 +40,7 @@ class FusedAdamConfig(AdamOptimizerConfig):
 
     def setup(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser; not fused before torch 2.4, where a CPU has no such kernel."""
-        fused = True if torch.__version__ >= "2.4" else None
+        fused = True if torch.__version__ >= "2.4" else None  # compares as a version: it is a TorchVersion, no string
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
 
@@ -67,15 +67,16 @@ class RayGaussModelConfig(ModelConfig):
     prompt: tyro.conf.Suppress[str | None] = None
     """Not used."""
     scene_unit: float | None = None
-    """u > 0: length that counts as 1 (scene units). None: a third of the scene box's longest side where the cameras
-    are outside of it, else a quarter of the distance from the cameras to what they look at. Part of the checkpoint."""
+    """Scene scale u > 0 (scene units); all lengths below are multiples of it. None: estimated as a third of the scene
+    box's longest side if the cameras are outside the box, otherwise as a quarter of the median distance from a camera
+    to what it looks at. Saved in the checkpoint."""
     step_size: float | None = None
-    """dt > 0: distance between samples along a ray (u). None: half a pixel's size at the scene's content, but at least
-    the papers' 0.0025, found at the start of training and kept with the checkpoint. Half as much costs about 1.5 times
-    the time."""
+    """dt > 0: distance between samples along a ray (u). None: half the size of a pixel at the scene's content, but at
+    least the papers' 0.0025; estimated at the start of training and saved in the checkpoint. Halving it multiplies the
+    training time by about 1.5."""
     step_growth: float = 0.0
-    """g >= 0: growth of the step with the distance t along a ray, dt = max(step_size, g t), chosen anew for each slab;
-    no unit. For scenes that reach far; 0: the same step everywhere. RayGaussX on real scenes: 1/1024."""
+    """g >= 0: growth of the step with the distance t along a ray, dt = max(step_size, g t), computed for each slab (no
+    unit). For scenes that extend far; 0: a uniform step. RayGaussX on real scenes: 1/1024."""
     transmittance_exponent: float = 0.0
     """gamma, in [0, 1]: dt grows with T^-gamma as a ray's transmittance T falls; 0: not at all. RayGaussX on real
     scenes: 1/3."""
@@ -83,85 +84,83 @@ class RayGaussModelConfig(ModelConfig):
     """dt_max: what a growing step never exceeds (u), >= step_size, or 0 for no such bound. RayGaussX on real scenes:
     4 step_size."""
     density_threshold: float = 0.1
-    """eps > 0: density below which a Gaussian counts as absent (1/u). Larger is faster and coarser."""
+    """eps > 0: density cutoff (1/u): a Gaussian is culled where it is less dense. Larger is faster and coarser."""
     sample_offset: float = 0.5
-    """Where in its step a sample sits, in [0, 1): 0 the left end (RayGauss), 0.5 the midpoint (RayGaussX)."""
+    """Position of a sample within its step, in [0, 1): 0 the near end (RayGauss), 0.5 the midpoint (RayGaussX)."""
     transmittance_threshold: float = 1e-3
     """eps_T: a ray stops once its transmittance T is no greater, in [0, 1)."""
     samples_per_slab: int = 128
-    """K >= 1: samples processed together. Has no influence on the image, only on speed, unless the step grows: then it
-    is what shares one step (rounded up to a multiple of 16). RayGaussX: 32."""
+    """K >= 1: samples processed together. Affects only speed, unless the step grows: then these samples share one step
+    (K is rounded up to a multiple of 16). RayGaussX: 32."""
     near_plane: float = 0.05
     """Distance from the camera at which rays begin (u), >= 0."""
     initial_ply: Path | None = None
-    """PLY file whose Gaussians training starts from, instead of SfM or random points: one that
-    `raygauss-export raygauss` wrote, or one of 3D Gaussian splatting (`raygauss-export splat`,
-    `ns-export gaussian-splat`), whose opacities become densities. In the coordinates of nerfstudio's scene, as those
-    commands write them. The whole colour counts from the start."""
+    """PLY file with the Gaussians to start from, instead of SfM or random points: one of `raygauss-export raygauss`, or
+    one of 3D Gaussian splatting (`raygauss-export splat`, `ns-export gaussian-splat`), whose opacities are converted to
+    densities. Positions are in nerfstudio's scene coordinates, as those commands write them. All colour coefficients
+    are active from the start."""
     num_random: int = 30_000
-    """Gaussians at the start in a scene without SfM points, >= 1: uniform in the scene box, or along the cameras' rays
-    where the cameras are inside of it."""
+    """Initial Gaussians in a scene without SfM points, >= 1: uniform in the scene box, or along the cameras' rays if
+    the cameras are inside it."""
     random_init: bool = False
     """Start at random positions even when the scene comes with SfM points."""
     gap_points: int = 20_000
-    """Most Gaussians, >= 0, that a capture starts with beside those at its points: in the parts of its images where
-    there is no point. 0: none."""
+    """Maximum number of Gaussians, >= 0, added to a capture's SfM points where its images show no point. 0: none."""
     random_extent: float = 1.0
-    """Side of the box that random positions fill, about the middle of the scene box and in its sides, > 0."""
+    """Side of the box that random positions fill, centred in the scene box and given in its sides, > 0."""
     initial_density: float = 3.0
-    """Peak density sigma of each Gaussian at the start (1/u), > density_threshold."""
+    """Initial peak density sigma of each Gaussian (1/u), > density_threshold."""
     initial_scale: float = 0.5
-    """Scale of each Gaussian at the start, in root mean squared distances to its three nearest neighbours, > 0. The
-    papers use 1: an opaque fog, in which a few hundred steps pass before light reaches the object."""
+    """Initial scale of each Gaussian, in root mean squared distances to its three nearest neighbours, > 0. The papers
+    use 1, which starts as an opaque fog: a few hundred steps pass before light reaches the object."""
     sh_degree: int = SH_DEGREE
     """Highest degree of the colour's spherical harmonics: 0 (no view dependence), 1 or 2."""
     num_lobes: int = 7
     """Spherical Gaussians in the colour of each Gaussian, >= 0; 0: harmonics only."""
     sh_degree_interval: int = 1000
-    """Training steps (of 30,000) after which the next degree of spherical harmonics joins, >= 0; the spherical
-    Gaussians do after three such intervals. 0: all from the start."""
+    """Training steps (of 30,000) after which the next degree of spherical harmonics becomes active, >= 0; the spherical
+    Gaussians follow after three such intervals. 0: all are active from the start."""
     ssim_lambda: float = 0.2
     """lambda: weight of 1 - SSIM in the loss, in [0, 1]; L1 has the rest."""
     iso_weight: float | None = None
-    """Weight of L_iso, which holds Gaussians back from stretching beyond r = 10, >= 0. None: RayGaussX's, 2.5e-4 on
-    real scenes, which are those with cameras inside of the scene box, and 2.5e-7 on synthetic ones. RayGauss: 0."""
+    """Weight of L_iso, which penalises Gaussians more elongated than r = 10, >= 0. None: RayGaussX's, 2.5e-4 on real
+    scenes (cameras inside the scene box) and 2.5e-7 on synthetic ones. RayGauss: 0."""
     accumulate_from: int = 20_000
-    """Training step (of 30,000), >= 0, from which on the gradients of several images are averaged before an optimiser
-    step."""
+    """Training step (of 30,000), >= 0, from which gradients are accumulated over several images."""
     accumulate_images: int = 20
-    """How many images are averaged then in a training of 30,000 steps, in others in proportion to their length, so that
-    as many optimiser steps are left; >= 1, 1: never."""
+    """Gradient accumulation: images averaged per optimiser step in a training of 30,000 steps, >= 1; in proportion in
+    trainings of other lengths, so that the number of optimiser steps stays the same. 1: no accumulation."""
     schedule_steps: int = 0
     """Length of training that all schedules, learning rates included, are stretched to (steps), >= 0. 0: the
     max_num_iterations of the run, and for a resumed run those of the run it resumes."""
     background_color: Literal["white", "black", "random"] = "white"
-    """What rays that meet nothing see, and what images with an alpha channel are laid over. "random" is a new colour
-    each training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
+    """Colour behind the scene, over which images with an alpha channel are composited. "random" is a new colour each
+    training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
     training_window: int | None = None
-    """Side in pixels of the random square of an image that a step trains on, >= 11; 0: the whole image. None: the
-    whole image on a GPU, 256 on a CPU."""
+    """Side of the random square crop that each training step uses (pixels), >= 11; 0: the whole image. None: the whole
+    image on a GPU, 256 on a CPU."""
     densify_from: int = 500
-    """Training step (of 30,000) from which on Gaussians are cloned and split, >= 0."""
+    """Training step (of 30,000) at which densification (cloning and splitting) begins, >= 0."""
     densify_until: int = 15_000
-    """Training step (of 30,000) after which they no longer are, >= 0; 0: never."""
+    """Training step (of 30,000) after which densification ends, >= 0; 0: no densification."""
     densify_every: int = 300
-    """Training steps (of 30,000) between two rounds of cloning and splitting, >= 1; never fewer than densify_least."""
+    """Training steps (of 30,000) between two rounds of densification, >= 1; never fewer than densify_least."""
     densify_least: int = 50
-    """Steps, not stretched, that lie at least between two rounds, >= 1: the statistic needs to see some images."""
+    """Minimum number of steps between two rounds, not stretched, >= 1: the statistic needs to see some images."""
     densify_threshold: float = 4e-5
     """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int | None = None
-    """Number of Gaussians that cloning and splitting never exceed, >= 1: where there is room for some only, the largest
-    gradients have it. None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
+    """Maximum number of Gaussians that densification reaches, >= 1: near it, those with the largest gradients go first.
+    None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
     prune_every: int = 100
-    """Training steps between two removals of Gaussians whose density fell below density_threshold, >= 1."""
+    """Training steps between two prunings of low-density Gaussians (below density_threshold), >= 1."""
     reorder_every: int = 500
-    """Training steps between two sortings of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX; 0:
+    """Training steps between two sorts of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX. 0:
     never. Neighbours in space become neighbours in memory; the image stays the same."""
     limit_scales: bool = True
-    """Keep every scale above half a pixel's size in the training camera that sees the Gaussian most finely."""
+    """Keep every scale above half the size of a pixel in the training camera that resolves the Gaussian best."""
 
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with; raises a `UserError` (`check_config`)."""
@@ -229,7 +228,5 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("prune_every", config.prune_every >= 1, "at least 1"),
         ("reorder_every", config.reorder_every >= 0, "at least 0"),
     ]
-    for name, valid, requirement in checks:
-        if not valid:
-            option = f"--pipeline.model.{name.replace('_', '-')}"
-            raise UserError(f"{option} must be {requirement}, got {getattr(config, name)}.")
+    for name, holds, wanted in checks:
+        require(f"--pipeline.model.{name.replace('_', '-')}", holds, wanted, getattr(config, name))

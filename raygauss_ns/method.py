@@ -20,48 +20,16 @@ from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.startup.device import default_device_type
 from ns_support.trainer import SharedTrainerConfig
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
-from raygauss_ns.gaussians.schedules import CPU_STEPS, PAPER_STEPS
+from raygauss_ns.gaussians.losses import ISO_WEIGHT_REAL, ISO_WEIGHT_SYNTHETIC
+from raygauss_ns.gaussians.schedules import (
+    CPU_STEPS,
+    DEFAULT_RATES,
+    PAPER_STEPS,
+    REAL_RATES,
+    SYNTHETIC_RATES,
+    Rates,
+)
 from raygauss_ns.pipeline import RayGaussPipelineConfig
-
-Rates = dict[str, tuple[float, ...]]
-"""Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of
-the means is multiplied by the camera extent, and all decays follow the length of training (`fit_learning_rates`)."""
-
-DEFAULT_RATES: Rates = {
-    "means": (1.6e-4, 1.6e-6),
-    "scales": (0.0115,),
-    "quats": (1e-3,),
-    "densities": (0.2, 0.03),
-    "sh_base": (1e-2, 1e-3),
-    "sh_rest": (2.5e-3, 2.6e-4),
-    "sg_amplitudes": (2.5e-3, 3.6e-4),
-    "sg_sharpness": (0.045,),
-    "sg_axes": (3e-3,),
-}
-
-SYNTHETIC_RATES: Rates = {
-    "means": (1.7e-5, 1e-6),
-    "scales": (0.0115,),
-    "quats": (2.2e-4,),
-    "densities": (0.5, 0.03),
-    "sh_base": (1e-3,),
-    "sh_rest": (2.6e-4,),
-    "sg_amplitudes": (3.6e-4,),
-    "sg_sharpness": (0.045,),
-    "sg_axes": (3e-3,),
-}
-
-REAL_RATES: Rates = {
-    "means": (1.6e-4, 1.6e-6),
-    "scales": (0.012,),
-    "quats": (1e-3,),
-    "densities": (0.5, 1e-4),
-    "sh_base": (1.3e-3,),
-    "sh_rest": (1.1e-4,),
-    "sg_amplitudes": (6.4e-4,),
-    "sg_sharpness": (0.095,),
-    "sg_axes": (2e-3,),
-}
 
 
 def _optimizer(rate: float, final: float | None = None) -> dict[str, object]:
@@ -146,7 +114,7 @@ raygauss_2408_03356 = _method(
 
 raygaussx_2509_07782 = _method(
     "raygaussx-2509-07782",
-    _raygaussx(iso_weight=2.5e-7),
+    _raygaussx(ISO_WEIGHT_SYNTHETIC),
     SYNTHETIC_RATES,
     "RayGaussX trained as published on synthetic scenes (arXiv 2509.07782); for a GPU.",
 )
@@ -154,7 +122,7 @@ raygaussx_2509_07782 = _method(
 raygaussx_2509_07782_real = _method(
     "raygaussx-2509-07782-real",
     replace(
-        _raygaussx(iso_weight=2.5e-4),
+        _raygaussx(ISO_WEIGHT_REAL),
         step_size=0.005,
         step_growth=1 / 1024,
         transmittance_exponent=1 / 3,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ns_support.errors import UserError
+from ns_support.errors import require
 from ns_support.full_images import FullImages
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
@@ -37,8 +37,7 @@ class RayGaussPipelineConfig(SharedPipelineConfig):
             UserError: names the setting, its value and what it must be.
         """
         super().check()
-        if self.images_per_batch < 1:
-            raise UserError(f"--pipeline.images-per-batch must be at least 1, got {self.images_per_batch}.")
+        require("--pipeline.images-per-batch", self.images_per_batch >= 1, "at least 1", self.images_per_batch)
 
 
 class RayGaussPipeline(SharedPipeline):
@@ -98,7 +97,7 @@ class RayGaussPipeline(SharedPipeline):
 
     @property
     def steps_averaged(self) -> int:
-        """How many steps' gradients make the optimiser step at hand; each step's losses are divided by it."""
+        """How many steps' gradients make the optimiser step at hand."""
         return self.model.steps_per_update
 
     def get_train_loss_dict(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -119,6 +118,7 @@ class RayGaussPipeline(SharedPipeline):
                 outputs = model(camera)
                 all_metrics.append(model.get_metrics_dict(outputs, batch))
                 all_losses.append(model.get_loss_dict(outputs, batch, all_metrics[-1]))
-        losses = {name: torch.stack([each[name] for each in all_losses]).sum() for name in all_losses[0]}
+        count = model.images_at_once
+        losses = {name: torch.stack([each[name] / count for each in all_losses]).sum() for name in all_losses[0]}
         metrics = {name: torch.stack([each[name] for each in all_metrics]).mean() for name in all_metrics[0]}
         return outputs, losses, metrics

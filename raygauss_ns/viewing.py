@@ -1,9 +1,10 @@
-"""What `raygauss` shows beside the colour, and the controls with which the viewer's own pictures are changed."""
+"""What `raygauss` shows beside the colour, and the controls with which the viewer's own images are changed."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerElement, ViewerSlider
@@ -11,38 +12,15 @@ from torch import Tensor
 
 from ns_support.errors import UserError
 from ns_support.terminal import say
-from ns_support.viewer.controls import SlicePlane, ViewerRun, viewer_asks
+from ns_support.viewer.controls import SlicePlane, ViewerRun
 from ns_support.viewer.normals import normal_picture, surface_normals
 from ns_support.viewer.outputs import Extra
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
 _THIN = 1e-3
 """Optical depth of the densest Gaussian over the step that `densities_at` takes."""
 _NORMAL_SHIFT = 0.005
 """By how much `normals` moves rays aside (u)."""
-
-
-class FlatRays(NamedTuple):
-    """R rays as the caster takes them.
-
-    Attributes:
-        origins: [R, 3].
-        directions: [R, 3] of unit length.
-        nears: [R] distance at which a ray begins.
-        fars: [R] distance at which it ends; may be infinite.
-        shape: what they came in, R rays in all.
-    """
-
-    origins: Tensor
-    directions: Tensor
-    nears: Tensor
-    fars: Tensor
-    shape: tuple[int, ...]
-
-    @property
-    def image_width(self) -> int:
-        """Pixels of a row when the rays are an image, else 0."""
-        return self.shape[1] if len(self.shape) == 2 else 0
 
 
 class RayGaussPictures(SlicePlane):
@@ -71,7 +49,7 @@ class RayGaussPictures(SlicePlane):
         self.scale = _slider("Gaussian scale", 1.0, 0.05, 2.0, 0.05, "Size of all Gaussians, by what it really is")
 
     def controls(self) -> list[ViewerElement[Any]]:
-        """The controls that act on pictures only, in the order in which they are shown."""
+        """The controls that act on images only, in the order in which they are shown."""
         return [self.cutoff, self.step, self.scale, *super().controls()]
 
     def follow_checkpoint(self, unit: float, step_size: float) -> None:
@@ -84,9 +62,7 @@ class RayGaussPictures(SlicePlane):
         self._unit, self.step.value = unit, step_size
 
     def settings(self, settings: CastSettings) -> CastSettings:
-        """How to sample: as given, or as the sliders stand if it is the viewer that asks."""
-        if not viewer_asks():
-            return settings
+        """How to sample: as given, but for what the sliders say."""
         step = float(self.step.value) * self._unit
         return settings._replace(
             density_threshold=float(self.cutoff.value) / self._unit,
@@ -95,9 +71,7 @@ class RayGaussPictures(SlicePlane):
         )
 
     def gaussians(self, gaussians: Gaussians) -> Gaussians:
-        """What to cast at: as given, or scaled as the slider stands if it is the viewer that asks."""
-        if not viewer_asks():
-            return gaussians
+        """What to cast at: the given Gaussians, scaled as the slider stands."""
         return gaussians._replace(scales=gaussians.scales * float(self.scale.value))
 
 
@@ -144,7 +118,7 @@ def densities_at(gaussians: Gaussians, points: Tensor, settings: CastSettings, i
         gaussians: the N Gaussians.
         points: [P, 3]; one that is not finite has density 0.
         settings: the cut-off is used; the rest makes no difference.
-        image_width: as for `cast`, if the points are those of an image's pixels.
+        image_width: pixels of a row, if the points are those of an image's pixels, row by row; else 0.
 
     Returns:
         [P] >= 0 (1/length).
@@ -158,18 +132,13 @@ def densities_at(gaussians: Gaussians, points: Tensor, settings: CastSettings, i
     nears = torch.zeros_like(points[:, 0])
     fars = torch.where(known, 0.5 * dt, 0.0)
     origins = torch.where(known[:, None], points, 0.0)
-    white = torch.ones_like(gaussians.means)
-    out = cast(gaussians, white, origins, directions, nears, fars, single, image_width=image_width)
+    rays = Rays(origins, directions, nears, fars, image_width)
+    out = cast(gaussians, torch.ones_like(gaussians.means), rays, single)
     return -torch.log1p(-out.rgb[:, 0]) / dt
 
 
 @torch.no_grad()
-def expected_normals(
-    gaussians: Gaussians,
-    rays: FlatRays,
-    settings: CastSettings,
-    shift: float,
-) -> Tensor:
+def expected_normals(gaussians: Gaussians, rays: Rays, settings: CastSettings, shift: float) -> Tensor:
     """Normals [R, 3] of the surface of the expected distance, by `surface_normals`.
 
     Args:
@@ -181,39 +150,45 @@ def expected_normals(
     black = torch.zeros_like(gaussians.means)
 
     def distance_of(origins: Tensor, directions: Tensor) -> Tensor:
-        bounds = rays.nears.repeat(4), rays.fars.repeat(4)
-        out = cast(gaussians, black, origins, directions, *bounds, settings, image_width=rays.image_width)
+        moved = Rays(origins, directions, rays.nears.repeat(4), rays.fars.repeat(4), rays.image_width)
+        out = cast(gaussians, black, moved, settings)
         return out.depth / (1.0 - out.transmittance).clamp_min(math.sqrt(torch.finfo(out.depth.dtype).tiny))
 
     return surface_normals(distance_of, rays.origins, rays.directions, shift)
 
 
-def extra_pictures(
-    gaussians: Gaussians, rays: FlatRays, settings: CastSettings, plane: SlicePlane, accumulation: Tensor, unit: float
+def extra_outputs(
+    gaussians: Gaussians,
+    rays: Rays,
+    settings: CastSettings,
+    plane: SlicePlane,
+    rendered: Mapping[str, Tensor],
+    unit: float,
 ) -> dict[str, Extra]:
     """What can be looked up beside colour, depth and accumulation; costs nothing until then.
 
     Args:
         gaussians: the N Gaussians.
-        rays: R rays of shape [*].
+        rays: R rays, of which `rendered` was rendered.
         settings: how rays are sampled.
         plane: where `density_slice` lies.
-        accumulation: [R].
+        rendered: "accumulation" [*, 1], whose shape is that of what is returned.
         unit: length u (scene units).
 
     Returns:
         "normals" [*, 3] as colours in [0, 1]; "density_slice" [*, 1], the density (1/u) where a ray meets the plane, 0
         where it does not.
     """
+    shape, accumulation = rendered["accumulation"].shape[:-1], rendered["accumulation"].reshape(-1)
 
     def normals() -> Tensor:
         found = expected_normals(gaussians, rays, settings, _NORMAL_SHIFT * unit)
-        return normal_picture(found, accumulation).view(*rays.shape, 3)
+        return normal_picture(found, accumulation).view(*shape, 3)
 
     def density_slice() -> Tensor:
         distances = plane.distances(rays.origins, rays.directions)
         distances = torch.where((distances >= rays.nears) & (distances < rays.fars), distances, torch.inf)
         points = rays.origins + distances[:, None] * rays.directions
-        return (densities_at(gaussians, points, settings, rays.image_width) * unit).view(*rays.shape, 1)
+        return (densities_at(gaussians, points, settings, rays.image_width) * unit).view(*shape, 1)
 
     return {"normals": Extra(normals, 3), "density_slice": Extra(density_slice)}

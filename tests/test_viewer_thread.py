@@ -149,7 +149,7 @@ def test_an_error_is_reported_once_and_gives_a_plain_picture(model, camera, monk
         assert outputs["rgb"].shape == (24, 24, 3)
         assert outputs["normals"].shape[:2] == outputs["depth"].shape[:2] == (24, 24)
     assert (
-        " ".join(capsys.readouterr().out.split()).count("could not draw a picture (ZeroDivisionError: no picture)") == 1
+        " ".join(capsys.readouterr().out.split()).count("could not draw an image (ZeroDivisionError: no picture)") == 1
     )
     with pytest.raises(ZeroDivisionError):
         model.get_outputs_for_camera(camera)

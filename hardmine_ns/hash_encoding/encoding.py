@@ -109,6 +109,31 @@ class HashEncoding(nn.Module):
             raise ValueError(f"positions are on {positions.device}, the table is on {self.table.device}; move one")
         return self._encode(positions.reshape(-1, 3)).view(*positions.shape[:-1], self.out_dim)
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether `resume` can be called: the CPU kernels can, the other back ends can't."""
+        return self.backend in ("auto", "cpu") and self._cpu_kernels_fit
+
+    def resume(self, features: Tensor, positions: Tensor) -> Tensor:
+        """The encoding as `forward` computes it, from features that an earlier pass without a graph computed.
+
+        Saves the look-ups of the forward pass. Only where `can_resume`.
+
+        Args:
+            features: [n, L F], the encoding at the positions.
+            positions: [n, 3], as for `forward`.
+
+        Returns:
+            The features; their gradient reaches the table as that of `forward` does, but not the positions.
+        """
+        if not torch.is_grad_enabled():
+            return features
+        return cpu.resume(features, positions, self.table, self._table_gradient)
+
+    @property
+    def _cpu_kernels_fit(self) -> bool:
+        return self.table.device.type == "cpu" and self.table.dtype == torch.float32
+
     def _encode(self, points: Tensor) -> Tensor:
         on_gpu = self.table.is_cuda and self.table.dtype in (torch.float32, torch.float16)
         if self.backend == "gpu" or (self.backend == "auto" and on_gpu):
@@ -118,13 +143,12 @@ class HashEncoding(nn.Module):
             # tiny-cuda-nn reads `params` at each call: a view of our table keeps one parameter for all back ends.
             self._native.params = self.table.flatten()
             return self._native(points).to(self.table.dtype)
-        kernels_fit = self.table.device.type == "cpu" and self.table.dtype == torch.float32
-        if self.backend == "cpu" and not kernels_fit:
+        if self.backend == "cpu" and not self._cpu_kernels_fit:
             raise TypeError(
                 f'backend "cpu" needs a float32 table on the CPU, got {self.table.dtype} on {self.table.device}; '
                 'use backend "auto"'
             )
-        if kernels_fit and self.backend != "reference":
+        if self._cpu_kernels_fit and self.backend != "reference":
             return cpu.encode(points, self.table, self.levels, self._table_gradient)
         return reference.encode(points, self.table, self.levels)
 

@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+import ns_support.kernels.compiling  # noqa: F401 - acts on import, before a kernel is declared
 from ns_support.concurrency.threads import num_threads, run_on_threads
 
 Array: TypeAlias = NDArray[Any]

@@ -40,18 +40,17 @@ arrives as the gradient of the outputs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from hardmine_ns.mining.activations import BeforeActivation
-from hardmine_ns.mining.selection import _ALONE, MiningRule, select_rows
+from hardmine_ns.mining.hardness import BeforeActivation, hardness
+from hardmine_ns.mining.selection import ALONE, MiningRule, select_rows
 from ns_support.concurrency.processes import Processes
 
 Field = Callable[..., tuple[Tensor, ...]]
@@ -97,7 +96,7 @@ class HardSampleMining(nn.Module):
         min_fraction: float = 0.05,
         max_fraction: float = 0.5,
         decay: float = 0.99,
-        processes: Processes = _ALONE,
+        processes: Processes = ALONE,
     ) -> None:
         """Check and keep the settings.
 
@@ -213,34 +212,30 @@ class HardSampleMining(nn.Module):
             finite, so that a gradient scaler sees it, and none when every gradient is 0; tau then stays.
         """
         count = gradients[0].shape[0]
-        flat = [g.reshape(count, -1) for g in gradients if g.numel()]
-        flat = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
-        # Of no rows: a process without any still has its part in the sums.
-        dtype = reduce(torch.promote_types, [g.dtype for g in gradients], torch.float32)
-        nothing = gradients[0].new_zeros(0, dtype=dtype)
-        # Divided by the largest entry, so that squares neither overflow nor vanish whatever the loss scale is.
-        peaks = torch.stack([g.abs().amax().to(torch.float64) for g in flat]) if flat else nothing.new_zeros(1).double()
-        peak = self.processes.gather(peaks.amax()[None]).amax()
-        if not torch.isfinite(peak):
-            self.statistics = MiningStatistics(count, count, float(self.tau), finite=False)
-            return None, None
-        if peak == 0:
-            self.statistics = MiningStatistics(count, 0, float(self.tau))
-            return torch.empty(0, dtype=torch.int64, device=gradients[0].device), None
-        square = [(g / peak.to(g.dtype)).square().sum(-1) for g in flat]
-        hardness = torch.stack(square).sum(0).sqrt() if flat else nothing
-
-        everyones = int(self.processes.sum(torch.tensor(count, device=hardness.device)))
-        share = hardness / self.processes.sum(hardness.sum())
-        concentration = everyones * self.processes.sum(share.square().sum())
-        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
-        tau = float(self.tau)
-        wanted = everyones * min(max(1 / tau, self.min_fraction), self.max_fraction)
-        drawn = max(1, round(wanted))
-        chosen = (None, None) if drawn >= everyones else select_rows(hardness, drawn, self.rule, self.processes)
-        rows, weights = chosen
+        found = hardness(gradients, self.processes)
+        if not found.finite or found.zero:
+            self.statistics = MiningStatistics(count, 0 if found.finite else count, float(self.tau), found.finite)
+            nothing = torch.empty(0, dtype=torch.int64, device=gradients[0].device)
+            return (nothing if found.finite else None), None
+        everyones = int(self.processes.sum(torch.tensor(count, device=found.values.device)))
+        tau = self._advance_tau(found.values, everyones)
+        drawn = self._budget(tau, everyones)
+        rows, weights = None, None
+        if drawn < everyones:
+            rows, weights = select_rows(found.values, drawn, self.rule, self.processes)
         self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
         return rows, weights
+
+    def _advance_tau(self, values: Tensor, everyones: int) -> float:
+        """Tau <- 0.99 tau + 0.01 sqrt(B sum p^2), for hardness [B']; B is the number of all processes' rows."""
+        share = values / self.processes.sum(values.sum())
+        concentration = everyones * self.processes.sum(share.square().sum())
+        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
+        return float(self.tau)
+
+    def _budget(self, tau: float, everyones: int) -> int:
+        """B = B clamp(1 / tau, least fraction, greatest fraction), at least 1."""
+        return max(1, round(everyones * min(max(1 / tau, self.min_fraction), self.max_fraction)))
 
     def extra_repr(self) -> str:
         """Show the settings in the module's printout."""
@@ -299,44 +294,61 @@ class _MinedField(torch.autograd.Function):
             present = [g[rows] for g in present]
         if weights is not None:
             present = [g * weights.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for g in present]
-        return None, None, *_rerun(ctx, inputs, rows, given, present)
+        differentiable = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # behind the call and the search
+        weighted = dict(zip(given, present, strict=True))
+        by_input, by_parameter = _rerun(call, ctx.autocast, inputs, rows, differentiable, weighted)
+        return None, None, *by_input, *by_parameter
 
 
 def _rerun(
-    ctx: FunctionCtx, inputs: Sequence[Tensor], rows: Tensor | None, given: Sequence[int], gradients: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Run the field on the chosen rows with a graph and return the gradients of inputs and parameters.
+    call: _Call,
+    autocast: dict[str, Any],
+    inputs: Sequence[Tensor],
+    rows: Tensor | None,
+    differentiable: Sequence[bool],
+    gradients: Mapping[int, Tensor],
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Run the field on the chosen rows with a graph.
 
     Args:
-        ctx: of `_MinedField`.
+        call: the use of the mined field.
+        autocast: arguments of `torch.autocast` as they were in the forward pass.
         inputs: all rows of every input.
         rows: the chosen ones, or None for all.
-        given: indices of the outputs that have a gradient.
-        gradients: of those outputs, on the chosen rows, weighted.
-    """
-    call: _Call = ctx.call  # type: ignore[attr-defined]
-    wants: tuple[bool, ...] = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # type: ignore[attr-defined]
-    chosen = [(x if rows is None else x[rows]).detach().requires_grad_(w) for x, w in zip(inputs, wants, strict=True)]
-    targets = [x for x, w in zip(chosen, wants, strict=True) if w] + list(call.parameters)
-    found: Sequence[Tensor | None] = [None] * len(targets)
-    if rows is None or rows.numel():
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):  # type: ignore[attr-defined]
-            outputs = call.field(*chosen)
-        pairs = [(outputs[i], g) for i, g in zip(given, gradients, strict=True) if outputs[i].requires_grad]
-        if pairs:
-            with _without_tensor_hooks(call.parameters):
-                found = torch.autograd.grad([y for y, _ in pairs], targets, [g for _, g in pairs], allow_unused=True)
+        differentiable: which inputs want a gradient.
+        gradients: of the outputs that have one, by their number; on the chosen rows, weighted.
 
-    remaining = iter(found)
-    result: list[Tensor | None] = []
-    for x, w in zip(inputs, wants, strict=True):
-        gradient = next(remaining) if w else None
-        if gradient is not None and rows is not None:
-            gradient = torch.zeros_like(x).index_copy_(0, rows, gradient)
-        result.append(gradient)
+    Returns:
+        Gradients of the inputs (0 for rows that were not chosen) and of the parameters.
+    """
+    chosen = [
+        (x if rows is None else x[rows]).detach().requires_grad_(wants)
+        for x, wants in zip(inputs, differentiable, strict=True)
+    ]
+    targets = [x for x in chosen if x.requires_grad]
+    found: Sequence[Tensor | None] = [None] * (len(targets) + len(call.parameters))
+    if rows is None or rows.numel():
+        with torch.enable_grad(), torch.autocast(**autocast):
+            outputs = call.field(*chosen)
+        used = [i for i in gradients if outputs[i].requires_grad]
+        if used:
+            wanted = [*targets, *call.parameters]
+            with _without_tensor_hooks(call.parameters):
+                found = torch.autograd.grad(
+                    [outputs[i] for i in used], wanted, [gradients[i] for i in used], allow_unused=True
+                )
+    of_targets = dict(zip(map(id, targets), found, strict=False))
+
+    def of_input(whole: Tensor, part: Tensor) -> Tensor | None:
+        gradient = of_targets.get(id(part))
+        if gradient is None or rows is None:
+            return gradient
+        return torch.zeros_like(whole).index_copy_(0, rows, gradient)
+
+    by_input = [of_input(whole, part) for whole, part in zip(inputs, chosen, strict=True)]
     # Zeros rather than None: optimisers, scalers and data-parallel hooks expect a gradient after every backward pass.
-    result += [torch.zeros_like(p) if g is None else g for p, g in zip(call.parameters, remaining, strict=True)]
-    return result
+    of_parameters = zip(call.parameters, found[len(targets) :], strict=True)
+    return by_input, [torch.zeros_like(p) if g is None else g for p, g in of_parameters]
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from torch import Tensor
 from ns_support.concurrency.processes import Processes
 
 MiningRule = Literal["poisson", "multinomial", "topk", "off"]
-_ALONE = Processes()
+ALONE = Processes()
 _SATURATION_ROUNDS = 8
 """Rounds in which `poisson_probabilities` spreads what saturated rows leave over; more change b by less than 0.1 %."""
 
 
-def poisson_probabilities(hardness: Tensor, expected: float, processes: Processes = _ALONE) -> Tensor:
+def poisson_probabilities(hardness: Tensor, expected: float, processes: Processes = ALONE) -> Tensor:
     """Inclusion probabilities pi = min(1, c p) with sum pi = expected, without sorting or asking the host.
 
     Args:
@@ -38,7 +38,7 @@ def poisson_probabilities(hardness: Tensor, expected: float, processes: Processe
 
 
 def select_rows(
-    hardness: Tensor, count: int, rule: MiningRule, processes: Processes = _ALONE
+    hardness: Tensor, count: int, rule: MiningRule, processes: Processes = ALONE
 ) -> tuple[Tensor, Tensor | None]:
     """Draw the rows to backpropagate. A row with hardness 0 is never drawn.
 

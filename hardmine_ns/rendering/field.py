@@ -1,4 +1,4 @@
-"""Instant-NGP's field: a hash encoding and two small networks. Stands on torch alone.
+"""instant-ngp's field: a hash encoding and two small networks.
 
     features = hash(x)                     [n, L F]
     geometry = W2 relu(W1 features)        [n, 16];  its first column is log density
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.hash_encoding import HashEncoding
-from hardmine_ns.hash_encoding.cpu import launch as cpu
 
 GEOMETRY_DIM = 16
 """Outputs of the density network: the log density, and what the colour network is told besides."""
@@ -46,17 +45,9 @@ class HashField(nn.Module):
         """
         super().__init__()
         self.encoding = encoding
-        self._table_gradient = cpu.TableGradient(encoding.levels, encoding.table.shape[1])
         self.density_net = _Network(encoding.out_dim, hidden_dim, GEOMETRY_DIM, hidden_layers=1)
         self.color_net = _Network(HARMONICS_DIM + GEOMETRY_DIM + appearance_dim, hidden_dim, 3, hidden_layers=2)
         self.appearance = nn.Embedding(num_images, appearance_dim) if appearance_dim > 0 else None
-
-    @property
-    def can_resume(self) -> bool:
-        """Whether `geometry` can start from features computed earlier: with the CPU's kernels it can."""
-        table = self.encoding.table
-        fits = table.device.type == "cpu" and table.dtype == torch.float32
-        return fits and self.encoding.backend in ("auto", "cpu")
 
     def geometry(self, unit_positions: Tensor, features: Tensor | None = None) -> Tensor:
         """Outputs of the density network; column 0 is log density.
@@ -64,15 +55,12 @@ class HashField(nn.Module):
         Args:
             unit_positions: [n, 3] in the unit cube.
             features: [n, L F], the encoding at these positions, if an earlier pass without a graph has computed it. Its
-                gradient reaches the table all the same. Only where `can_resume`.
+                gradient reaches the table all the same. Only where `encoding.can_resume`.
 
         Returns:
             [n, 16].
         """
-        if features is None:
-            features = self.encoding(unit_positions)
-        elif torch.is_grad_enabled():
-            features = _Known.apply(features, unit_positions, self.encoding.table, self._table_gradient)
+        features = self.encoding(unit_positions) if features is None else self.encoding.resume(features, unit_positions)
         return in_cache(self.density_net, features)
 
     def color(self, geometry: Tensor, harmonics: Tensor, appearance: Tensor | None = None) -> Tensor:
@@ -93,22 +81,6 @@ class HashField(nn.Module):
         if self.training:
             return self.appearance(image_indices)
         return self.appearance.weight.mean(0).expand(image_indices.shape[0], -1)
-
-
-class _Known(torch.autograd.Function):
-    """Features that are known already, as if the encoding had been run here: the second run's forward is saved."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor, summed: cpu.TableGradient) -> Tensor:
-        ctx.save_for_backward(positions)
-        ctx.summed = summed
-        return features.view_as(features)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None]:
-        (positions,) = ctx.saved_tensors
-        return None, None, ctx.summed.sparse(positions, gradient), None
 
 
 class _Network(nn.Module):

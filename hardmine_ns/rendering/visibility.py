@@ -1,15 +1,17 @@
-"""From rays to pixels: march, search for what is visible, and composite it. Stands on torch alone.
+"""From rays to pixels: the visibility pass, and the rendering of what is visible.
 
-The search is the one pass that every step pays for all samples: densities front to back without a graph, until a ray is
-opaque. nerfstudio does it to drop the invisible samples; here its results are also the first half of the forward pass
-that mining needs. A mined step costs one search, one cheap colour network, and one run with a graph on b samples.
+The visibility pass evaluates the density of every marched sample, front to back and without autograd, and stops at the
+first opaque one. nerfstudio does so to drop the invisible samples; here its results are also the first half of the
+forward pass that mining needs. A mined step costs one visibility pass, one cheap colour network, and one run with a
+graph on b samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, spherical_harmonics, truncated_exp
 
 FIRST_ROUND = 16
-"""Samples that each ray gets in the first round of a search, by default."""
+"""Samples that each ray gets in the first round of a visibility pass, by default."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Rays:
 
 @dataclass(frozen=True)
 class Visible:
-    """What a search found."""
+    """The visible samples."""
 
     samples: PackedSamples
     """The B visible samples."""
@@ -52,12 +54,48 @@ class Visible:
     features: Tensor | None
     """[B, L F] the encoding at those positions, if it was to be kept."""
     searched: tuple[Tensor, Tensor]
-    """Positions [n, 3] in the scene and densities [n] of all samples that were looked up, visible or not."""
+    """Positions [n, 3] in the scene and densities [n] of all samples that were evaluated, visible or not."""
 
     @property
     def densities(self) -> Tensor:
         """[B] of the visible samples, float32."""
         return truncated_exp(self.geometry[:, 0].float())
+
+
+class Evaluated(NamedTuple):
+    """Samples whose density has been evaluated.
+
+    Attributes:
+        rows: [n] int64, their indices among all marched samples.
+        positions: [n, 3] in the scene.
+        unit: [n, 3] the same in the field's unit cube.
+        geometry: [n, 16] outputs of the density network.
+        features: [n, L F] the encoding, if it is to be kept.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    unit: Tensor
+    geometry: Tensor
+    features: Tensor | None
+
+    @classmethod
+    def cat(cls, parts: Sequence[Evaluated]) -> Evaluated:
+        """The samples of all parts, one part after the other."""
+        rows, positions, unit, geometry = (
+            torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True)
+        )
+        features = [part.features for part in parts if part.features is not None]
+        return cls(rows, positions, unit, geometry, torch.cat(features) if features else None)
+
+    def take(self, own: Tensor) -> Evaluated:
+        """Some of the samples.
+
+        Args:
+            own: [m] int64 indices.
+        """
+        rows, positions, unit, geometry = (column[own] for column in self[:4])
+        return Evaluated(rows, positions, unit, geometry, None if self.features is None else self.features[own])
 
 
 @torch.no_grad()
@@ -72,7 +110,7 @@ def search(
     first_round: int = FIRST_ROUND,
     keep_features: bool = False,
 ) -> Visible:
-    """Look densities up front to back, in rounds, and keep the visible samples. Never builds a graph.
+    """The visibility pass: evaluate densities front to back, in rounds, and keep the visible samples; without a graph.
 
     Args:
         field: gives densities.
@@ -90,7 +128,7 @@ def search(
     rank = torch.arange(len(samples), device=device) - samples.offsets[:-1][samples.ray_indices]
     density = torch.zeros_like(length)
     depth = torch.zeros(samples.num_rays, dtype=torch.float64, device=device)
-    found: list[tuple[Tensor, ...]] = []
+    found: list[Evaluated] = []
     for begin, end in _rounds(samples, first_round):
         wanted = (rank >= begin) & (rank < end) & (depth <= limit)[samples.ray_indices]
         rows = torch.nonzero(wanted)[:, 0]
@@ -102,17 +140,18 @@ def search(
         geometry = field.geometry(unit, features)
         density[rows] = truncated_exp(geometry[:, 0].float())
         depth.index_add_(0, ray, (density[rows] * length[rows]).to(torch.float64))
-        found.append((rows, positions, unit, geometry, *([features] if keep_features else [])))
+        found.append(Evaluated(rows, positions, unit, geometry, features if keep_features else None))
     if not found:
         nowhere, nothing = length.new_empty(0, 3), length.new_empty(0, GEOMETRY_DIM)
         return Visible(samples, nowhere, nothing, None, (nowhere, length))
-    rows, positions, *columns = (torch.cat(parts) for parts in zip(*found, strict=True))
+    evaluated = Evaluated.cat(found)
     place = torch.full((len(samples),), -1, device=device)
-    place[rows] = torch.arange(len(rows), device=device)
+    place[evaluated.rows] = torch.arange(len(evaluated.rows), device=device)
     keep = visible_samples(density, samples, early_stop, alpha_threshold) & (place >= 0)
     kept = torch.nonzero(keep)[:, 0]
-    unit, geometry, *rest = (column[place[kept]] for column in columns)
-    return Visible(samples.select(kept), unit, geometry, rest[0] if rest else None, (positions, density[rows]))
+    visible = evaluated.take(place[kept])
+    everything = (evaluated.positions, density[evaluated.rows])
+    return Visible(samples.select(kept), visible.unit, visible.geometry, visible.features, everything)
 
 
 def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
@@ -127,13 +166,13 @@ def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int
 
 
 def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:
-    """Colour and composite what a search found.
+    """Colour and composite the visible samples.
 
     Args:
-        field: the one that was searched.
-        visible: what was found.
-        rays: that it was found on.
-        mining: how gradients are to be computed; None for a picture without gradients.
+        field: the one that found them.
+        visible: the visible samples.
+        rays: that they lie on.
+        mining: how gradients are to be computed; None for an image without gradients.
 
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
@@ -145,20 +184,20 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
         appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
         return field.color(geometry, harmonics[ray], appearance)
 
-    def run(unit: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(unit: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
         geometry = field.geometry(unit, *features)
         return geometry[:, 0], color(geometry, ray)
 
-    def known(_: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
-        return visible.geometry[:, 0].contiguous(), color(visible.geometry, ray)
+    def from_search() -> tuple[Tensor, Tensor]:
+        return visible.geometry[:, 0].contiguous(), color(visible.geometry, samples.ray_indices)
 
-    # Features that the search kept save the second run the look-ups: it gets those of its own rows.
-    kept = () if visible.features is None else (visible.features,)
-    inputs = (visible.unit_positions, samples.ray_indices, *kept)
     if mining is None:
-        log_density, raw_color = known(*inputs)
+        log_density, raw_color = from_search()
     else:
-        log_density, raw_color = mining(run, field.parameters(), inputs, search=known)
+        # Features that the visibility pass kept save the second run the look-ups: it gets those of its own rows.
+        kept = () if visible.features is None else (visible.features,)
+        inputs = (visible.unit_positions, samples.ray_indices, *kept)
+        log_density, raw_color = mining(evaluate, field.parameters(), inputs, search=lambda *_: from_search())
     # float32 from here on, whatever precision the networks ran in.
     return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
 

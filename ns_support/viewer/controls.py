@@ -1,4 +1,4 @@
-"""What both methods put into nerfstudio's viewer: who is asking for a picture, a stop button, a slice to place.
+"""What both methods put into nerfstudio's viewer: who is asking for an image, a stop button, a slice to place.
 
 nerfstudio looks for controls in the attributes of the model and of its modules: `ViewerRun` and its like are modules
 for that reason alone, and hold no parameters. Once it has placed them, they are moved to the top of the panel.
@@ -35,16 +35,16 @@ from ns_support.viewer.opening import move_to_top, opening_view, remove_empty_fo
 Axis = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
 _LONGEST, _LONGEST_COARSE = 3.0, 1.0
-"""Seconds that a picture may take while the training waits for it; the second is for those that nerfstudio makes
+"""Seconds that an image may take while the training waits for it; the second is for those that nerfstudio makes
 coarse, though never coarser than 30 rows, for a quick answer."""
 _UNINTERRUPTED = 0.25
-"""Seconds for which the viewer's thread computes without looking whether its picture is still wanted."""
+"""Seconds for which the viewer's thread computes without looking whether its image is still wanted."""
 _FEWEST_ROWS = 16
 """Rows of an image that are rendered at once, at least: fewer would cost more than they are worth."""
 _PLAIN = 0.5
-"""Grey of a picture that could not be rendered."""
+"""Grey of an image that could not be rendered."""
 _WHILE_TRAINING = (
-    "Pictures are coarse while training goes on: pause it, or wait for its end, for sharp ones. Drag to turn, scroll "
+    "Images are coarse while training goes on: pause it, or wait for its end, for sharp ones. Drag to turn, scroll "
     "to move, press the right button to shift."
 )
 _FINISHED = "Drag to turn, scroll to move, press the right button to shift."
@@ -53,18 +53,18 @@ _FINISHED = "Drag to turn, scroll to move, press the right button to shift."
 def viewer_asks() -> bool:
     """Whether it is the viewer that this thread renders for.
 
-    The viewer's controls change its own pictures only: training, evaluation and `ns-render` run in other threads.
+    The viewer's controls change its own images only: training, evaluation and `ns-render` run in other threads.
     """
     return isinstance(threading.current_thread(), RenderStateMachine)
 
 
 def stop_if_unwanted() -> None:
-    """Give up the picture that the viewer's thread is rendering if its camera has moved on. Elsewhere, do nothing.
+    """Give up the image that the viewer's thread is rendering if its camera has moved on. Elsewhere, do nothing.
 
     To be called where no kernel is half compiled and nothing half written.
 
     Raises:
-        IOChangeException: nerfstudio's sign to its thread to begin another picture.
+        IOChangeException: nerfstudio's sign to its thread to begin another image.
     """
     renderer: Any = threading.current_thread()
     if viewer_asks() and getattr(renderer, "interrupt_render_flag", False):
@@ -73,7 +73,7 @@ def stop_if_unwanted() -> None:
 
 
 def _render_again(renderer: RenderStateMachine) -> None:
-    """Have a picture drawn anew, unless the browser has left or the camera has moved meanwhile."""
+    """Have an image drawn anew, unless the browser has left or the camera has moved meanwhile."""
     if renderer.running and renderer.state == "high":
         renderer.viewer.update_step(renderer.viewer.step)
         renderer.action(RenderAction("step", renderer.viewer.get_camera_state(renderer.client)))
@@ -94,9 +94,9 @@ class ViewerLink(ViewerControl):
 class ViewerRun(nn.Module):
     """The controls that act on the run: a button that ends training and leaves a checkpoint.
 
-    Also what keeps the viewer alive. nerfstudio gives up a picture whose camera has moved by raising an exception from
+    Also what keeps the viewer alive. nerfstudio gives up an image whose camera has moved by raising an exception from
     a trace function, at whatever line its thread has come to. Within a function that Numba calls from compiled code
-    that becomes a `SystemError`, which ends the thread, and the page shows its last picture for good. Here nothing is
+    that becomes a `SystemError`, which ends the thread, and the page shows its last image for good. Here nothing is
     traced: the thread looks for itself, between pieces of its work (`stop_if_unwanted`).
     """
 
@@ -112,7 +112,7 @@ class ViewerRun(nn.Module):
         self.stop = ViewerButton("Stop training and save", cb_hook=lambda _: self.stop_training())
         self.link = ViewerLink(self)
         self.picture_controls: Callable[[], list[ViewerElement[Any]]] = list
-        """Gives the controls that act on pictures only, for a folder of their own."""
+        """Gives the controls that act on images only, for a folder of their own."""
         self.words: Any = None
         """The handle of the text at the top of the panel, once there is one."""
         self._rays_per_second = math.inf
@@ -174,21 +174,21 @@ class ViewerRun(nn.Module):
     def picture(
         self, camera: Cameras, render: Callable[[], MutableMapping[str, Tensor]]
     ) -> MutableMapping[str, Tensor]:
-        """A camera's picture. The viewer gets one whatever happens, and may give it up between its pieces.
+        """A camera's image. The viewer gets one whatever happens, and may give it up between its pieces.
 
         Args:
             camera: one camera; its resolution may change (`in_time`).
-            render: makes the picture, calling `stop_if_unwanted` now and then.
+            render: makes the image, calling `stop_if_unwanted` now and then.
 
         Returns:
             What `render` gives; for the viewer, plain grey where it raised an exception, which is then reported once.
 
         Raises:
-            IOChangeException: to the viewer's thread, where the picture is no longer wanted.
+            IOChangeException: to the viewer's thread, where the image is no longer wanted.
         """
         if not viewer_asks():
             return render()
-        sys.settrace(None)  # nerfstudio's, which it would take away when the picture is there
+        sys.settrace(None)  # nerfstudio's, which it would take away when the image is there
         try:
             with self.in_time(camera):
                 outputs = render()
@@ -226,10 +226,10 @@ class ViewerRun(nn.Module):
         text = f"{type(error).__name__}: {error}"
         if text not in self._reported:
             self._reported.add(text)
-            warn(f"The viewer could not draw a picture ({text}). It is said once; training is not affected.")
+            warn(f"The viewer could not draw an image ({text}). It is said once; training is not affected.")
 
     def _guard(self, renderer: Any) -> None:
-        """Have a browser's thread outlive what goes wrong in sending a picture: a browser that has just left, say."""
+        """Have a browser's thread outlive what goes wrong in sending an image: a browser that has just left, say."""
         send = renderer._send_output_to_viewer
         panel = self.viewer.control_panel
 
@@ -245,11 +245,11 @@ class ViewerRun(nn.Module):
 
     @contextmanager
     def in_time(self, camera: Cameras) -> Iterator[None]:
-        """Render a picture in here; while a model trains, one for the viewer takes some seconds at most.
+        """Render an image in here; while a model trains, one for the viewer takes some seconds at most.
 
-        nerfstudio follows each coarse picture by one of full resolution, however long that takes, and trains no further
-        until it is there. At the pace of the picture before, that can be minutes on a CPU, early in a training. The
-        camera is then made smaller, and so is the picture. Another one follows when training has had its share of the
+        nerfstudio follows each coarse image by one of full resolution, however long that takes, and trains no further
+        until it is there. At the pace of the image before, that can be minutes on a CPU, early in a training. The
+        camera is then made smaller, and so is the image. Another one follows when training has had its share of the
         time ("Train Util"): nerfstudio's own next one would be as late as if this one had been whole.
 
         Args:
@@ -278,7 +278,7 @@ class ViewerRun(nn.Module):
             again.start()
 
     def shown(self) -> set[str]:
-        """Names of the pictures that the viewer shows; empty without a viewer."""
+        """Names of the images that the viewer shows; empty without a viewer."""
         if self.viewer is None:
             return set()
         panel = self.viewer.control_panel
@@ -304,7 +304,7 @@ class SlicePlane(nn.Module):
         )
 
     def controls(self) -> list[ViewerElement[Any]]:
-        """The controls that act on pictures only, in the order in which they are shown."""
+        """The controls that act on images only, in the order in which they are shown."""
         return [self.slice_axis, self.slice_position]
 
     def distances(self, origins: Tensor, directions: Tensor) -> Tensor:

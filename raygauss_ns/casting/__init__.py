@@ -5,6 +5,6 @@ Needs torch, numpy and numba; Triton on a GPU.
 """
 
 from raygauss_ns.casting.api import Backend, cast
-from raygauss_ns.casting.types import CastSettings, Gaussians, RayOutputs, whitening_matrices
+from raygauss_ns.casting.types import CastSettings, Gaussians, RayOutputs, Rays, whitening_matrices
 
-__all__ = ["Backend", "CastSettings", "Gaussians", "RayOutputs", "cast", "whitening_matrices"]
+__all__ = ["Backend", "CastSettings", "Gaussians", "RayOutputs", "Rays", "cast", "whitening_matrices"]

@@ -1,9 +1,7 @@
-"""Volumetric ray casting of Gaussians: `cast` is the one public function, differentiable in Gaussians and colours.
+"""`cast`: checks what it is given and hands it to a back end.
 
-    outputs = cast(gaussians, colors, origins, directions, nears, fars, settings, image_width=width)
-    image = outputs.rgb + outputs.transmittance[:, None] * background
-
-Needs torch, numpy and numba; Triton on a GPU.
+outputs = cast(gaussians, colors, Rays(origins, directions, nears, fars, image_width=width), settings)
+image = outputs.rgb + outputs.transmittance[:, None] * background
 """
 
 from __future__ import annotations
@@ -19,41 +17,27 @@ from raygauss_ns.casting.types import (
     CastSettings,
     Gaussians,
     RayOutputs,
+    Rays,
+    WhitenedGaussians,
     far_ends,
     sample_counts,
     whitening_matrices,
 )
 
-__all__ = ["Backend", "CastSettings", "Gaussians", "RayOutputs", "cast", "whitening_matrices"]
-
 Backend: TypeAlias = Literal["auto", "cpu", "gpu", "reference"]
 
 
 def cast(
-    gaussians: Gaussians,
-    colors: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    fars: Tensor,
-    settings: CastSettings,
-    *,
-    image_width: int = 0,
-    backend: Backend = "auto",
+    gaussians: Gaussians, colors: Tensor, rays: Rays, settings: CastSettings, *, backend: Backend = "auto"
 ) -> RayOutputs:
     """Cast R rays at N Gaussians and composite what they meet, front to back.
 
     Args:
-        gaussians: the N Gaussians; those whose density does not exceed the threshold count as absent, and so do those
-            with a parameter or a colour that is not finite, or a scale of 0: they get a gradient of 0.
+        gaussians: the N Gaussians; those whose density does not exceed the threshold are culled, and so are those with
+            a parameter or a colour that is not finite, or a scale of 0: they get a gradient of 0.
         colors: [N, 3] one colour per Gaussian, as seen from these rays; any range.
-        origins: [R, 3].
-        directions: [R, 3] of unit length.
-        nears: [R] distance along the ray at which it begins (length); samples are counted from here.
-        fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+        rays: the R rays.
         settings: step, thresholds and slab size.
-        image_width: pixels of a row when the rays are an image, row by row; rays that are neighbours in it are cast
-            together, several times faster. 0 for rays of no order; the results are the same.
         backend: "cpu" (Numba; computes in float32, on the host), "gpu" (Triton; computes in float32, on the GPU that
             holds the tensors, without waiting for it), "reference" (dense PyTorch at the inputs' precision, on their
             device, for small sets) or "auto": "gpu" for tensors on a GPU, else "cpu".
@@ -66,74 +50,66 @@ def cast(
             looking at a value would make the host wait, a direction that is not of unit length makes its ray NaN
             instead.
         ImportError: "gpu" without Triton; the message says what to install.
+
+    Example:
+        >>> import torch
+        >>> from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
+        >>> zero, one = torch.zeros(1, 3), torch.ones(1, 3)
+        >>> ball = Gaussians(means=zero, scales=one, quats=torch.tensor([[1.0, 0, 0, 0]]), densities=torch.ones(1))
+        >>> near, far = torch.zeros(1), torch.full((1,), 99.0)
+        >>> ray = Rays(torch.tensor([[0.0, 0, -9]]), torch.tensor([[0.0, 0, 1]]), near, far)
+        >>> out = cast(ball, one, ray, CastSettings(step=0.01, density_threshold=1e-4))
+        >>> out.transmittance  # exp(-sqrt(2 pi))
+        tensor([0.0815])
     """
-    _check_inputs(gaussians, colors, origins, directions, nears, fars, image_width)
+    _check_inputs(gaussians, colors, rays)
     _check_settings(settings)
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     if backend == "gpu" or (backend == "auto" and gaussians.means.is_cuda):
-        return _cast_on_gpu(gaussians, colors, origins, directions, nears, fars, settings, image_width)
-    _check_directions(directions)
+        return _cast_on_gpu(gaussians, colors, rays, settings)
+    _check_directions(rays.directions)
     gaussians, colors = _finite_ones(gaussians, colors)
-    nears, ends = _ends(nears, fars, settings)
+    rays, ends = _with_ends(rays, settings)
     if backend == "reference":
         from raygauss_ns.casting.reference import cast_reference
 
         whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
-        return cast_reference(
-            gaussians.means, whitenings, gaussians.densities, colors, origins, directions, nears, ends, settings
-        )
+        field = WhitenedGaussians(gaussians.means, whitenings, gaussians.densities, colors)
+        return cast_reference(field, rays, ends, settings)
     # Numba takes a second to import: only who casts with it pays.
-    from raygauss_ns.casting.cpu.autograd import CpuCast, rays_from_tensors
+    from raygauss_ns.casting.cpu.autograd import CpuCast, ray_arrays
 
-    rays = rays_from_tensors(origins, directions, nears, ends, image_width)
-    out = CpuCast.apply(*gaussians, colors, rays, settings)
+    out = CpuCast.apply(*gaussians, colors, ray_arrays(rays, ends), settings)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
 
 
-def _cast_on_gpu(
-    gaussians: Gaussians,
-    colors: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    fars: Tensor,
-    settings: CastSettings,
-    image_width: int,
-) -> RayOutputs:
-    """Cast without a question to the device whose answer the host would wait for."""
-    _require_triton(gaussians, colors, origins, directions, nears, fars)
+def _cast_on_gpu(gaussians: Gaussians, colors: Tensor, rays: Rays, settings: CastSettings) -> RayOutputs:
+    """The GPU path. Never synchronises with the device."""
+    _require_gpu(*gaussians, colors, *rays[:4])
     from raygauss_ns.casting.gpu.autograd import GpuCast
 
     gaussians, colors = _made_finite(gaussians, colors)
     whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
-    nears, ends = _ends(nears, fars, settings)
-    unit = (torch.linalg.vector_norm(directions.detach(), dim=-1, keepdim=True) - 1).abs() < 1e-3
-    out = GpuCast.apply(
-        gaussians.means,
-        whitenings,
-        gaussians.densities,
-        colors,
-        origins,
-        directions,
-        nears,
-        ends,
-        image_width,
-        settings,
-    )
+    rays, ends = _with_ends(rays, settings)
+    unit = (torch.linalg.vector_norm(rays.directions.detach(), dim=-1, keepdim=True) - 1).abs() < 1e-3
+    out = GpuCast.apply(gaussians.means, whitenings, gaussians.densities, colors, rays, ends, settings)
     out = torch.where(unit, out, torch.nan)
     return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
 
 
-def _ends(nears: Tensor, fars: Tensor, settings: CastSettings) -> tuple[Tensor, Tensor]:
-    """Where rays begin, and how many samples they have or, if the step grows, where they end."""
-    return far_ends(nears, fars) if settings.grows else (nears, sample_counts(nears, fars, settings))
+def _with_ends(rays: Rays, settings: CastSettings) -> tuple[Rays, Tensor]:
+    """The rays as they begin, and how many samples each has or, if the step grows, where it ends."""
+    if not settings.grows:
+        return rays, sample_counts(rays.nears, rays.fars, settings)
+    nears, ends = far_ends(rays.nears, rays.fars)
+    return rays._replace(nears=nears), ends
 
 
-def _require_triton(gaussians: Gaussians, *others: Tensor) -> None:
+def _require_gpu(*tensors: Tensor) -> None:
     kernels = triton_module("raygauss_ns.casting.gpu.kernels", 'backend "gpu"', ', or cast with backend="cpu"')
-    device = gaussians.means.device
-    for tensor in (*gaussians, *others):
+    device = tensors[0].device
+    for tensor in tensors:
         if tensor.device != device:
             raise ValueError(f'backend "gpu" needs all tensors on one device, got {device} and {tensor.device}')
     if not runs_on(kernels.forward_kernel, device):
@@ -142,10 +118,15 @@ def _require_triton(gaussians: Gaussians, *others: Tensor) -> None:
         )
 
 
+def _finite_rows(gaussians: Gaussians, colors: Tensor) -> Tensor:
+    """[N] bool, which Gaussians have finite parameters, a finite colour and no scale of 0."""
+    values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
+    return torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
+
+
 def _made_finite(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tensor]:
     """As `_finite_ones`, but what is not finite stays, with a density of 0: sizes do not depend on values."""
-    values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
-    finite = torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
+    finite = _finite_rows(gaussians, colors)
     means, scales, quats, densities = gaussians
     return Gaussians(
         torch.where(finite[:, None], means, 0.0),
@@ -155,26 +136,18 @@ def _made_finite(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tenso
     ), torch.where(finite[:, None], colors, 0.0)
 
 
-def _check_inputs(
-    gaussians: Gaussians,
-    colors: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    fars: Tensor,
-    image_width: int,
-) -> None:
-    n, r = len(gaussians.means), len(origins)
+def _check_inputs(gaussians: Gaussians, colors: Tensor, rays: Rays) -> None:
+    n, r = len(gaussians.means), len(rays.origins)
     expected = {
         "means": (gaussians.means, (n, 3), "N"),
         "scales": (gaussians.scales, (n, 3), "N"),
         "quats": (gaussians.quats, (n, 4), "N"),
         "densities": (gaussians.densities, (n,), "N"),
         "colors": (colors, (n, 3), "N"),
-        "origins": (origins, (r, 3), "R"),
-        "directions": (directions, (r, 3), "R"),
-        "nears": (nears, (r,), "R"),
-        "fars": (fars, (r,), "R"),
+        "origins": (rays.origins, (r, 3), "R"),
+        "directions": (rays.directions, (r, 3), "R"),
+        "nears": (rays.nears, (r,), "R"),
+        "fars": (rays.fars, (r,), "R"),
     }
     for name, (tensor, shape, letter) in expected.items():
         if tuple(tensor.shape) != shape:
@@ -182,8 +155,9 @@ def _check_inputs(
             raise ValueError(f"{name} must be {wanted}, got {list(tensor.shape)}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-    if image_width < 0 or (image_width > 0 and r % image_width):
-        raise ValueError(f"image_width must divide the number of rays, got image_width={image_width} with R={r}")
+    width = rays.image_width
+    if width < 0 or (width > 0 and r % width):
+        raise ValueError(f"image_width must divide the number of rays, got image_width={width} with R={r}")
 
 
 def _check_directions(directions: Tensor) -> None:
@@ -195,8 +169,7 @@ def _check_directions(directions: Tensor) -> None:
 
 def _finite_ones(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tensor]:
     """Leave out what is not finite here, where the gradient is 0 for it; further down 0 times infinity makes NaN."""
-    values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
-    finite = torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
+    finite = _finite_rows(gaussians, colors)
     if bool(finite.all()):
         return gaussians, colors
     return Gaussians(*(parameter[finite] for parameter in gaussians)), colors[finite]

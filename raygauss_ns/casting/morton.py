@@ -2,7 +2,7 @@
 
 A point's cell on a grid over the points' box, the bits of its three coordinates interleaved: bit b of axis i becomes
 bit 3 b + i. The hierarchies sort by them (`gpu_bvh` by these, `bvh` by the same numbers from a Numba loop), and so does
-`raygauss_ns.gaussians.ordering`.
+`raygauss_ns.gaussians.maintenance`.
 """
 
 from __future__ import annotations

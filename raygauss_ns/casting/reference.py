@@ -13,13 +13,11 @@ Gradients come from autograd. Cost and memory grow with rays x samples x Gaussia
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from raygauss_ns.casting.steps import ladder_of, step_lengths
-from raygauss_ns.casting.types import CastSettings, RayOutputs
+from raygauss_ns.casting.types import CastSettings, RayOutputs, Rays, WhitenedGaussians
 
 
 def absorbed_fraction(x: Tensor) -> Tensor:
@@ -39,42 +37,31 @@ def absorbed_fraction(x: Tensor) -> Tensor:
     return torch.where(small, series, -torch.expm1(-large) / large)
 
 
-class _Field(NamedTuple):
-    """The Gaussians: means [N, 3], matrices A [N, 3, 3], peak densities [N] and colours [N, 3]."""
-
-    means: Tensor
-    whitenings: Tensor
-    densities: Tensor
-    colors: Tensor
-
-
 @torch.no_grad()
-def _passage(field: _Field, origins: Tensor, directions: Tensor, settings: CastSettings) -> tuple[Tensor, Tensor]:
+def _passage(field: WhitenedGaussians, rays: Rays, settings: CastSettings) -> tuple[Tensor, Tensor]:
     """Distances [R] between which each ray may be within the sphere around all supports; infinite if there are none."""
     alive = field.densities > settings.density_threshold
     if not bool(alive.any()):
-        nowhere = torch.full_like(origins[:, 0], torch.inf)
+        nowhere = torch.full_like(rays.nears, torch.inf)
         return nowhere, -nowhere
     reach = torch.sqrt(2 * torch.log(field.densities[alive] / settings.density_threshold))
     radii = reach / torch.linalg.norm(field.whitenings[alive], dim=-1).amin(-1)
     lower = (field.means[alive] - radii[:, None]).amin(0)
     upper = (field.means[alive] + radii[:, None]).amax(0)
     center, radius = (lower + upper) / 2, torch.linalg.norm(upper - lower) / 2
-    closest = ((center - origins) * directions).sum(-1)
+    closest = ((center - rays.origins) * rays.directions).sum(-1)
     return closest - radius, closest + radius
 
 
 @torch.no_grad()
-def _sampled_range(
-    field: _Field, origins: Tensor, directions: Tensor, nears: Tensor, counts: Tensor, settings: CastSettings
-) -> tuple[int, int]:
+def _sampled_range(field: WhitenedGaussians, rays: Rays, counts: Tensor, settings: CastSettings) -> tuple[int, int]:
     """First and one past the last sample index at which some ray may be within the sphere around all supports.
 
     Never empty: one sample that nothing reaches keeps the outputs in autograd's graph.
     """
-    enter, leave = _passage(field, origins, directions, settings)
-    first = ((enter - nears) / settings.step - settings.sample_offset).floor().clamp_min(0)
-    last = ((leave - nears) / settings.step - settings.sample_offset).ceil() + 1
+    enter, leave = _passage(field, rays, settings)
+    first = ((enter - rays.nears) / settings.step - settings.sample_offset).floor().clamp_min(0)
+    last = ((leave - rays.nears) / settings.step - settings.sample_offset).ceil() + 1
     last = torch.minimum(last, counts.to(last.dtype))
     seen = first < last
     if not bool(seen.any()):
@@ -87,14 +74,13 @@ def _add_samples(
     t: Tensor,
     dt: Tensor | float,
     exists: Tensor,
-    field: _Field,
-    origins: Tensor,
-    directions: Tensor,
+    field: WhitenedGaussians,
+    rays: Rays,
     settings: CastSettings,
 ) -> RayOutputs:
     """Composite further samples at distances [R, K], with a step [R, 1] or one for all, behind what there is."""
     rgb, transmittance, depth = so_far
-    points = origins[:, None] + t[..., None] * directions[:, None]
+    points = rays.origins[:, None] + t[..., None] * rays.directions[:, None]
     whitened = torch.einsum("nij,rknj->rkni", field.whitenings, points[:, :, None] - field.means)
     f = field.densities * torch.exp(-(whitened**2).sum(-1) / 2)
     f = torch.where((f > settings.density_threshold) & exists[..., None], f, 0.0)
@@ -108,66 +94,41 @@ def _add_samples(
     return RayOutputs(rgb, transmittance, depth)
 
 
-def cast_reference(
-    means: Tensor,
-    whitenings: Tensor,
-    densities: Tensor,
-    colors: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    ends: Tensor,
-    settings: CastSettings,
-) -> RayOutputs:
-    """Cast R rays at N Gaussians; differentiable in the first four arguments.
+def cast_reference(field: WhitenedGaussians, rays: Rays, ends: Tensor, settings: CastSettings) -> RayOutputs:
+    """Cast R rays at N Gaussians; differentiable in the Gaussians.
 
     Args:
-        means: [N, 3].
-        whitenings: [N, 3, 3] the matrices A.
-        densities: [N] peak densities.
-        colors: [N, 3].
-        origins: [R, 3].
-        directions: [R, 3] of unit length.
-        nears: [R] distance at which a ray begins.
+        field: the Gaussians.
+        rays: the rays; where they end is in `ends`.
         ends: [R] number of samples of each ray (`sample_counts`) or, if the step grows, where it ends (`far_ends`).
         settings: how rays are sampled.
 
     Returns:
         Colour, transmittance and depth of each ray.
     """
-    field, rays = _Field(means, whitenings, densities, colors), (origins, directions)
-    nothing = RayOutputs(
-        origins.new_zeros(len(origins), 3), origins.new_ones(len(origins)), origins.new_zeros(len(origins))
-    )
+    count = len(rays.origins)
+    nothing = RayOutputs(rays.origins.new_zeros(count, 3), rays.origins.new_ones(count), rays.origins.new_zeros(count))
     if settings.grows:
-        return _cast_growing(nothing, field, *rays, nears, ends, settings)
+        return _cast_growing(nothing, field, rays._replace(fars=ends), settings)
     outputs, dt = nothing, settings.step
-    nears = torch.where(ends > 0, nears, 0.0)  # an empty ray may begin at infinity
-    begin, end = _sampled_range(field, *rays, nears, ends, settings)
+    rays = rays._replace(nears=torch.where(ends > 0, rays.nears, 0.0))  # an empty ray may begin at infinity
+    begin, end = _sampled_range(field, rays, ends, settings)
     for first in range(begin, end, settings.samples_per_slab):
-        k = torch.arange(first, min(first + settings.samples_per_slab, end), device=origins.device)
-        t = nears[:, None] + (k + settings.sample_offset) * dt
-        outputs = _add_samples(outputs, t, dt, k < ends[:, None], field, *rays, settings)
+        k = torch.arange(first, min(first + settings.samples_per_slab, end), device=rays.origins.device)
+        t = rays.nears[:, None] + (k + settings.sample_offset) * dt
+        outputs = _add_samples(outputs, t, dt, k < ends[:, None], field, rays, settings)
     return outputs
 
 
-def _cast_growing(
-    nothing: RayOutputs,
-    field: _Field,
-    origins: Tensor,
-    directions: Tensor,
-    nears: Tensor,
-    fars: Tensor,
-    settings: CastSettings,
-) -> RayOutputs:
+def _cast_growing(nothing: RayOutputs, field: WhitenedGaussians, rays: Rays, settings: CastSettings) -> RayOutputs:
     """As `cast_reference`, with a step for each ray and slab, as `ladder` has it."""
-    ladder, rays = ladder_of(settings), (origins, directions)
-    k = torch.arange(ladder.samples, device=origins.device) + settings.sample_offset
-    enter, leave = _passage(field, *rays, settings)
+    ladder, nears, fars = ladder_of(settings), rays.nears, rays.fars
+    k = torch.arange(ladder.samples, device=nears.device) + settings.sample_offset
+    enter, leave = _passage(field, rays, settings)
     begins, limit = nears, torch.minimum(fars, leave)
     # One sample that nothing reaches keeps the outputs in autograd's graph.
-    absent = torch.zeros(len(nears), 1, dtype=torch.bool, device=origins.device)
-    outputs = _add_samples(nothing, nears[:, None], settings.step, absent, field, *rays, settings)
+    absent = torch.zeros(len(nears), 1, dtype=torch.bool, device=nears.device)
+    outputs = _add_samples(nothing, nears[:, None], settings.step, absent, field, rays, settings)
     while True:
         through = outputs.transmittance.detach()
         marching = (begins < limit) & (through > settings.transmittance_threshold)
@@ -178,5 +139,5 @@ def _cast_growing(
         if bool((marching & (following > enter)).any()):
             t = begins[:, None] + k * dt[:, None]
             exists = marching[:, None] & (t < fars[:, None])
-            outputs = _add_samples(outputs, t, dt[:, None], exists, field, *rays, settings)
+            outputs = _add_samples(outputs, t, dt[:, None], exists, field, rays, settings)
         begins = torch.where(marching, following, begins)

@@ -1,4 +1,4 @@
-"""What goes into the caster and what comes out, and the two quantities that every back end must compute alike."""
+"""Inputs and outputs of the caster, and the quantities that every back end must compute alike."""
 
 from __future__ import annotations
 
@@ -22,6 +22,49 @@ class Gaussians(NamedTuple):
     scales: Tensor
     quats: Tensor
     densities: Tensor
+
+
+class WhitenedGaussians(NamedTuple):
+    """N Gaussians as the kernels work with them.
+
+    Attributes:
+        means: [N, 3] centres mu.
+        whitenings: [N, 3, 3] A = diag(1/s) R^T, the inverse square root of the covariance.
+        densities: [N] peak densities sigma (1/length).
+        colors: [N, 3].
+    """
+
+    means: Tensor
+    whitenings: Tensor
+    densities: Tensor
+    colors: Tensor
+
+
+class Rays(NamedTuple):
+    """R rays.
+
+    Attributes:
+        origins: [R, 3].
+        directions: [R, 3] of unit length.
+        nears: [R] distance along the ray at which it begins (length); samples are counted from here.
+        fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+        image_width: pixels of a row when the rays are an image, row by row: neighbouring pixels are then cast together,
+            several times faster. 0 for incoherent rays. Affects only speed.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    nears: Tensor
+    fars: Tensor
+    image_width: int = 0
+
+    def select(self, rows: Tensor) -> Rays:
+        """Some of the rays, as incoherent ones.
+
+        Args:
+            rows: [r] int64 indices.
+        """
+        return Rays(self.origins[rows], self.directions[rows], self.nears[rows], self.fars[rows])
 
 
 class CastSettings(NamedTuple):
@@ -56,7 +99,7 @@ class CastSettings(NamedTuple):
 
 
 class RayOutputs(NamedTuple):
-    """What a ray brings back; R rays.
+    """The rendering of R rays.
 
     Attributes:
         rgb: [R, 3] sum of T alpha c, without a background.

@@ -54,8 +54,6 @@ class GaussianCloud(nn.Module):
         n = len(positions)
         colors = torch.full((n, 3), 0.5) if start.colors is None else start.colors.float()
         self.unit = unit
-        # Densities are stored in it, so that a checkpoint without it could not be read.
-        self.register_buffer("scene_unit", torch.tensor(unit, dtype=torch.float64))
         self.loaded = False
         """Whether a stored state has replaced what the Gaussians started as."""
         self._of_image: Mapping[str, Tensor] | None = None
@@ -78,7 +76,7 @@ class GaussianCloud(nn.Module):
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """`params`, or what stands for them in an image's part of a step; everything differentiable starts here."""
+        """The parameters to differentiate through: `params`, or inside `one_image()` per-image views of them."""
         return dict(self.params.items()) if self._of_image is None else self._of_image
 
     @contextmanager
@@ -103,11 +101,17 @@ class GaussianCloud(nn.Module):
         """What the colours are computed from."""
         return ColorBasis(*(self.tensors[name] for name in ColorBasis._fields))
 
+    def get_extra_state(self) -> Tensor:
+        """The unit, in which densities are stored: a checkpoint without it could not be read."""
+        return torch.tensor(self.unit, dtype=torch.float64, device=self.params["means"].device)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the unit of a stored state."""
+        self.loaded, self.unit = True, float(state)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # nerfstudio comes here twice, the second time with what is left of the state without the model's part.
-        if f"{prefix}scene_unit" in state_dict:
-            self.loaded = True
-            self.unit = float(state_dict[f"{prefix}scene_unit"])
+        if f"{prefix}scene_unit" in state_dict:  # as version 0.1.0 stored it
+            state_dict[f"{prefix}_extra_state"] = state_dict.pop(f"{prefix}scene_unit")
         for name, parameter in self.params.items():
             stored = state_dict.get(f"{prefix}params.{name}")
             if stored is not None and stored.shape != parameter.shape:

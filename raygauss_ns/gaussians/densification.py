@@ -87,11 +87,6 @@ class DensityControl(nn.Module):
         self.register_buffer("log_scale_floor", torch.zeros(0))
         self._observed: Tensor | None = None
 
-    def record(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
-        """Add an image to the statistic; see `observe` for the arguments."""
-        self.observe(gradient, means, unit, view, images)
-        self.add_observed(Processes())
-
     @torch.no_grad()
     def observe(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
         """Measure an image's gradient, for `add_observed` to add to the statistic.
@@ -132,7 +127,7 @@ class DensityControl(nn.Module):
             self.times_seen += found[1]
 
     @torch.no_grad()
-    def multiply(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
+    def densify(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:
         """Clone and split where the statistic is high, and start it afresh.
 
         Args:

@@ -286,7 +286,7 @@ def read_cloud(
         StartPoints(torch.zeros(1, 3), None), unit, 1.0, sh_degree=sh_degree, num_lobes=params["sg_axes"].shape[1]
     )
     state = {f"params.{name}": value for name, value in params.items()}
-    cloud.load_state_dict(state | {"scene_unit": cloud.scene_unit})
+    cloud.load_state_dict(state | {"_extra_state": cloud.get_extra_state()})
     return cloud
 
 

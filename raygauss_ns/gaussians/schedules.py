@@ -19,6 +19,46 @@ CPU_STEPS = 2_500
 """Length of training on a CPU unless told otherwise: about 20 minutes on two cores, whatever the images' size, since a
 step sees a window of 256 x 256 pixels at most."""
 
+Rates = dict[str, tuple[float, ...]]
+"""Learning rate of each kind of parameter, and the one at the end of training where it decays exponentially. That of
+the means is multiplied by the camera extent, and all decays follow the length of training."""
+
+DEFAULT_RATES: Rates = {
+    "means": (1.6e-4, 1.6e-6),
+    "scales": (0.0115,),
+    "quats": (1e-3,),
+    "densities": (0.2, 0.03),
+    "sh_base": (1e-2, 1e-3),
+    "sh_rest": (2.5e-3, 2.6e-4),
+    "sg_amplitudes": (2.5e-3, 3.6e-4),
+    "sg_sharpness": (0.045,),
+    "sg_axes": (3e-3,),
+}
+
+SYNTHETIC_RATES: Rates = {
+    "means": (1.7e-5, 1e-6),
+    "scales": (0.0115,),
+    "quats": (2.2e-4,),
+    "densities": (0.5, 0.03),
+    "sh_base": (1e-3,),
+    "sh_rest": (2.6e-4,),
+    "sg_amplitudes": (3.6e-4,),
+    "sg_sharpness": (0.045,),
+    "sg_axes": (3e-3,),
+}
+
+REAL_RATES: Rates = {
+    "means": (1.6e-4, 1.6e-6),
+    "scales": (0.012,),
+    "quats": (1e-3,),
+    "densities": (0.5, 1e-4),
+    "sh_base": (1.3e-3,),
+    "sh_rest": (1.1e-4,),
+    "sg_amplitudes": (6.4e-4,),
+    "sg_sharpness": (0.095,),
+    "sg_axes": (2e-3,),
+}
+
 
 class Draw(IntEnum):
     """What a random number is for: each has a stream of its own."""
@@ -36,6 +76,11 @@ def stretched(paper_step: int, total: int) -> int:
         1500
     """
     return round(paper_step * total / PAPER_STEPS)
+
+
+def decayed(rate: tuple[float, ...], progress: float) -> float:
+    """A learning rate of `Rates` at a part of training, in [0, 1]."""
+    return rate[0] * (rate[-1] / rate[0]) ** progress
 
 
 def unlocked_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:

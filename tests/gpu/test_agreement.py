@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raygauss_ns.casting import cast
+from raygauss_ns.casting import Rays, cast
 from raygauss_ns.casting.types import Gaussians
 
 pytestmark = [
@@ -33,21 +33,21 @@ def benchmark():
     return module
 
 
-def differentiate(gaussians, colors, rays, settings, width, device, backend, cotangent):
+def differentiate(gaussians, colors, rays, settings, device, backend, cotangent):
     leaves = [tensor.detach().to(device).requires_grad_() for tensor in (*gaussians, colors)]
-    moved = [tensor.to(device) for tensor in rays]
-    outputs = cast(Gaussians(*leaves[:4]), leaves[4], *moved, settings, image_width=width, backend=backend)
+    moved = Rays(*(tensor.to(device) for tensor in rays[:4]), rays.image_width)
+    outputs = cast(Gaussians(*leaves[:4]), leaves[4], moved, settings, backend=backend)
     stacked = torch.cat([outputs.rgb, outputs.transmittance[:, None], outputs.depth[:, None]], dim=1)
     gradients = torch.autograd.grad(stacked, leaves, cotangent.to(device))
     return stacked.detach().cpu(), [gradient.cpu() for gradient in gradients]
 
 
-def compare(benchmark, count, rays, width, settings):
+def compare(benchmark, count, rays, settings):
     gaussians, colors = benchmark.shell_scene(count, "cpu")
     cotangent = torch.randn(len(rays.origins), 5, generator=torch.Generator().manual_seed(1))
     cotangent[:, 4] *= 0.1
-    expected, expected_gradients = differentiate(gaussians, colors, rays, settings, width, "cpu", "cpu", cotangent)
-    actual, gradients = differentiate(gaussians, colors, rays, settings, width, "cuda", "gpu", cotangent)
+    expected, expected_gradients = differentiate(gaussians, colors, rays, settings, "cpu", "cpu", cotangent)
+    actual, gradients = differentiate(gaussians, colors, rays, settings, "cuda", "gpu", cotangent)
     assert expected[:, 3].mean() < 0.7, "too little was seen"
     error = (actual - expected).abs()
     error[:, 4] /= benchmark.CAMERA_DISTANCE
@@ -64,7 +64,7 @@ def compare(benchmark, count, rays, width, settings):
 
 @pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_image(count, benchmark):
-    compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), SIDE, benchmark.SETTINGS)
+    compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), benchmark.SETTINGS)
 
 
 @pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
@@ -74,7 +74,7 @@ def test_image_by_lists(count, benchmark, monkeypatch):
     built, build = [], gpu.build_gpu_lists
     monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
     with benchmark.candidates_from(lists=True):
-        compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), SIDE, benchmark.SETTINGS)
+        compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), benchmark.SETTINGS)
     assert len(built) == 1
     assert built[0] is not None
 
@@ -82,11 +82,11 @@ def test_image_by_lists(count, benchmark, monkeypatch):
 @pytest.mark.parametrize("slab", [4, 8, 32])
 def test_slab_size(slab, benchmark):
     settings = benchmark.SETTINGS._replace(samples_per_slab=slab)
-    compare(benchmark, 20_000, benchmark.image_rays(201, "cpu"), 201, settings)
+    compare(benchmark, 20_000, benchmark.image_rays(201, "cpu"), settings)
 
 
 def test_incoherent_rays(benchmark):
-    compare(benchmark, 20_000, benchmark.random_rays(5_001, "cpu"), 0, benchmark.SETTINGS)
+    compare(benchmark, 20_000, benchmark.random_rays(5_001, "cpu"), benchmark.SETTINGS)
 
 
 @pytest.mark.parametrize("growth", [{}, {"step_growth": 0.01, "transmittance_exponent": 1 / 3, "max_step": 0.08}])
@@ -96,12 +96,12 @@ def test_small_eps_and_no_early_stop_agree_with_the_reference(growth, benchmark)
     rays = benchmark.image_rays(24, "cpu")
     gaussians, colors = benchmark.shell_scene(200, "cpu")
     cotangent = torch.randn(len(rays.origins), 5, generator=torch.Generator().manual_seed(1))
-    double = [tensor.double() for tensor in rays]
+    double = Rays(*(tensor.double() for tensor in rays[:4]), rays.image_width)
     scene = Gaussians(*(tensor.double() for tensor in gaussians))
     expected, expected_gradients = differentiate(
-        scene, colors.double(), double, settings, 24, "cuda", "reference", cotangent.double()
+        scene, colors.double(), double, settings, "cuda", "reference", cotangent.double()
     )
-    actual, gradients = differentiate(gaussians, colors, rays, settings, 24, "cuda", "gpu", cotangent)
+    actual, gradients = differentiate(gaussians, colors, rays, settings, "cuda", "gpu", cotangent)
     assert float((actual - expected).abs().max()) < (2e-5 if growth else 1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         assert float((gradient - wanted).norm() / wanted.norm()) < (2e-4 if growth else 1e-4)
@@ -110,12 +110,12 @@ def test_small_eps_and_no_early_stop_agree_with_the_reference(growth, benchmark)
 def test_a_step_does_not_wait_for_the_device(benchmark):
     gaussians, colors = benchmark.shell_scene(2_000, "cuda")
     leaves = [tensor.requires_grad_() for tensor in (*gaussians, colors)]
-    for rays, width in ((benchmark.image_rays(64, "cuda"), 64), (benchmark.random_rays(500, "cuda"), 0)):
+    for rays in (benchmark.image_rays(64, "cuda"), benchmark.random_rays(500, "cuda")):
         for attempt in ("compile", "measure"):
             if attempt == "measure":
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                outputs = cast(Gaussians(*leaves[:4]), leaves[4], *rays, benchmark.SETTINGS, image_width=width)
+                outputs = cast(Gaussians(*leaves[:4]), leaves[4], rays, benchmark.SETTINGS)
                 torch.autograd.grad(outputs.rgb.sum(), leaves)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
@@ -126,8 +126,7 @@ def test_memory_of_a_large_scene(benchmark):
     gaussians, colors = benchmark.shell_scene(1_000_000, "cuda")
     leaves = [tensor.requires_grad_() for tensor in (*gaussians, colors)]
     torch.cuda.reset_peak_memory_stats()
-    outputs = cast(
-        Gaussians(*leaves[:4]), leaves[4], *benchmark.image_rays(SIDE, "cuda"), benchmark.SETTINGS, image_width=SIDE
-    )
+    rays = benchmark.image_rays(SIDE, "cuda")
+    outputs = cast(Gaussians(*leaves[:4]), leaves[4], rays, benchmark.SETTINGS)
     torch.autograd.grad(outputs.rgb.sum(), leaves)
     assert torch.cuda.max_memory_allocated() < 4e9

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,9 +21,8 @@ def cast_on(device, backend):
     directions = torch.nn.functional.normalize(directions, dim=-1).to(device)
     origins = torch.tensor([[0.0, 0.0, -2.0]]).repeat(24, 1).to(device)
     nears, fars = torch.zeros(24, device=device), torch.full((24,), torch.inf, device=device)
-    outputs = cast(
-        Gaussians(*leaves[:4]), leaves[4], origins, directions, nears, fars, SETTINGS, image_width=6, backend=backend
-    )
+    rays = Rays(origins, directions, nears, fars, image_width=6)
+    outputs = cast(Gaussians(*leaves[:4]), leaves[4], rays, SETTINGS, backend=backend)
     cotangent = torch.randn(24, 5, generator=generator).to(device)
     stacked = torch.cat([outputs.rgb, outputs.transmittance[:, None], outputs.depth[:, None]], 1)
     return stacked, torch.autograd.grad(stacked, leaves, cotangent)

@@ -5,9 +5,10 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from scipy.spatial.transform import Rotation
 
+from ns_support.concurrency.processes import Processes
 from raygauss_ns.cameras import camera_view
 from raygauss_ns.casting.reference import cast_reference
-from raygauss_ns.casting.types import sample_counts, whitening_matrices
+from raygauss_ns.casting.types import Rays, WhitenedGaussians, sample_counts, whitening_matrices
 from raygauss_ns.color.reference import ColorBasis, colors_reference
 
 WIDTH, HEIGHT = 21, 15
@@ -53,8 +54,8 @@ def reference_pixel(model, origin, direction, parallel):
     near = torch.full((1,), model.config.near_plane * model.unit, dtype=torch.float64)
     settings = model.cast_settings
     counts = sample_counts(near, torch.full_like(near, torch.inf), settings)
-    rays = (origin[None], direction[None], near, counts)
-    out = cast_reference(means, whitenings, densities, colors, *rays, settings)
+    rays = Rays(origin[None], direction[None], near, torch.full_like(near, torch.inf))
+    out = cast_reference(WhitenedGaussians(means, whitenings, densities, colors), rays, counts, settings)
     return out.rgb[0], out.transmittance[0]
 
 
@@ -101,6 +102,7 @@ def test_a_training_step_sees_every_camera(make_model, kind, distortion, away):
     outputs["rgb"].square().sum().backward()
     assert model.cloud.params["means"].grad.isfinite().all()
     control = model.density_control
+    control.add_observed(Processes())
     assert control.gradient_sum.isfinite().all()
     counted, touched = control.times_seen > 0, control.gradient_sum > 0
     beside = camera_view(camera, tuple(outputs["window"].tolist())).misses(model.cloud.params["means"])

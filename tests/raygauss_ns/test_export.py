@@ -7,7 +7,7 @@ from nerfstudio.utils import eval_utils
 
 from ns_support.data.ply import read_ply, write_ply
 from ns_support.errors import UserError
-from raygauss_ns.casting import cast
+from raygauss_ns.casting import Rays, cast
 from raygauss_ns.color.api import view_colors
 from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply
 from raygauss_ns.gaussians.ply_formats import splat_columns
@@ -51,7 +51,8 @@ def test_the_file_alone_renders_the_same(trained, make_cameras):
     gaussians = cloud.gaussians()
     colors = view_colors(cloud.color_basis(), gaussians.means, rays.origins[0])
     nears = torch.full((len(rays),), trained.model.config.near_plane * cloud.unit)
-    out = cast(gaussians, colors, rays.origins, rays.directions, nears, torch.full_like(nears, torch.inf), settings)
+    ends = nears, torch.full_like(nears, torch.inf)
+    out = cast(gaussians, colors, Rays(rays.origins, rays.directions, *ends), settings)
     expected = trained.model.get_outputs_for_camera(camera)
     rgb = (out.rgb + out.transmittance[:, None]).clamp(0, 1)  # white background
     assert float((rgb - expected["rgb"].reshape(-1, 3)).abs().max()) <= 1e-6

@@ -8,7 +8,9 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components.renderers import background_color_override_context
 
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
+from raygauss_ns.color import view_colors
 from raygauss_ns.config import RayGaussModelConfig, check_background
 
 
@@ -135,7 +137,7 @@ def test_seed_points_are_where_it_starts(make_model):
     points, colors = torch.rand(40, 3), torch.randint(256, (40, 3), dtype=torch.uint8)
     model = make_model(seed_points=(points, colors)).eval()
     torch.testing.assert_close(model.cloud.params["means"].data, points)
-    seen = model._colors(model.cloud.gaussians(), torch.tensor([0.0, 0.0, 4.0]))
+    seen = view_colors(model._active_colors(), model.cloud.gaussians().means, torch.tensor([0.0, 0.0, 4.0]))
     torch.testing.assert_close(seen.detach(), colors / 255.0)
     assert len(make_model(seed_points=(points, colors), random_init=True).cloud) == 300
 
@@ -181,6 +183,7 @@ def test_a_training_step_leaves_nothing_behind(make_model):
     gaussians = model._watched(model.cloud.gaussians(), None)
     watched = weakref.ref(gaussians.means)
     (gaussians.means * 2.0).sum().backward()
+    model.density_control.add_observed(Processes())
     torch.testing.assert_close(model.density_control.gradient_sum, torch.full((300,), 2.0 * math.sqrt(3.0)))
     del gaussians
     gc.collect()

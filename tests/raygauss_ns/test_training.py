@@ -9,11 +9,12 @@ import yaml
 from nerfstudio.cameras.cameras import Cameras
 from small_runs import RAYGAUSS, configure_growing
 
+from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import posed_lenses
 from raygauss_ns.gaussians.projection import smallest_resolved_scale
-from raygauss_ns.training import TrainingLoop, fit_learning_rates
+from raygauss_ns.training import TrainingHooks, fit_learning_rates
 
 
 def learning_rate(optimizers, name):
@@ -55,7 +56,7 @@ def test_a_schedule_that_never_decays_stays(make_model, optimizers_of):
 
 def test_all_faded_ends_in_a_sentence(make_model, make_cameras, optimizers_of):
     model = make_model(prune_every=1)
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     loop.before(1)
     model.cloud.params["densities"].data.zero_()
     with pytest.raises(UserError, match="No Gaussian is left at step 1"):
@@ -66,7 +67,7 @@ def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, opti
     """The trainer holds gradients of these very parameters until the group's last image."""
     fields = {"schedule_steps": 30_000, "accumulate_from": 0, "accumulate_images": 4, "prune_every": 1}
     model = make_model(**fields, densify_from=0, densify_every=3, densify_least=1)
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     model.density_control.gradient_sum.fill_(1.0)
     counts = []
     for step in range(8):
@@ -77,31 +78,43 @@ def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, opti
     assert counts == [300] * 3 + [600] * 5
 
 
-def test_averaged_gradients_are_the_mean_of_the_images_gradients(make_model, make_cameras):
-    cameras, images = make_cameras(2), torch.rand(2, 21, 30, 3)
-    grads = []
-    for fields in ({}, {"accumulate_from": 0, "accumulate_images": 2}):
-        model = make_model(**fields, training_window=0, schedule_steps=30_000).train()
-        for i in range(2):
-            outputs = model.get_outputs(cameras[i : i + 1])
-            sum(model.get_loss_dict(outputs, {"image": images[i]}).values()).backward()
-        grads.append(model.cloud.params["means"].grad)
-        statistic = model.density_control.statistic
-    torch.testing.assert_close(grads[1], grads[0] / 2)
-    single = make_model(training_window=0).train()
-    outputs = single.get_outputs(cameras[0:1])
-    sum(single.get_loss_dict(outputs, {"image": images[0]}).values()).backward()
-    first = single.density_control.statistic.clone()
-    outputs = single.get_outputs(cameras[1:2])
-    sum(single.get_loss_dict(outputs, {"image": images[1]}).values()).backward()
-    assert not torch.allclose(first, statistic)
-    torch.testing.assert_close(single.density_control.statistic, statistic)
+def test_the_optimisers_step_on_the_mean_of_the_images_gradients(scene, tmp_path):
+    """Of three steps: each has the gradient of its own loss, and the statistic does not know that they are averaged."""
+    config = configure(scene, tmp_path, 6, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
+    trainer, summed, means = config.setup(local_rank=0, world_size=1), [], []
+    trainer.setup(test_mode="val")
+    model, optimizers = trainer.pipeline.model, trainer.optimizers
+    optimizers.optimizers["means"].register_step_pre_hook(
+        lambda *_: means.append(model.cloud.params["means"].grad.clone())
+    )
+    for step in range(6):
+        model.update_to_step(step)
+        before = model.cloud.params["means"].grad
+        before = torch.zeros(()) if step % 3 == 0 or before is None else before.clone()
+        trainer.train_iteration(step)
+        if step % 3 < 2:
+            summed.append(model.cloud.params["means"].grad - before)
+    assert len(means) == 2
+    # Two of the three gradients are known before the optimiser steps; the third is what is left, and like them in size.
+    for mean, parts in zip(means, (summed[:2], summed[2:]), strict=True):
+        last = 3 * mean - sum(parts)
+        sizes = [float(part.norm()) for part in (*parts, last)]
+        assert max(sizes) < 3 * min(sizes)
+    assert optimizers.accumulated == 3
+
+
+def test_no_checkpoint_is_written_while_gradients_are_averaged(scene, tmp_path):
+    """They are not in it: a save that falls due meanwhile follows once the optimisers have stepped."""
+    config = configure(scene, tmp_path, 10, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
+    config.steps_per_save, config.save_only_latest_checkpoint = 4, False
+    folder = train(config).checkpoint_dir
+    assert sorted(int(path.stem.split("-")[1]) for path in folder.iterdir()) == [5, 8, 9]
 
 
 def test_an_image_stays_the_same_when_gaussians_are_reordered(make_model, make_cameras, optimizers_of):
     """Up to the order in which floats are added up; the loop re-orders when it is due, and only then."""
     model = make_model(reorder_every=3, limit_scales=False, densify_until=0).eval()
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     camera = make_cameras()[0:1]
     image, means = model.get_outputs_for_camera(camera), model.cloud.params["means"].detach().clone()
     changed = []
@@ -117,7 +130,7 @@ def test_an_image_stays_the_same_when_gaussians_are_reordered(make_model, make_c
 @pytest.mark.parametrize("every", [0, 500])
 def test_a_reordering_that_is_not_due(every, make_model, make_cameras, optimizers_of):
     model = make_model(reorder_every=every)
-    loop = TrainingLoop(model, optimizers_of(model), make_cameras())
+    loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     means = model.cloud.params["means"].detach().clone()
     loop.before(0)
     loop.after(0)
@@ -227,6 +240,7 @@ def statistic(make_model, size, scale, windows=1, window=0):
     for step in range(windows):
         model.update_to_step(step)
         model.get_loss_dict(model.get_outputs(camera), {"image": image})["main_loss"].backward()
+        model.density_control.add_observed(Processes())
     return model.density_control.statistic
 
 
@@ -252,7 +266,7 @@ def test_statistic_does_not_depend_on_the_window(make_model, window):
 def test_scales_are_bounded_from_below_by_half_a_pixel(make_model, make_cameras, optimizers_of):
     model = make_model(num_random=20, prune_every=3, densify_until=0)
     cameras = make_cameras(2)
-    loop = TrainingLoop(model, optimizers_of(model), cameras)
+    loop = TrainingHooks(model, optimizers_of(model), cameras)
     params = model.cloud.params
     for step in range(5):
         params["scales"].data.fill_(-20.0)

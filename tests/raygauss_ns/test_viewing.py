@@ -6,8 +6,8 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 
 from raygauss_ns import viewing
-from raygauss_ns.casting import CastSettings, Gaussians, whitening_matrices
-from raygauss_ns.viewing import FlatRays, RayGaussPictures, densities_at, expected_normals
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, whitening_matrices
+from raygauss_ns.viewing import RayGaussPictures, densities_at, expected_normals
 
 
 def some_gaussians(count=40):
@@ -52,7 +52,7 @@ def test_normals_of_a_dense_ball_point_outwards():
     directions = torch.tensor([0.0, 0.0, -1.0]).expand_as(origins)
     ends = torch.zeros(144), torch.full((144,), torch.inf)
     settings = CastSettings(0.005, 0.01, 0.5, 1e-4, 128)
-    found = expected_normals(ball, FlatRays(origins, directions, *ends, (12, 12)), settings, 0.01)
+    found = expected_normals(ball, Rays(origins, directions, *ends, 12), settings, 0.01)
     # Optical depth 1 lies where sigma s^2 / r = 1: at a radius of 1.26 on the axis; that of a ball beside it.
     z = (1.26**2 - origins[:, :2].square().sum(-1)).sqrt()
     expected = torch.nn.functional.normalize(torch.stack([origins[:, 0], origins[:, 1], z], -1), dim=-1)
@@ -108,11 +108,39 @@ def test_sliders_change_the_viewers_pictures_only(make_model, make_cameras, monk
         slider.default_value = value
         assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], before), slider.name
         with monkeypatch.context() as patch:
-            patch.setattr(viewing, "viewer_asks", lambda: True)
+            patch.setattr("raygauss_ns.model.viewer_asks", lambda: True)
             assert (model.get_outputs_for_camera(camera)["rgb"] - before).abs().max() > 1e-4, slider.name
             slider.default_value = untouched
             assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], before), slider.name
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_sliders_do_not_reach_training(make_model, make_cameras, optimizers_of, monkeypatch):
+    """Two steps between pictures for a viewer whose sliders stand elsewhere, on its own thread or on the training's."""
+
+    def trained(looks):
+        torch.manual_seed(0)
+        model = make_model(training_window=0).train()
+        optimizers, camera = optimizers_of(model), make_cameras()[0:1]
+        panel = SimpleNamespace(output_render="rgb", split=False)
+        model.run.viewer = SimpleNamespace(trainer=None, control_panel=panel)
+        for slider, value in ((model.pictures.scale, 0.3), (model.pictures.cutoff, 2.0), (model.pictures.step, 0.05)):
+            slider.default_value = value if looks else slider.value
+        for step in range(2):
+            model.update_to_step(step)
+            if looks:
+                with monkeypatch.context() as patch:
+                    patch.setattr("raygauss_ns.model.viewer_asks", lambda: True)
+                    model.get_outputs_for_camera(camera)
+                monkeypatch.setattr("raygauss_ns.model.viewer_asks", lambda: True)
+            batch = {"image": torch.full((int(camera.height), int(camera.width), 3), 0.3)}
+            sum(model.get_loss_dict(model.get_outputs(camera), batch).values()).backward()
+            optimizers.optimizer_step_all()
+            optimizers.zero_grad_all()
+        return model.state_dict()
+
+    alone, watched = trained(False), trained(True)
+    assert all(torch.equal(value, watched[name]) for name, value in alone.items())
 
 
 def test_the_viewer_gets_what_it_shows(make_model, make_cameras, monkeypatch):

@@ -126,12 +126,9 @@ class TableGradient:
         self._staging: dict[int, tuple[Array, Array]] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> tuple[GridLevels, int]:
-        # Copies and pickles of a module start with memory of their own.
-        return self._levels, self._features
-
-    def __setstate__(self, state: tuple[GridLevels, int]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[TableGradient], tuple[GridLevels, int]]:
+        """Copies and pickles of a module start with memory of their own."""
+        return TableGradient, (self._levels, self._features)
 
     def compute(self, positions: Array, cotangent: Array) -> tuple[Array, Array]:
         """Gradient of sum(cotangent * encoding) with respect to the table.
@@ -247,4 +244,34 @@ def encode(positions: Tensor, table: Tensor, levels: GridLevels, table_gradient:
         float32 [N, L F].
     """
     output: Tensor = _Encode.apply(positions.contiguous(), table, levels, table_gradient)
+    return output
+
+
+class _Resume(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor, table_gradient: TableGradient) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.table_gradient = table_gradient
+        return features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        return None, None, ctx.table_gradient.sparse(positions, gradient), None
+
+
+def resume(features: Tensor, positions: Tensor, table: Tensor, table_gradient: TableGradient) -> Tensor:
+    """Features that an earlier pass computed, as if `encode` had computed them here: the look-ups are saved.
+
+    Args:
+        features: float32 [N, L F], the encoding at the positions.
+        positions: float32 [N, 3]; they get no gradient.
+        table: float32 [levels.total_rows, F].
+        table_gradient: the memory in which this table's gradient is summed.
+
+    Returns:
+        The features, whose gradient reaches the table.
+    """
+    output: Tensor = _Resume.apply(features, positions, table, table_gradient)
     return output

@@ -1,10 +1,4 @@
-"""The caster as a differentiable function: 13 moments per Gaussian become gradients of its parameters.
-
-With y = A (x - mu), f = sigma exp(-|y|^2 / 2) and w = dL/df summed over all samples:
-
-    M0 = sum w f,  Y1 = sum w f (x - mu),  Y2 = sum w f (x - mu)(x - mu)^T
-    dL/dmu = A^T A Y1,   dL/dA = -A Y2,   dL/dsigma = M0 / sigma,   dL/dc = sum over samples of P f g
-"""
+"""The caster on a CPU as a differentiable function."""
 
 from __future__ import annotations
 
@@ -18,27 +12,25 @@ from ns_support.kernels.arrays import float_array
 from raygauss_ns.casting.cpu import march as cpu
 from raygauss_ns.casting.cpu import march_growing as growing
 from raygauss_ns.casting.cpu.bvh import build_bvh
-from raygauss_ns.casting.cpu.packets import Rays
+from raygauss_ns.casting.cpu.packets import RayArrays
 from raygauss_ns.casting.cpu.whitening import parameter_gradients, whitenings_of
-from raygauss_ns.casting.types import CastSettings
+from raygauss_ns.casting.types import CastSettings, Rays
 
 
-def rays_from_tensors(origins: Tensor, directions: Tensor, nears: Tensor, ends: Tensor, image_width: int) -> Rays:
+def ray_arrays(rays: Rays, ends: Tensor) -> RayArrays:
     """The rays as the kernels' arrays, float32 on the host.
 
     Args:
-        origins: [R, 3].
-        directions: [R, 3].
-        nears: [R].
+        rays: R rays.
         ends: [R] int32, samples of each ray, or where the step grows the distance at which it ends.
-        image_width: pixels of a row, 0 for rays of no order.
     """
     last = float_array(ends) if ends.is_floating_point() else ends.cpu().numpy()
-    return Rays(float_array(origins), float_array(directions), float_array(nears), last, image_width)
+    origins, directions, nears = map(float_array, rays[:3])
+    return RayArrays(origins, directions, nears, last, rays.image_width)
 
 
 class CpuCast(torch.autograd.Function):
-    """`cast_forward` and `cast_backward` of `cpu` or `growing` as one operation; not differentiable in the rays."""
+    """The forward and the backward march as one operation; not differentiable in the rays."""
 
     @staticmethod
     def forward(
@@ -48,7 +40,7 @@ class CpuCast(torch.autograd.Function):
         quats: Tensor,
         densities: Tensor,
         colors: Tensor,
-        rays: Rays,
+        rays: RayArrays,
         settings: CastSettings,
     ) -> Tensor:
         """[R, 5]: red, green, blue, transmittance, depth."""

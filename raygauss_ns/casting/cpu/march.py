@@ -63,8 +63,8 @@ from raygauss_ns.casting.cpu.packets import (
     P,
     Q,
     R,
+    RayArrays,
     RayPointers,
-    Rays,
     T,
     enter_slab,
     finished,
@@ -167,7 +167,7 @@ def differentiate_slab(
 
 
 @njit(cache=True, nogil=True)
-def pointers_of(bvh: Bvh, rays: Rays) -> tuple[Scene, RayPointers]:
+def pointers_of(bvh: Bvh, rays: RayArrays) -> tuple[Scene, RayPointers]:
     """The arrays' addresses; whoever asks must keep the arrays alive."""
     depth = len(bvh.levels) - 1
     scene = Scene(pointer(bvh.records), pointer(bvh.reach), pointer(bvh.boxes), pointer(bvh.levels), depth)
@@ -202,7 +202,7 @@ def _forward_share(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: March,
     workspace: FloatArray,
     integers: IntArray,
@@ -249,7 +249,7 @@ def _backward_share(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: March,
     workspace: FloatArray,
     integers: IntArray,
@@ -288,7 +288,7 @@ def _sum_threads(parts: FloatArray, order: IntArray, out: FloatArray) -> None:
             out[order[m], i] = total
 
 
-def _march(rays: Rays, settings: CastSettings) -> March:
+def _march(rays: RayArrays, settings: CastSettings) -> March:
     """The settings in rows."""
     single = rays.width == 0
     rows = max(settings.samples_per_slab // LANES, 1) if single else settings.samples_per_slab
@@ -305,7 +305,7 @@ def _march(rays: Rays, settings: CastSettings) -> March:
     )
 
 
-def _packets(rays: Rays) -> int:
+def _packets(rays: RayArrays) -> int:
     """How many packets the rays fill."""
     if rays.width == 0:
         return len(rays.nears)
@@ -319,7 +319,7 @@ def _workspaces(rows: int, threads: int) -> tuple[FloatArray, IntArray]:
     )
 
 
-def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: Rays) -> FloatArray:
+def forward_with(kernel: Callable[..., None], march: Any, bvh: Bvh, rays: RayArrays) -> FloatArray:
     """Cast R rays.
 
     Args:
@@ -348,7 +348,7 @@ def backward_with(
     kernel: Callable[..., None],
     march: Any,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     out: FloatArray,
     grad_out: FloatArray,
     num_gaussians: int,
@@ -383,13 +383,13 @@ def backward_with(
     return moments
 
 
-def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
     """`forward_with` for a step that is the same everywhere."""
     return forward_with(_forward_share, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
-    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+    bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
     """`backward_with` for a step that is the same everywhere."""
     return backward_with(_backward_share, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

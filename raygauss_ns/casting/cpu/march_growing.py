@@ -43,8 +43,8 @@ from raygauss_ns.casting.cpu.packets import (
     STEPS,
     WORLD,
     March,
+    RayArrays,
     RayPointers,
-    Rays,
     T,
     begin_outputs,
     box_interval,
@@ -189,7 +189,7 @@ def _forward_share(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: GrowingMarch,
     workspace: FloatArray,
     integers: IntArray,
@@ -216,7 +216,7 @@ def _backward_share(
     threads: int,
     packets: int,
     bvh: Bvh,
-    rays: Rays,
+    rays: RayArrays,
     march: GrowingMarch,
     workspace: FloatArray,
     integers: IntArray,
@@ -243,7 +243,7 @@ def _backward_share(
             _leave_slab(ws, places, march)
 
 
-def _march(rays: Rays, settings: CastSettings) -> GrowingMarch:
+def _march(rays: RayArrays, settings: CastSettings) -> GrowingMarch:
     ladder = ladder_of(settings)
     return GrowingMarch(
         ladder,
@@ -254,13 +254,13 @@ def _march(rays: Rays, settings: CastSettings) -> GrowingMarch:
     )
 
 
-def cast_forward(bvh: Bvh, rays: Rays, settings: CastSettings) -> FloatArray:
+def cast_forward(bvh: Bvh, rays: RayArrays, settings: CastSettings) -> FloatArray:
     """`cpu.forward_with` for a step that grows."""
     return forward_with(_forward_share, _march(rays, settings), bvh, rays)
 
 
 def cast_backward(
-    bvh: Bvh, rays: Rays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
+    bvh: Bvh, rays: RayArrays, settings: CastSettings, out: FloatArray, grad_out: FloatArray, num_gaussians: int
 ) -> FloatArray:
     """`cpu.backward_with` for a step that grows."""
     return backward_with(_backward_share, _march(rays, settings), bvh, rays, out, grad_out, num_gaussians)

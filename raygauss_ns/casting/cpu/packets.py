@@ -61,7 +61,7 @@ P, Q = SIGMA, ER
 ROW_SIZE = LANES * 4
 
 
-class Rays(NamedTuple):
+class RayArrays(NamedTuple):
     """R rays as arrays, and how to group them.
 
     Attributes:
@@ -80,7 +80,7 @@ class Rays(NamedTuple):
 
 
 class RayPointers(NamedTuple):
-    """`Rays` inside the kernels."""
+    """`RayArrays` inside the kernels."""
 
     origins: Pointer
     directions: Pointer

@@ -21,7 +21,7 @@ from raygauss_ns.casting.gpu.kernels import backward_kernel, forward_kernel
 from raygauss_ns.casting.gpu.packets import RAYS, TILE_HEIGHT, TILE_WIDTH
 from raygauss_ns.casting.gpu.tile_lists import GpuLists, build_gpu_lists
 from raygauss_ns.casting.morton import interleave
-from raygauss_ns.casting.types import CastSettings
+from raygauss_ns.casting.types import CastSettings, Rays, WhitenedGaussians
 
 SLABS = (4, 8)
 """Samples of a slab that the kernels are built for. 16 would need 64 registers for the sums alone."""
@@ -71,23 +71,20 @@ class GpuRays(NamedTuple):
 
 
 def scene_and_rays(
-    gaussians: tuple[Tensor, Tensor, Tensor, Tensor],
-    rays: tuple[Tensor, Tensor, Tensor, Tensor],
-    image_width: int,
-    settings: CastSettings,
+    gaussians: WhitenedGaussians, rays: Rays, ends: Tensor, settings: CastSettings
 ) -> tuple[GpuScene, GpuRays]:
     """N > 0 Gaussians and R > 0 rays as the kernels take them.
 
     Args:
-        gaussians: means [N, 3], matrices A [N, 3, 3], peak densities [N] and colours [N, 3].
-        rays: origins [R, 3], directions [R, 3], nears [R] and ends [R] as in `GpuRays`.
-        image_width: pixels of a row; 0 for rays of no order, which are sorted by where they cross the Gaussians' box.
+        gaussians: the Gaussians.
+        rays: the rays; incoherent ones are sorted by where they cross the Gaussians' box.
+        ends: [R] as in `GpuRays`.
         settings: how they are sampled.
     """
     means, whitenings, densities, colors = (tensor.detach().float() for tensor in gaussians)
     origins, directions, nears = (tensor.detach().float().contiguous() for tensor in rays[:3])
-    ends = rays[3].float() if settings.grows else rays[3]
-    ends = ends.detach().contiguous()
+    ends = (ends.float() if settings.grows else ends).detach().contiguous()
+    image_width = rays.image_width
     if LISTS and image_width > 0 and not settings.grows:
         bvh = gather_records(means, whitenings, densities, colors, settings.density_threshold)
         slab_length = slab_of(settings) * settings.step

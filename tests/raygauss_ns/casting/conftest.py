@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting import CastSettings, Gaussians, RayOutputs, cast, whitening_matrices
+from raygauss_ns.casting import CastSettings, Gaussians, RayOutputs, Rays, cast, whitening_matrices
 
 PARAMETERS = ("means", "scales", "quats", "densities", "colors")
 
@@ -111,7 +111,7 @@ def cast_scene():
     """`cast_scene(scene, rays, settings, ...)`: the outputs as one [R, 5] tensor."""
 
     def run(scene: Scene, rays: RaySet, settings: CastSettings, backend: str = "cpu", image_width: int = 0) -> Tensor:
-        outputs = cast(scene.gaussians, scene.colors, *rays, settings, image_width=image_width, backend=backend)
+        outputs = cast(scene.gaussians, scene.colors, Rays(*rays, image_width), settings, backend=backend)
         return stack_outputs(outputs)
 
     return run

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from raygauss_ns.casting import CastSettings, cast
+from raygauss_ns.casting import CastSettings, Rays, cast
 
 SETTINGS = CastSettings(step=0.05, density_threshold=0.02)
 
@@ -27,7 +27,7 @@ def test_tensors_on_several_devices(random_scene, image_rays):
     pytest.importorskip("triton")
     scene, rays = random_scene(2), image_rays(2, 2)
     with pytest.raises(ValueError, match="needs all tensors on one device, got cpu and meta"):
-        cast(scene.gaussians, scene.colors.to("meta"), *rays, SETTINGS, backend="gpu")
+        cast(scene.gaussians, scene.colors.to("meta"), Rays(*rays), SETTINGS, backend="gpu")
 
 
 def test_auto_is_the_cpu_for_tensors_there(random_scene, image_rays, cast_scene):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
 SETTINGS = CastSettings(step=0.05, density_threshold=0.125, sample_offset=0.5, transmittance_threshold=1e-4)
 NAN, INF = float("nan"), float("inf")
@@ -175,5 +175,6 @@ def test_bad_input_is_named(name, value, message, random_scene, image_rays):
         _cast(**call)
 
 
-def _cast(means, scales, quats, densities, **rest):
-    return cast(Gaussians(means, scales, quats, densities), **rest)
+def _cast(means, scales, quats, densities, origins, directions, nears, fars, image_width=0, **rest):
+    rays = Rays(origins, directions, nears, fars, image_width)
+    return cast(Gaussians(means, scales, quats, densities), rays=rays, **rest)

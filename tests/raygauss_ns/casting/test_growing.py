@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
 WIDTH, HEIGHT = 9, 7
 UNIFORM = CastSettings(
@@ -73,9 +73,8 @@ def one_ray(settings, means, scale, density, far=60.0, requires_grad=False):
     )
     one = torch.ones(1, dtype=torch.float64)
     direction = torch.tensor([[0.0, 0, 1]], dtype=torch.float64)
-    outputs = cast(
-        gaussians, one.expand(n, 3), 0 * direction, direction, 0 * one, far * one, settings, backend="reference"
-    )
+    rays = Rays(0 * direction, direction, 0 * one, far * one)
+    outputs = cast(gaussians, one.expand(n, 3), rays, settings, backend="reference")
     return outputs, density
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from raygauss_ns.casting import CastSettings, Gaussians, cast, whitening_matrices
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast, whitening_matrices
 from raygauss_ns.casting.reference import absorbed_fraction
 
 EPS = 1e-9  # far below what these tests resolve: the field's jump at the border vanishes in it
@@ -44,7 +44,7 @@ def closed_form_transmittance(gaussians: Gaussians, far: float) -> float:
 def transmittance_error(step: float, offset: float, far: float) -> float:
     settings = CastSettings(step, EPS, offset, transmittance_threshold=0.0)
     gaussians = one_gaussian()
-    out = cast(gaussians, torch.ones(1, 3, dtype=torch.float64), *one_ray(far), settings, backend="reference")
+    out = cast(gaussians, torch.ones(1, 3, dtype=torch.float64), Rays(*one_ray(far)), settings, backend="reference")
     return abs(float(out.transmittance) - closed_form_transmittance(gaussians, far))
 
 
@@ -76,7 +76,7 @@ def test_uniform_medium():
     )
     color = torch.tensor([[0.2, 0.5, 0.9]], dtype=torch.float64)
     settings = CastSettings(1e-3, 0.01, 0.5, 0.0)
-    out = cast(gaussians, color, *one_ray(length), settings, backend="reference")
+    out = cast(gaussians, color, Rays(*one_ray(length)), settings, backend="reference")
     left = math.exp(-sigma * length)
     assert float(out.transmittance) == pytest.approx(left, rel=1e-9)
     torch.testing.assert_close(out.rgb, (1 - left) * color, rtol=1e-9, atol=0)
@@ -111,7 +111,7 @@ def test_depth_of_a_thin_wall_is_its_distance():
     )
     settings = CastSettings(1e-3, 0.01, 0.5, 0.0)
     _, direction, _, _ = one_ray()
-    out = cast(wall, torch.ones(1, 3, dtype=torch.float64), *one_ray(), settings, backend="reference")
+    out = cast(wall, torch.ones(1, 3, dtype=torch.float64), Rays(*one_ray()), settings, backend="reference")
     assert float(out.transmittance) < 1e-12
     assert float(out.depth) == pytest.approx(3.0 / float(direction[0, 2]), abs=0.05)
 
@@ -140,7 +140,7 @@ def test_gradients_by_finite_differences(fast, output, threshold, random_scene, 
     rays = image_rays(3, 2).apply(torch.Tensor.double)
 
     def run(means, scales, quats, densities, colors):
-        out = cast(Gaussians(means, scales, quats, densities), colors, *rays, settings, backend="reference")
+        out = cast(Gaussians(means, scales, quats, densities), colors, Rays(*rays), settings, backend="reference")
         return getattr(out, output)
 
     cotangent = torch.randn_like(run(*scene))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ns_support.concurrency.processes import Processes
 from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
@@ -28,7 +29,8 @@ def gradient(values):
 
 def record(control, norms, means=None, unit=1.0, view=None, images=1):
     means = torch.zeros(len(norms), 3) if means is None else means
-    control.record(gradient(norms), means, unit, view, images)
+    control.observe(gradient(norms), means, unit, view, images)
+    control.add_observed(Processes())
 
 
 def assert_consistent(cloud, optimizers, count):
@@ -85,7 +87,7 @@ def test_small_ones_are_cloned_and_large_ones_split():
     moments = optimizers["means"].state[cloud.params["means"]]["exp_avg"].clone()
     control = DensityControl(8, SCHEDULE, 0.1)
     record(control, [2.0, 2.0] + [0.5] * 6)
-    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == 2
+    assert control.densify(cloud.params, optimizers, extent=1.0, seed=0) == 2
     assert_consistent(cloud, optimizers, 10)
     p = cloud.params
     # The order: what was left alone (0 and 2..7), the clone, the two halves.
@@ -112,7 +114,7 @@ def test_the_cap_keeps_the_largest_statistics():
     control = DensityControl(8, SCHEDULE._replace(max_gaussians=10), 0.1)
     record(control, [2.0, 9.0, 3.0, 8.0, 2.0, 2.0, 2.0, 2.0])
     densities = cloud.params["densities"].detach().clone()
-    assert control.multiply(cloud.params, optimizers, extent=1e6, seed=0) == 2
+    assert control.densify(cloud.params, optimizers, extent=1e6, seed=0) == 2
     halved = cloud.params["densities"][:8] < 0.75 * densities
     assert halved.nonzero().flatten().tolist() == [1, 3]
 
@@ -121,7 +123,7 @@ def test_a_full_set_does_not_grow():
     cloud, optimizers = cloud_with_optimizers()
     control = DensityControl(8, SCHEDULE._replace(max_gaussians=3), 0.1)
     record(control, [2.0] * 8)
-    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == 0
+    assert control.densify(cloud.params, optimizers, extent=1.0, seed=0) == 0
     assert_consistent(cloud, optimizers, 8)
 
 
@@ -152,7 +154,7 @@ def test_where_halves_land_is_the_seeds_affair_alone():
         record(control, [2.0] * 8)
         torch.manual_seed(int(disturbed))
         before = torch.get_rng_state()
-        control.multiply(cloud.params, optimizers, extent=1e-3, seed=seed)
+        control.densify(cloud.params, optimizers, extent=1e-3, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         results.append(cloud.params["means"].detach())
     assert torch.equal(results[0], results[1])
@@ -172,5 +174,5 @@ def test_all_multiply(count):
     cloud, optimizers = cloud_with_optimizers(count)
     control = DensityControl(count, SCHEDULE, 0.1)
     record(control, [2.0] * count)
-    assert control.multiply(cloud.params, optimizers, extent=1.0, seed=0) == count
+    assert control.densify(cloud.params, optimizers, extent=1.0, seed=0) == count
     assert_consistent(cloud, optimizers, 2 * count)

@@ -6,7 +6,7 @@ import torch
 
 from ns_support.data.ply import write_ply
 from ns_support.errors import UserError
-from raygauss_ns.casting import CastSettings, Gaussians, cast
+from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 from raygauss_ns.color.api import view_colors
 from raygauss_ns.color.harmonics import Y0, sh_basis
 from raygauss_ns.color.reference import colors_reference
@@ -70,8 +70,8 @@ class TestConversion:
         gaussians = Gaussians(*(torch.tensor([v]) for v in ([0.0] * 3, [scale] * 3, [1.0, 0, 0, 0], density)))
         origin, direction = torch.tensor([[0.0, 0.0, -4.0]]), torch.tensor([[0.0, 0.0, 1.0]])
         settings = CastSettings(step=0.01, density_threshold=1e-4, sample_offset=0.5, transmittance_threshold=0.0)
-        rays = (torch.ones(1, 3), origin, direction, torch.zeros(1), torch.full((1,), 8.0))
-        out = cast(gaussians, *rays, settings)
+        rays = Rays(origin, direction, torch.zeros(1), torch.full((1,), 8.0))
+        out = cast(gaussians, torch.ones(1, 3), rays, settings)
         depth = optical_depths(torch.tensor([density]), torch.full((1, 3), scale).log())
         torch.testing.assert_close(out.transmittance, torch.exp(-depth), rtol=1e-4, atol=0)
 
@@ -271,5 +271,5 @@ def _render(cloud):
     colors = view_colors(cloud.color_basis(), gaussians.means, center)
     ends = torch.zeros(len(rays)), torch.full((len(rays),), torch.inf)
     settings = CastSettings(step=0.02, density_threshold=EPS)
-    out = cast(gaussians, colors, center.expand_as(rays), rays, *ends, settings)
+    out = cast(gaussians, colors, Rays(center.expand_as(rays), rays, *ends), settings)
     return torch.cat([out.rgb, out.transmittance[:, None], out.depth[:, None]], -1).detach()

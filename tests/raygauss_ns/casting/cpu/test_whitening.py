@@ -6,7 +6,7 @@ import torch
 
 from raygauss_ns.casting import whitening_matrices
 from raygauss_ns.casting.cpu.whitening import parameter_gradients, whitenings_of
-from raygauss_ns.casting.gpu.autograd import moments_to_gradients
+from raygauss_ns.casting.moments import moments_to_gradients
 
 
 def parameters(count, seed=0):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from raygauss_ns.gaussians.regularization import isotropy_loss
+from raygauss_ns.gaussians.losses import isotropy_loss
 
 
 def ratio(*s):

@@ -8,7 +8,7 @@ from raygauss_ns.casting.morton import morton_codes
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
-from raygauss_ns.gaussians.ordering import reorder
+from raygauss_ns.gaussians.maintenance import reorder
 
 SCHEDULE = DensitySchedule(first=10, last=100, every=5, threshold=1.0, max_gaussians=1000)
 

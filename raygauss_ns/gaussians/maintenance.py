@@ -1,0 +1,144 @@
+"""What keeps a set of Gaussians valid after each update of its parameters, in the order in which it is done.
+
+    negative densities to 0 -> remove low-density Gaussians -> clone and split -> sort in memory -> bound the scales
+
+Also the order in memory: along a Z-order curve, as RayGaussX keeps it (arXiv 2509.07782). Neighbours in space become
+neighbours in memory, so that what is read for one is often there for the next. No value changes, and neither does
+anything that training decides, but for the order in which floats are added up and the one in which random numbers fall
+to Gaussians that split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ns_support.concurrency.processes import Processes
+from ns_support.errors import UserError
+from ns_support.lenses.lens import Lens
+from raygauss_ns.casting.morton import morton_codes
+from raygauss_ns.gaussians.cloud import GaussianCloud
+from raygauss_ns.gaussians.densification import DensityControl
+from raygauss_ns.gaussians.projection import smallest_resolved_scale
+from raygauss_ns.gaussians.schedules import Draw, step_seed
+
+SCALE_FLOOR_EVERY = 100
+"""Steps between two computations of the lower bounds on the scales, as published."""
+
+
+class MaintenanceSettings(NamedTuple):
+    """How often what is done.
+
+    Attributes:
+        prune_every: steps between two removals of low-density Gaussians, >= 1.
+        reorder_every: steps between two sorts, >= 1; 0: never.
+        limit_scales: whether a Gaussian may not become smaller than half a pixel of the camera that sees it best.
+    """
+
+    prune_every: int = 100
+    reorder_every: int = 0
+    limit_scales: bool = True
+
+
+class Maintenance:
+    """Called after each update of the parameters.
+
+    Several processes hold the same Gaussians and do the same to them: all that decides here is the same by itself, or
+    has been summed over them.
+
+    Args:
+        cloud: the Gaussians.
+        control: when and where they are cloned and split.
+        world_to_cameras: [C, 3, 4] poses of the training images; cameras look along their -z axis.
+        lenses: C lenses.
+        extent: camera extent (scene units).
+        settings: how often what is done.
+    """
+
+    def __init__(
+        self,
+        cloud: GaussianCloud,
+        control: DensityControl,
+        world_to_cameras: Tensor,
+        lenses: Sequence[Lens],
+        extent: float,
+        settings: MaintenanceSettings,
+    ) -> None:
+        self.cloud, self.control, self.extent, self.settings = cloud, control, extent, settings
+        self.world_to_cameras, self.lenses = world_to_cameras, lenses
+        self.processes = Processes.current()
+
+    @torch.no_grad()
+    def after_update(self, steps: range, optimizers: dict[str, Optimizer], seed: int) -> None:
+        """Do what is due.
+
+        Args:
+            steps: the training steps whose gradients made this update.
+            optimizers: one for each kind of parameter; their states follow the Gaussians.
+            seed: of the training; decides where the halves of split Gaussians land.
+
+        Raises:
+            UserError: no Gaussian is left.
+        """
+        self.cloud.params["densities"].clamp_(min=0.0)
+        self._densify(steps, optimizers, seed)
+        every = self.settings.reorder_every
+        if every > 0 and any(s > 0 and s % every == 0 for s in steps):
+            reorder(self.cloud.params, optimizers, self.control)
+        if self.settings.limit_scales:
+            self._limit_scales(any(s % SCALE_FLOOR_EVERY == 0 for s in steps))
+
+    def _densify(self, steps: range, optimizers: dict[str, Optimizer], seed: int) -> None:
+        params, control, step = self.cloud.params, self.control, steps[-1]
+        prunes = any(s > 0 and s % self.settings.prune_every == 0 for s in steps)
+        if prunes and control.prune(params, optimizers) == 0:
+            raise UserError(
+                f"No Gaussian is left at step {step}: all densities fell below {control.density_threshold}. "
+                "Check the scene's poses and background colour, or lower --pipeline.model.density-threshold."
+            )
+        if any(map(control.is_due, steps)):
+            self.processes.check_same({"means": params["means"]}, f"at step {step}")
+            control.densify(params, optimizers, self.extent, step_seed(seed, step, Draw.SPLIT))
+
+    def _limit_scales(self, due: bool) -> None:
+        params, control = self.cloud.params, self.control
+        means, scales = params["means"], params["scales"]
+        if due or len(control.log_scale_floor) == 0:
+            control.log_scale_floor = smallest_resolved_scale(means, self.world_to_cameras, self.lenses).log()
+        torch.maximum(scales, control.log_scale_floor[:, None], out=scales)
+
+
+@torch.no_grad()
+def reorder(
+    params: nn.ParameterDict, optimizers: dict[str, Optimizer], control: DensityControl | None = None
+) -> Tensor:
+    """Sort the Gaussians by the Morton codes of their means, in place; equal codes keep their order.
+
+    The parameters stay the same tensors; their gradients, the optimisers' moments and density control's statistic move
+    along. The order depends on the means alone: a resumed training finds the one that it was stopped with.
+
+    Args:
+        params: the parameters of `GaussianCloud`, N rows each.
+        optimizers: an optimiser for some or each of them, by name.
+        control: whose statistic is moved along.
+
+    Returns:
+        [N] int64: where each Gaussian was before.
+    """
+    means = params["means"]
+    order = torch.argsort(morton_codes(means), stable=True)
+    for name, parameter in params.items():
+        moved = [parameter] if parameter.grad is None else [parameter, parameter.grad]
+        if name in optimizers:
+            state = optimizers[name].state.get(parameter, {})
+            # The number of steps, a scalar, is the same for all.
+            moved += [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+        for tensor in moved:
+            tensor.copy_(tensor[order])
+    if control is not None:
+        control.reorder(order)
+    return order

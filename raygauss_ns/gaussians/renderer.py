@@ -1,0 +1,105 @@
+"""Rendering a set of Gaussians: their colours as seen from where the rays start, then the caster. Knows no nerfstudio.
+
+gaussians, basis = cloud.gaussians(), cloud.color_basis()
+outputs = render(gaussians, basis, image_rays(lens, camera_to_world), CastSettings(step=0.01, density_threshold=0.1))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ns_support.lenses.lens import Lens
+from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
+from raygauss_ns.color import ColorBasis, colors_reference, view_colors
+
+
+class Viewpoint(NamedTuple):
+    """Rays that see the same colour of a Gaussian.
+
+    Attributes:
+        rows: [r] int64, which rays; None: all.
+        center: [3] the point that they start from; None: they start infinitely far away.
+        direction: [3] the direction that they share if they start infinitely far away.
+    """
+
+    rows: Tensor | None
+    center: Tensor | None
+    direction: Tensor | None = None
+
+
+def viewpoints(rays: Rays) -> Iterator[Viewpoint]:
+    """Divide rays into those of one viewpoint each: a pinhole's rays are one, parallel rays are one."""
+    origins, directions = rays.origins, rays.directions
+    if len(origins) == 0:
+        yield Viewpoint(None, origins.new_zeros(3))
+    elif bool((origins == origins[0]).all()):
+        yield Viewpoint(None, origins[0])
+    elif bool((directions == directions[0]).all()):
+        yield Viewpoint(None, None, directions[0])
+    else:
+        centers, group = torch.unique(origins, dim=0, return_inverse=True)
+        rows = torch.argsort(group, stable=True).split(torch.bincount(group).tolist())
+        for center, members in zip(centers, rows, strict=True):
+            yield Viewpoint(members, center)
+
+
+def render(
+    gaussians: Gaussians, basis: ColorBasis, rays: Rays, settings: CastSettings, *, backend: Backend = "auto"
+) -> RayOutputs:
+    """Cast rays at Gaussians whose colour depends on where it is seen from.
+
+    Args:
+        gaussians: the N Gaussians.
+        basis: what their colours are computed from; all of it counts.
+        rays: R rays.
+        settings: how they are sampled.
+        backend: as for `cast`.
+
+    Returns:
+        Colour without a background, transmittance and depth, differentiable in the Gaussians and the basis.
+    """
+    alive = gaussians.densities.detach() > settings.density_threshold
+    rows, parts = [], []
+    for viewpoint in viewpoints(rays):
+        if viewpoint.center is not None:
+            colors = view_colors(basis, gaussians.means, viewpoint.center, alive)
+        else:
+            assert viewpoint.direction is not None
+            colors = colors_reference(basis, viewpoint.direction)
+        if viewpoint.rows is None:
+            return cast(gaussians, colors, rays, settings, backend=backend)
+        rows.append(viewpoint.rows)
+        parts.append(cast(gaussians, colors, rays.select(viewpoint.rows), settings, backend=backend))
+    back = torch.argsort(torch.cat(rows))
+    return RayOutputs(*(torch.cat(fields)[back] for fields in zip(*parts, strict=True)))
+
+
+def image_rays(lens: Lens, camera_to_world: Tensor, near: float = 0.0) -> Rays:
+    """The rays through the centres of an image's pixels, row by row.
+
+    Args:
+        lens: of the camera.
+        camera_to_world: [3, 4] its pose; it looks along its -z axis.
+        near: distance at which rays begin, >= 0 (length).
+
+    Returns:
+        height * width rays, float32; those of pixels that the lens has no ray for are empty.
+    """
+    width, height, device = int(lens.width), int(lens.height), camera_to_world.device
+    column = torch.arange(width, dtype=torch.float64, device=device) + 0.5
+    row = torch.arange(height, dtype=torch.float64, device=device)[:, None] + 0.5
+    local = lens.rays(column, row)
+    rotation, center = camera_to_world[:, :3].double(), camera_to_world[:, 3].double()
+    directions = torch.nn.functional.normalize(local.directions @ rotation.T, dim=-1).reshape(-1, 3)
+    origins = center.expand_as(directions)
+    if local.origins is not None:
+        origins = (local.origins @ rotation.T).reshape(-1, 3) + center
+    nears = torch.full_like(directions[:, 0], near)
+    fars = torch.full_like(nears, torch.inf)
+    if local.exist is not None:
+        fars = torch.where(local.exist.reshape(-1), fars, nears)
+    return Rays(origins.float(), directions.float(), nears.float(), fars.float(), width)
