@@ -80,7 +80,7 @@ def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, opti
 
 def test_the_optimisers_step_on_the_mean_of_the_images_gradients(scene, tmp_path):
     """Of three steps: each has the gradient of its own loss, and the statistic does not know that they are averaged."""
-    config = configure(scene, tmp_path, 6, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
+    config = configure_growing(scene, tmp_path, 6, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
     trainer, summed, means = config.setup(local_rank=0, world_size=1), [], []
     trainer.setup(test_mode="val")
     model, optimizers = trainer.pipeline.model, trainer.optimizers
@@ -105,7 +105,7 @@ def test_the_optimisers_step_on_the_mean_of_the_images_gradients(scene, tmp_path
 
 def test_no_checkpoint_is_written_while_gradients_are_averaged(scene, tmp_path):
     """They are not in it: a save that falls due meanwhile follows once the optimisers have stepped."""
-    config = configure(scene, tmp_path, 10, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
+    config = configure_growing(scene, tmp_path, 10, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
     config.steps_per_save, config.save_only_latest_checkpoint = 4, False
     folder = train(config).checkpoint_dir
     assert sorted(int(path.stem.split("-")[1]) for path in folder.iterdir()) == [5, 8, 9]
