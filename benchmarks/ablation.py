@@ -1,10 +1,11 @@
-"""Which part of `raygauss` carries its quality: one table of variants, same scenes, seeds and steps.
+"""Ablation of `raygauss`: what each of its parts contributes to quality, on the same scenes, seeds and steps.
 
     python benchmarks/ablation.py SCENES/lego_100:blender-data SCENES/fox_270 --output ablation.json
 
-Each variant is the method `raygauss` with a few fields of the model's configuration changed; "default" has none. All
-test views are evaluated. Results are written after every run, and a run that the JSON file already holds is not
-repeated, so that hours of work survive an interruption. The table gives means over seeds, and half the range after +-.
+Each variant is the method `raygauss` with a few fields of the model's configuration changed; "default" changes none.
+All test views are evaluated. Results are written after every run, and a run that the JSON file already contains is not
+repeated, so that an interrupted benchmark can be continued. The table gives means over the seeds and, after +-, half of
+their range.
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from common.report import machine_line, write_json
+from common.training import configure, train
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils import writer
-from train_eval import configure, train
 
 DEFAULT = "default"
 STEP_FACTOR = "factor of the step size"
-"""No field but a factor: the default dt depends on the scene."""
+"""Not a field of the configuration: multiplies the default dt, which depends on the scene."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stop at T = 1e-3": {"transmittance_threshold": 1e-3},
     "stop at T = 1e-4": {"transmittance_threshold": 1e-4},
 }
-"""Fields that a variant sets."""
+"""Fields of the configuration that each variant sets."""
 
 COLUMNS = {
     "psnr": "PSNR dB",
@@ -74,13 +74,13 @@ def run(variant: str, data: Path, parser: str, steps: int, seed: int) -> dict[st
 
         trainer, timings = train(config, float("inf"), seed, rescale_step)
         scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
-    writer.EVENT_WRITERS.clear()  # nerfstudio keeps a run's log for the next run in the process; its folder is gone
+    writer.EVENT_WRITERS.clear()  # nerfstudio would use this run's log, whose folder is deleted, in the next run
     run = {"scene": data.name, "variant": variant, "seed": seed} | timings
     return run | {name: float(scores[name]) for name in COLUMNS if name in scores}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A Markdown table for each scene: a row for each variant, with its PSNR's distance from the default's."""
+    """A Markdown table per scene, with a row per variant; the last column is the PSNR minus that of the default."""
     lines: list[str] = []
     for scene in dict.fromkeys(run["scene"] for run in runs):
         here = [run for run in runs if run["scene"] == scene]
@@ -99,45 +99,43 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def mean(values: list[float]) -> float:
-    """NaN for none."""
+    """The mean; NaN of no values."""
     return sum(values) / len(values) if values else float("nan")
 
 
 def cell(name: str, values: list[float]) -> str:
-    """A mean and, of several values, half their range."""
+    """The mean and, if there are several values, half of their range."""
     digits = {"psnr": 2, "ssim": 4, "lpips": 4}.get(name, 0)
     text = f"{mean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} +- {(max(values) - min(values)) / 2:.{digits}f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, run what is missing, print the table."""
+    """Parse the command line, do the runs that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenes", nargs="+", help="FOLDER or FOLDER:DATAPARSER (nerfstudio-data without one)")
+    parser.add_argument("scenes", nargs="+", help="FOLDER or FOLDER:DATAPARSER (default: nerfstudio-data)")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--output", type=Path, default=Path("ablation.json"))
     given = parser.parse_args(arguments)
 
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    results: dict[str, Any] = {"machine": machine, "steps": given.steps, "runs": []}
+    results: dict[str, Any] = {"machine": machine_line(), "steps": given.steps, "runs": []}
     if given.output.exists():
         results = json.loads(given.output.read_text())
         if results["steps"] != given.steps:
-            parser.error(f"{given.output} holds runs of {results['steps']} steps; name another --output or --steps")
-    given.output.parent.mkdir(parents=True, exist_ok=True)
+            parser.error(f"{given.output} contains runs of {results['steps']} steps; give another --output or --steps")
     done = {(run["scene"], run["variant"], run["seed"]) for run in results["runs"]}
     for scene in given.scenes:
         folder, _, name = scene.partition(":")
         data, name = Path(folder), name or "nerfstudio-data"
         if name not in all_dataparsers:
-            parser.error(f"{name} is no data parser; there are {', '.join(sorted(all_dataparsers))}")
+            parser.error(f"{name} is not a data parser; choose from {', '.join(sorted(all_dataparsers))}")
         for seed in given.seeds:
             for variant in given.variants:
                 if (data.name, variant, seed) not in done:
                     results["runs"].append(run(variant, data, name, given.steps, seed))
-                    given.output.write_text(json.dumps(results, indent=2))
+                    write_json(given.output, results)
                     gc.collect()
     print(f"\n{results['machine']}, {results['steps']} steps, seeds {', '.join(map(str, given.seeds))}")
     print(table(results["runs"]))

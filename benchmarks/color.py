@@ -1,22 +1,21 @@
-"""The colour kernel against its PyTorch twin: milliseconds for the colours of N Gaussians, forward and with gradients.
+"""The colour kernel against its PyTorch reference: milliseconds for N Gaussians, forward and with gradients.
 
     python benchmarks/color.py --count 100000 --lobes 7
 
-Kernel and twin take turns; the medians of the rounds and their ratio are printed, and how many bytes per second the
-kernel moves if it touches every parameter once forward and, with its gradient, twice backward.
+Kernel and reference take turns. The medians of the rounds and their ratio are printed, and the kernel's throughput in
+bytes per second, counting one access to each parameter in the forward pass and two (with its gradient) in the backward.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common.report import machine_line, write_json
+from common.timing import milliseconds
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,14 +23,8 @@ from raygauss_ns.color.api import view_colors
 from raygauss_ns.color.reference import ColorBasis, colors_reference
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return 1e3 * (time.perf_counter() - begin)
-
-
 def measure(count: int, degree: int, lobes: int, rounds: int) -> dict[str, float]:
-    """Medians in milliseconds, and what follows from them."""
+    """Medians in milliseconds, their ratio, and the kernel's throughput."""
     torch.manual_seed(0)
     shapes = ((3,), ((degree + 1) ** 2 - 1, 3), (lobes, 3), (lobes,), (lobes, 3))
     basis = ColorBasis(*(torch.randn(count, *shape, requires_grad=True) for shape in shapes))
@@ -41,14 +34,14 @@ def measure(count: int, degree: int, lobes: int, rounds: int) -> dict[str, float
     def kernel() -> Tensor:
         return view_colors(basis, means, center)
 
-    def twin() -> Tensor:
+    def reference() -> Tensor:
         return colors_reference(basis, normalize(means - center, dim=-1))
 
     work: dict[str, Callable[[], object]] = {
         "kernel_forward": kernel,
         "kernel_both": lambda: kernel().backward(cotangent),
-        "twin_forward": twin,
-        "twin_both": lambda: twin().backward(cotangent),
+        "reference_forward": reference,
+        "reference_both": lambda: reference().backward(cotangent),
     }
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds + 1):
@@ -56,11 +49,11 @@ def measure(count: int, degree: int, lobes: int, rounds: int) -> dict[str, float
             for parameter in (means, *basis):
                 parameter.grad = None
             took = milliseconds(call)
-            if turn > 0:  # the first compiles
+            if turn > 0:  # the first round compiles the kernel
                 times[name].append(took)
     result = {f"{name}_ms": statistics.median(values) for name, values in times.items()}
     size = 4 * (means.numel() + sum(t.numel() for t in basis))
-    result["twin_over_kernel"] = result["twin_both_ms"] / result["kernel_both_ms"]
+    result["reference_over_kernel"] = result["reference_both_ms"] / result["kernel_both_ms"]
     result["kernel_gigabytes_per_second"] = 3 * size / result["kernel_both_ms"] / 1e6
     return result
 
@@ -68,19 +61,18 @@ def measure(count: int, degree: int, lobes: int, rounds: int) -> dict[str, float
 def main() -> None:
     """Parse the command line, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--count", type=int, default=100_000)
-    arguments.add_argument("--degree", type=int, default=2)
-    arguments.add_argument("--lobes", type=int, default=7)
-    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--count", type=int, default=100_000, help="number of Gaussians")
+    arguments.add_argument("--degree", type=int, default=2, help="degree of the spherical harmonics (SH)")
+    arguments.add_argument("--lobes", type=int, default=7, help="spherical Gaussians (SG) of each Gaussian's colour")
+    arguments.add_argument("--rounds", type=int, default=15, help="timed rounds")
     arguments.add_argument("--output", type=Path, help="JSON file for the results")
     given = arguments.parse_args()
     result = measure(given.count, given.degree, given.lobes, given.rounds)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{given.count} Gaussians, degree {given.degree}, {given.lobes} lobes; {machine}")
+    machine = machine_line()
+    print(f"{given.count} Gaussians, SH degree {given.degree}, {given.lobes} SG lobes; {machine}")
     for name, value in result.items():
         print(f"{name:28} {value:9.2f}")
-    if given.output is not None:
-        given.output.write_text(json.dumps(vars(given) | {"output": None, "machine": machine} | result, indent=2))
+    write_json(given.output, vars(given) | {"output": None, "machine": machine} | result)
 
 
 if __name__ == "__main__":

@@ -1,80 +1,37 @@
 """The caster and the hash encoding on a GPU: milliseconds, images per second, peak memory. Needs no nerfstudio.
 
     python benchmarks/gpu.py --json outputs/gpu.json
-    python benchmarks/gpu.py --train data/blender/lego     # trains, too: PSNR and seconds
-    python benchmarks/gpu.py --device cpu --small          # the same code in a few seconds, to see that it runs
+    python benchmarks/gpu.py --train data/blender/lego     # also trains: PSNR and seconds
+    python benchmarks/gpu.py --device cpu --small          # the same code at small sizes, which takes seconds
 
-"image" finds Gaussians by the hierarchy, "image, lists" by a list for each tile (`casting.gpu.LISTS`).
+"image" finds Gaussians with the BVH, "image, lists" with a list per tile (`raygauss_ns.casting.gpu.launch.LISTS`).
 
-Milliseconds are medians between CUDA events, after a warm-up; the hierarchy is built anew in each forward pass, as in
-training. Scenes are a bumpy shell of N flat Gaussians, opaque after a few, seen by the Blender scenes' camera.
+Times are medians of CUDA event timings, after a warm-up. The BVH is rebuilt in each forward pass, as in training. Each
+scene is a bumpy shell of N flat Gaussians, of which a few make a ray opaque, seen by the Blender scenes' camera.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.gpu_scene import SETTINGS, candidates_from, image_rays, random_rays, shell_scene
+from common.report import write_json
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
-from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
-
-SETTINGS = CastSettings(step=0.0025, density_threshold=0.1, sample_offset=0.5, transmittance_threshold=1e-3)
-CAMERA_ANGLE_X = 0.6911
-"""Horizontal field of view of the Blender scenes, in radians."""
-CAMERA_DISTANCE = 4.0
-
-
-def shell_scene(count: int, device: str, seed: int = 0) -> tuple[Gaussians, Tensor]:
-    """Flat Gaussians on a bumpy sphere of radius about 1, each with an optical depth of about 1, and their colours."""
-    generator = torch.Generator().manual_seed(seed)
-    normals = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    bumps = 1 + 0.08 * torch.sin(9 * normals).prod(-1, keepdim=True) + 0.02 * torch.rand(count, 1, generator=generator)
-    width = 0.7 * math.sqrt(4 * math.pi / count)
-    thickness = max(0.25 * width, 0.003)
-    sizes = torch.tensor([width, width, thickness]) * (0.6 + 0.8 * torch.rand(count, 3, generator=generator))
-    # The rotation that turns z into the normal: halfway between the two, by pi.
-    axis = normals + torch.tensor([0.0, 0.0, 1.0 + 1e-4])
-    quats = torch.cat([torch.zeros(count, 1), torch.nn.functional.normalize(axis, dim=-1)], dim=1)
-    densities = (0.2 + 0.6 * torch.rand(count, generator=generator)) / thickness
-    scene = (normals * bumps, sizes, quats, densities, torch.rand(count, 3, generator=generator))
-    means, scales, quats, densities, colors = (tensor.to(device) for tensor in scene)
-    return Gaussians(means, scales, quats, densities), colors
-
-
-def image_rays(side: int, device: str) -> Rays:
-    """A square image of side x side rays, row by row."""
-    half = math.tan(CAMERA_ANGLE_X / 2)
-    steps = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1) * half
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
-    origins = torch.tensor([[0.0, 0.0, -CAMERA_DISTANCE]], device=device).repeat(side * side, 1)
-    nears = torch.full((side * side,), 0.05, device=device)
-    return Rays(origins, directions, nears, torch.full_like(nears, torch.inf), side)
-
-
-def random_rays(count: int, device: str) -> Rays:
-    """Rays from anywhere around the scene to anywhere in it: the least coherent batch there is."""
-    generator = torch.Generator().manual_seed(1)
-    origins = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1) * CAMERA_DISTANCE
-    directions = torch.nn.functional.normalize(torch.rand(count, 3, generator=generator) - 0.5 - origins, dim=-1)
-    nears = torch.full((count,), 0.05)
-    rays = (origins, directions, nears, torch.full_like(nears, torch.inf))
-    return Rays(*(tensor.to(device) for tensor in rays))
+from raygauss_ns.casting import Rays, cast
 
 
 def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median time of `work`, after three runs that don't count."""
+    """Median time of `work`, after runs that are not counted: three on a GPU, one on the CPU."""
     for _ in range(3 if device == "cuda" else 1):
         work()
     times = []
@@ -93,23 +50,8 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
     return statistics.median(times)
 
 
-@contextmanager
-def candidates_from(lists: bool) -> Iterator[None]:
-    """Cast images by lists, or by the hierarchy; without Triton there is neither."""
-    try:
-        from raygauss_ns.casting.gpu import launch as gpu
-    except ImportError:
-        yield
-        return
-    before, gpu.LISTS = gpu.LISTS, lists
-    try:
-        yield
-    finally:
-        gpu.LISTS = before
-
-
 def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[str, float]:
-    """Forward, and forward with backward, of one scene and set of rays."""
+    """Time the forward and the backward pass of one scene and set of rays."""
     gaussians, colors = shell_scene(count, options.device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -137,7 +79,7 @@ def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[st
 
 
 def measure_hash_encoding(points: int, half: bool, options: argparse.Namespace) -> dict[str, float]:
-    """Forward and table gradient at instant-ngp's sizes: 16 levels of 2 features, 2^19 rows."""
+    """Time the forward pass and the table's gradient at instant-ngp's sizes: 16 levels of 2 features, 2^19 rows."""
     encoding = HashEncoding(backend="auto").to(options.device)
     if half:
         encoding = encoding.half()
@@ -152,7 +94,7 @@ def measure_hash_encoding(points: int, half: bool, options: argparse.Namespace) 
 
 
 def describe_machine(device: str) -> dict[str, str]:
-    """What the figures were measured on."""
+    """Device and versions that the results were measured with."""
     try:
         import triton
 
@@ -164,7 +106,7 @@ def describe_machine(device: str) -> dict[str, str]:
 
 
 def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
-    """The table of all scenes, printed as it grows."""
+    """Measure all scenes, and print each row of the table when it is measured."""
     results: dict[str, Any] = {"cast": [], "hash_encoding": []}
     image = image_rays(options.side, options.device)
     shuffle = torch.randperm(len(image.origins), generator=torch.Generator().manual_seed(0)).to(options.device)
@@ -197,18 +139,18 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line, and the sizes that follow from it."""
+    """Parse the command line, and derive the sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--backend", choices=["auto", "cpu", "gpu", "reference"], default="auto")
-    parser.add_argument("--small", action="store_true", help="sizes that a CPU works off in seconds")
-    parser.add_argument("--gaussians", type=int, nargs="+", help="sizes of the scenes")
+    parser.add_argument("--small", action="store_true", help="small sizes, which take seconds on a CPU")
+    parser.add_argument("--gaussians", type=int, nargs="+", help="numbers of Gaussians of the scenes")
     parser.add_argument("--train", type=Path, help="folder of a Blender-format scene to train on")
     parser.add_argument("--steps", type=int, help="training steps")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device: see that it works with --device cpu --small")
+        parser.error("no CUDA device: test the script with --device cpu --small")
     small = options.small
     options.side, options.batch = (48, 512) if small else (800, 2**14)
     options.points, options.repeats = (2**10, 1) if small else (2**18, 20)
@@ -219,7 +161,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write what was asked for."""
+    """Measure, print, and write the results."""
     options = parse_options(arguments)
     results: dict[str, Any] = describe_machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in results.items()))
@@ -228,9 +170,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         from gpu_train import train_scene
 
         results["training"] = train_scene(options)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=2))
+    write_json(options.json, results)
     return results
 
 

@@ -1,14 +1,13 @@
-"""The hash encoding against nerfstudio's own PyTorch one: forward, backward and optimiser step, on the CPU.
-
-Both run in turn (A B A B ...), so that what else the machine does falls on both alike; CPU time, all threads together,
-shows how much that was. Run it from the repository:
+"""The hash encoding against nerfstudio's PyTorch implementation: forward, backward and optimiser step, on the CPU.
 
     python benchmarks/hash_encoding.py --json outputs/hash_encoding.json
+
+The two take turns (A B A B ...), so that other load on the machine affects both alike. CPU time, of all threads
+together, shows how much load there was.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import time
@@ -19,13 +18,15 @@ from typing import Literal
 
 import torch
 import tyro
+from common.limits import copy_bandwidth
+from common.report import write_json
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding, RowAdam
 
 LEVELS, FEATURES, LOG2_SIZE, BASE, MAX = 16, 2, 19, 16, 2048
 PARTS = {"forward": (0, 1), "backward": (1, 2), "optimiser": (2, 3), "forward + backward": (0, 2)}
-"""Each part's first and last clock of a step."""
+"""For each part of a step, the indices of the clocks at its start and at its end."""
 
 
 @dataclass
@@ -33,17 +34,17 @@ class Options:
     """What to measure."""
 
     points: int = 2**16
-    """Points in one step."""
+    """Number of points in one step."""
     rounds: int = 5
-    """Times that each implementation is run, in turn."""
+    """Number of times each implementation is run, in turn."""
     layout: Literal["uniform", "rays"] = "uniform"
-    """Points drawn from the whole cube, the worst case for caches, or in 64 steps along random rays."""
+    """Points uniform in the cube, which is the worst case for caches, or 64 along each of some random rays."""
     baseline: bool = True
-    """Also run nerfstudio's, which takes seconds a round."""
+    """Also run nerfstudio's implementation, which takes seconds per round."""
     positions_gradient: bool = False
     """Also differentiate with respect to the positions."""
     json: Path | None = None
-    """Where to write the figures."""
+    """JSON file for the results."""
 
 
 def sample_points(options: Options) -> Tensor:
@@ -54,14 +55,14 @@ def sample_points(options: Options) -> Tensor:
 
 
 class Contestant:
-    """One implementation, with the optimiser that its method trains it with."""
+    """One implementation, with the optimiser of its method."""
 
     def __init__(self, name: str, encode: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> None:
         self.name, self.encode, self.optimizer = name, encode, optimizer
         self.clocks: list[list[tuple[float, float]]] = []
 
     def step(self, positions: Tensor, cotangent: Tensor) -> None:
-        """Train on one batch and note the clocks (wall, this process's CPU time) between the parts."""
+        """Train on one batch, and read the clocks (wall time, CPU time of this process) between the parts."""
         self.optimizer.zero_grad()
         positions.grad = None
         clocks = [(time.perf_counter(), time.process_time())]
@@ -74,7 +75,7 @@ class Contestant:
         self.clocks.append(clocks)
 
     def figures(self, points: int) -> dict[str, dict[str, float]]:
-        """Milliseconds and nanoseconds per point of each part, and of forward + backward together."""
+        """Milliseconds of each part and of forward + backward together, and nanoseconds per point."""
         figures = {}
         for part, (start, stop) in PARTS.items():
             seconds = [clocks[stop][0] - clocks[start][0] for clocks in self.clocks]
@@ -107,20 +108,8 @@ def nerfstudio() -> Contestant:
     return Contestant("nerfstudio (PyTorch)", encoding, torch.optim.Adam(encoding.parameters(), lr=1e-2, eps=1e-15))
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second read and written by a copy of 64 MB: what this machine's memory gives right now."""
-    source = torch.ones(2**24)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * source.nbytes / min(seconds[1:])
-
-
 def gathered_bytes(points: int) -> int:
-    """Bytes of the 8 corners' features of every level, which the forward reads and the backward reads and writes."""
+    """Bytes of the 8 corners' features of all levels: the forward pass reads them, the backward reads and writes."""
     return points * LEVELS * 8 * FEATURES * 4
 
 
@@ -157,17 +146,15 @@ def main(options: Options) -> None:
     positions = sample_points(options).requires_grad_(options.positions_gradient)
     cotangent = torch.randn(options.points, LEVELS * FEATURES)
     contestants = [ours(), nerfstudio()] if options.baseline else [ours()]
-    contestants[0].step(positions, cotangent)  # compiles, or loads what an earlier run compiled
+    contestants[0].step(positions, cotangent)  # compiles the kernels, or loads them from the cache
     contestants[0].clocks.clear()
     for _ in range(options.rounds):
         for contestant in contestants:
             contestant.step(positions, cotangent)
     result = report(options, contestants)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {key: str(value) if key == "json" else value for key, value in vars(options).items()}
-        options.json.write_text(json.dumps({"options": settings, **result}, indent=2) + "\n")
+    settings = {key: str(value) if key == "json" else value for key, value in vars(options).items()}
+    write_json(options.json, {"options": settings, **result})
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

@@ -1,15 +1,16 @@
-"""What hard-sample mining gains, against honest baselines, at equal time and at equal steps.
+"""What hard-sample mining gains over two baselines, at equal time and at equal steps.
 
 Variants, all with the same kernels, grid, batch rule and learning rate:
 
-    shipped      as nerfstudio's instant-ngp does it: densities of all marched samples, only to drop the invisible; then
-                 all visible samples from scratch with a graph, and a gradient for their positions that no one uses
-    baseline     the strongest without mining: the search runs front to back, the second run resumes from its features,
-                 and positions get no gradient
+    two-pass     as in nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the
+                 visible ones; then a second pass over all visible samples from the start, with autograd, which also
+                 computes a gradient of their positions that is not used
+    baseline     the fastest without mining: the visibility pass runs front to back, the second pass resumes from its
+                 features, and the positions get no gradient
     poisson, multinomial, topk    mining
 
-For every seed all variants are trained side by side, a slice of time each in turn, so that whatever else the machine
-does meets all alike. A variant's clock runs in its training steps only. PSNR is on test views, white background.
+For each seed, all variants are trained in turn, a few seconds at a time, so that other load on the machine affects all
+of them alike. A variant's clock runs during its training steps only. PSNR is on test views, over white.
 
     python benchmarks/mining.py --data SCENE --seconds 60 --seeds 3 --output results/mining
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,33 +29,37 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.report import print_table, write_json
+from common.training import evenly_spread
 from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
 from hardmine_ns.marching import Composite, PackedSamples, composite
 from hardmine_ns.method import instant_ngp_hardmine_bounded
 from hardmine_ns.mining import MiningStatistics
-from hardmine_ns.model import HardMineModel, SampleCounts
+from hardmine_ns.model import HardMineModel
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
 from hardmine_ns.rendering.field import spherical_harmonics, truncated_exp
-from hardmine_ns.rendering.visibility import Rays, search
+from hardmine_ns.rendering.visibility import Rays, SampleCounts, search
 
 RULE_OF = {
-    "shipped": "off",
+    "two-pass": "off",
     "baseline": "off",
     "poisson": "poisson",
     "multinomial": "multinomial",
     "topk": "topk",
 }
+"""The mining rule of each variant."""
 SLICE_SECONDS = 2.0
+"""Training time of a variant before it is the next one's turn."""
 
 
-class ShippedModel(HardMineModel):
+class TwoPassModel(HardMineModel):
     """Renders a training batch as nerfstudio 1.1.5's instant-ngp does."""
 
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
-        """Two unrelated passes: one for visibility, one with a graph for all visible samples and their positions."""
+        """Two unrelated passes: one for visibility, one with autograd over all visible samples and their positions."""
         everything = max(len(samples), 1)
         found = search(self.field, samples, rays, self.to_unit, *self._visibility_limits(), first_round=everything)
         kept, ray = found.samples, found.samples.ray_indices
@@ -70,7 +74,7 @@ class ShippedModel(HardMineModel):
 
 
 class ActivationMeter:
-    """Peak of the bytes that autograd holds for the backward pass, views counted once, parameters not at all."""
+    """Peak number of bytes that autograd saves for the backward pass; counts shared storage once, parameters never."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.peak = self._held = 0
@@ -85,7 +89,7 @@ class ActivationMeter:
         self._hooks.__exit__(*error)
 
     def add(self, storage: torch.UntypedStorage) -> None:
-        """Note one more use of a storage."""
+        """Count one more use of a storage."""
         users = self._users.get(storage.data_ptr(), 0)
         self._users[storage.data_ptr()] = users + 1
         if users == 0:
@@ -93,7 +97,7 @@ class ActivationMeter:
             self.peak = max(self.peak, self._held)
 
     def remove(self, storage: torch.UntypedStorage) -> None:
-        """Note one use less."""
+        """Count one use less."""
         self._users[storage.data_ptr()] -= 1
         if self._users[storage.data_ptr()] == 0:
             del self._users[storage.data_ptr()]
@@ -102,7 +106,7 @@ class ActivationMeter:
 
 class _Kept:
     def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
-        # Detached: a saved output that knew its own graph would keep that graph alive for ever.
+        # Detached: a saved output with a reference to its own graph would keep that graph alive for ever.
         self.meter, self.tensor = meter, tensor.detach() if not tensor.is_leaf else tensor
         meter.add(tensor.untyped_storage())
 
@@ -112,7 +116,7 @@ class _Kept:
 
 @dataclass
 class Point:
-    """One evaluation."""
+    """One evaluation during a run."""
 
     seconds: float
     steps: int
@@ -121,24 +125,24 @@ class Point:
 
 @dataclass
 class Result:
-    """One variant with one seed."""
+    """The run of one variant with one seed."""
 
     variant: str
     seed: int
     curve: list[Point] = field(default_factory=list)
     fractions: list[float] = field(default_factory=list)
-    """b / B of each step."""
+    """b / B of each step: mined samples over visible samples."""
     tau: float = 1.0
     visible: float = 0.0
-    """Mean B of a step in the second half."""
+    """Mean number of visible samples per step, B, in the second half."""
     searched: float = 0.0
-    """Mean number of densities looked up in a step of the second half."""
+    """Mean number of samples that the visibility pass evaluates per step, in the second half."""
     activation_bytes_per_sample: float = 0.0
-    """Peak over one step at the end, per visible sample."""
+    """Peak during one step after the run, per visible sample."""
 
     @property
     def steps_per_second(self) -> float:
-        """Over the whole run, warm-up of the grid included."""
+        """Over the whole run, including the warm-up of the grid."""
         return self.curve[-1].steps / self.curve[-1].seconds
 
     @property
@@ -148,14 +152,14 @@ class Result:
 
 
 class Trainer:
-    """One variant in training; its clock stands still outside `train_until`."""
+    """The training of one variant; its clock runs in `train_until` only."""
 
     def __init__(self, variant: str, seed: int, options: argparse.Namespace) -> None:
         config = copy.deepcopy(instant_ngp_hardmine_bounded.config)
         config.pipeline.datamanager.data = options.data
         config.pipeline.model.mining_rule = RULE_OF[variant]
-        if variant == "shipped":
-            config.pipeline.model._target = ShippedModel
+        if variant == "two-pass":
+            config.pipeline.model._target = TwoPassModel
         if options.target_samples:
             config.pipeline.target_num_samples = options.target_samples
         torch.manual_seed(seed)
@@ -168,7 +172,7 @@ class Trainer:
         self._counts: list[SampleCounts] = []
 
     def train_until(self, seconds: float) -> None:
-        """Advance the clock."""
+        """Train until the clock shows so many seconds."""
         self.pipeline.train()
         while self.seconds < seconds:
             start = time.perf_counter()
@@ -181,20 +185,19 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: int) -> None:
-        """Add a point to the curve: mean PSNR over evenly spread test views."""
+        """Add a point to the curve: mean PSNR over test views, evenly spread."""
         self.pipeline.eval()
         loader = self.pipeline.datamanager.fixed_indices_eval_dataloader
-        count = len(self.pipeline.datamanager.eval_dataset)
         scores = []
-        for index in np.linspace(0, count - 1, min(images, count)).round().astype(int):
-            camera, batch = loader.get_camera(int(index))
+        for index in evenly_spread(len(self.pipeline.datamanager.eval_dataset), images):
+            camera, batch = loader.get_camera(index)
             rgb = self.pipeline.model.get_outputs_for_camera(camera)["rgb"]
             truth = self.pipeline.model.renderer_rgb.blend_background(batch["image"].to(rgb.device))
             scores.append(-10 * float(torch.log10((rgb - truth).square().mean())))
         self.result.curve.append(Point(self.seconds, self.steps, mean(scores)))
 
     def finish(self) -> Result:
-        """Measure the activations of one more step and sum up."""
+        """Measure the activations of one more step, and complete the result."""
         late = self._counts[len(self._counts) // 2 :]
         self.result.visible = mean(c.visible for c in late)
         self.result.searched = mean(c.searched for c in late)
@@ -218,7 +221,7 @@ class Trainer:
 
 
 def run_seed(seed: int, options: argparse.Namespace) -> list[Result]:
-    """Train all variants side by side."""
+    """Train all variants in turn."""
     trainers = [Trainer(variant, seed, options) for variant in options.variants]
     times = np.linspace(0, options.seconds, options.points + 1)[1:]
     for low, high in zip([0.0, *times[:-1]], times, strict=True):
@@ -233,22 +236,22 @@ def run_seed(seed: int, options: argparse.Namespace) -> list[Result]:
 
 
 def at(curve: list[Point], key: str, value: float) -> float:
-    """PSNR at a time or a step, between the points of a curve; NaN outside."""
+    """PSNR at a time or a step, interpolated between the points of a curve; NaN outside of it."""
     x = [getattr(point, key) for point in curve]
     return float(np.interp(value, x, [p.psnr for p in curve], left=np.nan, right=np.nan))
 
 
 def seconds_to(curve: list[Point], psnr: float) -> float:
-    """Training time at which a curve first reaches a PSNR; NaN if it does not."""
+    """Training time at which a curve first reaches a PSNR; NaN if it never does."""
     for before, after in pairwise(curve):
         if before.psnr < psnr <= after.psnr:
-            share = (psnr - before.psnr) / (after.psnr - before.psnr)
-            return before.seconds + share * (after.seconds - before.seconds)
+            fraction = (psnr - before.psnr) / (after.psnr - before.psnr)
+            return before.seconds + fraction * (after.seconds - before.seconds)
     return curve[0].seconds if curve and curve[0].psnr >= psnr else float("nan")
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, with several seeds, standard deviation; how many have no value (NaN) is said."""
+    """Mean and, with several seeds, standard deviation; also the number of values if some are missing (NaN)."""
     known = [float(value) for value in values if not np.isnan(value)]
     if not known:
         return "-"
@@ -257,7 +260,7 @@ def spread(values: list[float]) -> str:
 
 
 def summary(results: list[Result], variants: list[str]) -> list[dict[str, Any]]:
-    """One row for each variant; comparisons are with `baseline`, seed by seed."""
+    """One row per variant; comparisons are with `baseline`, seed by seed."""
     by = {(r.variant, r.seed): r for r in results}
     seeds = sorted({r.seed for r in results})
     reference = "baseline" if "baseline" in variants else variants[0]
@@ -277,27 +280,18 @@ def summary(results: list[Result], variants: list[str]) -> list[dict[str, Any]]:
                 "steps/s": spread([r.steps_per_second for r in own]),
                 "speed / baseline": spread(ratios),
                 "cost model": f"{1.0 if RULE_OF[variant] == 'off' else 3 / (1 + 3 * fraction):.2f}",
-                "time to its PSNR": spread(times),
+                "speed-up to its PSNR": spread(times),
                 "b/B": f"{fraction:.3f}",
                 "tau": spread([r.tau for r in own]),
-                "searched/B": f"{mean(r.searched / max(r.visible, 1) for r in own):.2f}",
+                "evaluated/B": f"{mean(r.searched / max(r.visible, 1) for r in own):.2f}",
                 "bytes/sample": f"{mean(r.activation_bytes_per_sample for r in own):.0f}",
             }
         )
     return rows
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Align the columns."""
-    names = list(rows[0])
-    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in names}
-    print("  ".join(name.ljust(widths[name]) for name in names))
-    for row in rows:
-        print("  ".join(str(row[name]).ljust(widths[name]) for name in names))
-
-
 def draw(results: list[Result], variants: list[str], path: Path) -> None:
-    """PSNR against training time and against steps; a thin line for each seed."""
+    """Plot PSNR against training time and against steps, with a thin line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -318,27 +312,26 @@ def draw(results: list[Result], variants: list[str], path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line, run, and write table, JSON and curves."""
+    """Parse the command line, run, print the table, and write the JSON file and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="scene in Blender's format, e.g. lego")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--points", type=int, default=6, help="evaluations along a run")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--points", type=int, default=6, help="evaluations during a run")
     parser.add_argument("--images", type=int, default=8, help="test views of each evaluation")
     parser.add_argument("--variants", nargs="+", default=list(RULE_OF), choices=list(RULE_OF))
-    parser.add_argument("--target-samples", type=int, default=0, help="visible samples of a batch; 0: the method's own")
+    parser.add_argument("--target-samples", type=int, default=0, help="visible samples per batch; 0: the default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("mining"), help="path without ending: .json, .png")
+    parser.add_argument("--output", type=Path, default=Path("mining"), help="path of the results, without extension")
     options = parser.parse_args()
 
     warm = argparse.Namespace(**{**vars(options), "seconds": 1.0, "points": 1, "images": 1})
-    run_seed(0, warm)  # compiles every kernel, which must not count
+    run_seed(0, warm)  # compiles the kernels, which is not part of the times
     results = [result for seed in range(options.seeds) for result in run_seed(seed, options)]
     machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "machine": machine, "runs": [asdict(r) for r in results]}
-    options.output.with_suffix(".json").write_text(json.dumps(record, indent=1))  # before anything else can go wrong
+    write_json(options.output.with_suffix(".json"), record)  # first, so that an error below loses nothing
     print_table(summary(results, options.variants))
     draw(results, options.variants, options.output.with_suffix(".png"))
 

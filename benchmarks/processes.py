@@ -1,14 +1,15 @@
-"""Several processes against one that sees the same images: the same result, and in which time.
+"""Data-parallel training against one process with the same global batch: whether the results agree, and the times.
 
     python benchmarks/processes.py SCENES/lego_100 --parser blender-data --steps 500
     python benchmarks/processes.py SCENES/lego_100 --parser blender-data --method instant-ngp-hardmine-bounded
 
-N processes with the method's own batch run first, then one process with N times the batch: N images in a step
-(`--pipeline.images-per-batch`), or N times the samples. Both are started by what `ns-train` starts processes with, and
-share or have all cores. The background is the method's own (white on Blender scenes); PSNR is the mean over the data
-parser's test split, or over its first views with --views. The first step, in which kernels are compiled or loaded, is
-not part of the time. Prints a table and, with --output, writes JSON. --only runs one of the two sides: on a machine
-with other work the two can then run at the same time, and their results, though not their times, be compared.
+N processes with the method's own batch run first, then one process with N times the batch: N images per step
+(`--pipeline.images-per-batch`), or N times the samples. Both are launched as `ns-train` launches its processes; N
+processes share the cores that the one process has. The background is the method's own (white on Blender scenes). PSNR
+is the mean over the data parser's test split, or over its first views with --views. The first step, in which kernels
+are compiled or loaded, is not part of the time. Prints a table and, with --output, writes JSON. --only runs one of the
+two sides. On a busy machine the two sides can thus run at the same time; then their results can be compared, but not
+their times.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import json
 import platform
 import random
-import socket
 import tempfile
 import time
 from functools import partial
@@ -27,23 +27,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.report import write_json
+from common.system import free_port
+from common.training import configure
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 from torch.multiprocessing.spawn import spawn
-from train_eval import configure
 
 from ns_support.commands.launching import run_worker
 
 COLUMNS = {"processes": "", "threads": "", "gaussian_count": ".0f", "psnr": ".4f", "seconds": ".1f", "step_ms": ".1f"}
-"""What the table shows, and how."""
+"""Columns of the table, and the format of each."""
 
 
 def train_and_score(
     local_rank: int, world_size: int, config: TrainerConfig, global_rank: int, views: int | None = None
 ) -> None:
-    """Train as one of several processes; process 0 then writes results.json beside its checkpoints."""
-    seed = config.machine.seed + global_rank  # as `ns-train` has it
+    """Train as one of several ranks; rank 0 then writes results.json beside its checkpoints."""
+    seed = config.machine.seed + global_rank  # as in `ns-train`
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -71,7 +73,7 @@ def train_and_score(
 
 
 def run(given: argparse.Namespace, processes: int, batches: int) -> dict[str, Any]:
-    """Results of so many processes, each with so many times the method's batch."""
+    """Results of `processes` processes, each with `batches` times the method's batch."""
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         config.logging.local_writer.enable = False
@@ -80,9 +82,7 @@ def run(given: argparse.Namespace, processes: int, batches: int) -> dict[str, An
         else:
             config.pipeline.target_num_samples *= batches
         config.get_base_dir().mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        meeting = f"tcp://127.0.0.1:{free_port()}"
         device = config.machine.device_type
         extra = (partial(train_and_score, views=given.views), processes, processes, 0, meeting, config, None, device)
         spawn(run_worker, nprocs=processes, args=extra)
@@ -116,9 +116,7 @@ def main() -> None:
         several, one = runs["several"], runs["one"]
         ratio = one["seconds"] / several["seconds"]
         print(f"\nPSNR differs by {abs(several['psnr'] - one['psnr']):.4f} dB; one takes {ratio:.2f} times as long")
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(runs, indent=2))
+    write_json(given.output, runs)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""Rays of every camera: how exact they are, and how long an image of them takes, against nerfstudio's `generate_rays`.
+"""Rays of every camera model: their error, and the time for an image, against nerfstudio's `generate_rays`.
 
     python benchmarks/rays.py
 
-Exactness: the largest angle (radians) between a pixel's ray and its closed form in NumPy's float64, distortion
-inverted by SciPy's `fsolve`, over `--checked` pixels, for this package's rays and for nerfstudio's ("none" where it
-gives no number). Time: whole images of `--pixels` squared rays, by turns (A B C A B C ...), the least of `--rounds`:
-the first image of a lens, further ones of the same lens, nerfstudio's.
+Error: the largest angle (radians) between a pixel's ray and its closed form in NumPy's float64, with the distortion
+inverted by SciPy's `fsolve`, over `--checked` pixels; for this package's rays and for nerfstudio's ("none" if it is
+NaN). Time: images of `--pixels` squared rays, measured in turn (A B C A B C ...), the smallest of `--rounds`: the first
+image of a lens, further images of the same lens, and nerfstudio's.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from common.report import write_json
+from common.timing import milliseconds
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from numpy.typing import NDArray
@@ -44,12 +44,12 @@ CASES: list[tuple[str, CameraType, tuple[float, ...] | None, float]] = [
     ("vr180", CameraType.VR180_L, None, 0.5),
     ("orthophoto", CameraType.ORTHOPHOTO, None, 0.5),
 ]
-"""Name, kind, distortion, and the focal length as a share of the image's width."""
+"""Name, camera model, distortion, and the focal length as a fraction of the image's width."""
 Vector = NDArray[np.float64]
 
 
 def make_camera(kind: CameraType, distortion: tuple[float, ...] | None, focal: float, pixels: int) -> Cameras:
-    """One camera in no special direction."""
+    """One camera whose axes are along none of the scene's."""
     rotation = torch.from_numpy(Rotation.from_euler("xyz", (0.4, -0.6, 0.2)).as_matrix()).float()
     pose = torch.cat([rotation, 4 * rotation[:, 2:]], 1)[None]
     panorama = CameraType.EQUIRECTANGULAR.value <= kind.value <= CameraType.VR180_R.value
@@ -60,6 +60,7 @@ def make_camera(kind: CameraType, distortion: tuple[float, ...] | None, focal: f
 
 
 def opencv(point: Vector, k: Vector) -> Vector:
+    """Distort a point [2] with OpenCV's coefficients k [6]: k1 to k4, p1, p2."""
     x, y = point
     r2 = x * x + y * y
     d = 1 + k[0] * r2 + k[1] * r2**2 + k[2] * r2**3 + k[3] * r2**4
@@ -68,6 +69,7 @@ def opencv(point: Vector, k: Vector) -> Vector:
 
 
 def aria(point: Vector, k: Vector) -> Vector:
+    """Distort a point [2] with FISHEYE624's coefficients k [12]: six radial, two tangential, four thin-prism."""
     theta = math.hypot(*point)
     x, y = point * (1 + sum(k[i] * theta ** (2 * i + 2) for i in range(6)))
     r2 = x * x + y * y
@@ -76,7 +78,7 @@ def aria(point: Vector, k: Vector) -> Vector:
 
 
 def exact_direction(camera: Cameras, row: int, column: int) -> Vector:
-    """Direction in the scene of a pixel's ray."""
+    """Direction [3] of a pixel's ray, in scene coordinates."""
     kind = CameraType(int(camera.camera_type))
     u, v = (column + 0.5 - camera.cx.item()) / camera.fx.item(), (row + 0.5 - camera.cy.item()) / camera.fy.item()
     if kind in (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.FISHEYE624):
@@ -100,7 +102,7 @@ def exact_direction(camera: Cameras, row: int, column: int) -> Vector:
 
 
 def largest_angle(bundle: RayBundle, camera: Cameras, picked: NDArray[np.int64]) -> float:
-    """Largest angle between rays and closed form (radians); NaN where a ray is."""
+    """Largest angle between the rays and their closed form (radians); NaN if a ray is NaN."""
     chords = [
         np.linalg.norm(bundle.directions[i, j].double().numpy() - exact_direction(camera, i, j))
         for i, j in picked.tolist()
@@ -108,26 +110,21 @@ def largest_angle(bundle: RayBundle, camera: Cameras, picked: NDArray[np.int64])
     return float(2 * np.arcsin(np.minimum(0.5 * np.array(chords), 1.0)).max())
 
 
-def seconds(work: Callable[[], RayBundle]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def first_seconds(work: Callable[[], RayBundle]) -> float:
-    """Time of work that keeps nothing of what was done before; what it makes is kept for the next again."""
+def first_milliseconds(work: Callable[[], RayBundle]) -> float:
+    """Time of `work` without what `ns_support.rays` caches of the latest lens; the cache is restored afterwards."""
     kept, rays._LATEST = rays._LATEST, rays._LatestLens()
-    took = seconds(work)
+    took = milliseconds(work)
     rays._LATEST = kept
     return took
 
 
 def main() -> None:
+    """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pixels", type=int, default=400)
-    parser.add_argument("--checked", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--pixels", type=int, default=400, help="height and width of the timed images")
+    parser.add_argument("--checked", type=int, default=500, help="pixels whose rays are checked")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence")
     picked = np.random.default_rng(0).integers(0, options.pixels, (options.checked, 2))
@@ -146,13 +143,12 @@ def main() -> None:
 
         angles = [largest_angle(work(), camera, picked) for work in (ours, theirs)]
         ours()
-        rounds = [[first_seconds(ours), seconds(ours), seconds(theirs)] for _ in range(options.rounds)]
-        times = np.array(rounds).min(0) * 1e3
+        rounds = [[first_milliseconds(ours), milliseconds(ours), milliseconds(theirs)] for _ in range(options.rounds)]
+        times = np.array(rounds).min(0)
         rows.append({"camera": name, "angles": angles, "milliseconds": times.tolist()})
         shown = ["none" if math.isnan(angle) else f"{angle:.1e}" for angle in angles]
         print(f"| {name} | {' | '.join(shown)} | {' | '.join(f'{t:.1f}' for t in times)} |", flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,26 @@
 
     python benchmarks/reorder.py --json outputs/reorder.json
 
-The bumpy shells of `casting.py`, forward and forward + backward, a forward pass with its gradients being one round; the
-orders take turns (A B A B ...), so that what else the machine does falls on both alike. Saved is the median over rounds
-of the time saved in that round. CPU time of all threads together, divided by their number. Apart from that: what
-building the hierarchy takes in either order, and computing the 30-bit codes with Numba (as the hierarchy does) and with
-PyTorch (as `raygauss_ns.gaussians.maintenance` does).
+The scenes are the bumpy shells of `casting.py`. A round is a forward and a backward pass. The two orders take turns
+(A B A B ...), so that other load on the machine affects both alike. "saved" is the median over the rounds of the
+fraction of time saved in each. Times are CPU time of all threads together, divided by their number. Also measured: the
+time to build the BVH in either order, and to compute the 30-bit codes with Numba (as the BVH does) and with PyTorch (as
+`raygauss_ns.gaussians.maintenance` does).
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from casting import Case, Shell, build_time, cast_settings, kernel_case, print_table, shell
+from common.report import machine_facts, print_table, write_json
+from common.shells import Case, Shell, build_time, cast_settings, kernel_case, shell
+from common.timing import least_cpu_milliseconds
 
-from ns_support.concurrency.threads import num_threads
 from raygauss_ns.casting import Gaussians
 from raygauss_ns.casting.cpu.bvh import _morton_codes
 from raygauss_ns.casting.morton import morton_codes
@@ -35,15 +32,15 @@ class Options:
     """What to measure."""
 
     counts: tuple[int, ...] = (60_000, 300_000)
-    """Gaussians in the shell."""
+    """Numbers of Gaussians in the shell."""
     pixels: int = 400
-    """On a side of the image."""
+    """Height and width of the image in pixels."""
     rounds: int = 9
-    """Times that each order is cast."""
+    """Number of times each order is cast."""
     slab: int = 128
-    """Samples that are processed together, K."""
+    """Samples per slab, K."""
     json: Path | None = None
-    """Where to write the figures."""
+    """JSON file for the results."""
 
 
 def in_order(scene: Shell, order: torch.Tensor, name: str) -> Shell:
@@ -51,22 +48,12 @@ def in_order(scene: Shell, order: torch.Tensor, name: str) -> Shell:
     return Shell(name, Gaussians(*parameters[:4]), parameters[4])
 
 
-def fastest(run: Callable[[], Any]) -> float:
-    """Milliseconds, the least of 5 after a first time."""
-    times = []
-    for _ in range(6):
-        begin = time.process_time()
-        run()
-        times.append(1e3 * (time.process_time() - begin))
-    return min(times[1:])
-
-
 def saved(before: list[float], after: list[float]) -> str:
     return f"{statistics.median(1 - b / a for a, b in zip(before, after, strict=True)):.1%}"
 
 
 def measure(count: int, options: Options) -> dict[str, Any]:
-    """A line of the table, and the rounds it comes from."""
+    """A row of the table, and the times of all rounds."""
     scene = shell("shell", count)
     means = scene.gaussians.means.detach()
     shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0))
@@ -77,7 +64,7 @@ def measure(count: int, options: Options) -> dict[str, Any]:
         name: kernel_case(name, ordered, options.pixels, settings, False) for name, ordered in scenes.items()
     }
     for case in cases.values():
-        case.backward(case.forward())  # compiles
+        case.backward(case.forward())  # compiles the kernels
     for _ in range(options.rounds):
         for case in cases.values():
             case.clock.measure(case.forward, case.backward)
@@ -91,10 +78,10 @@ def measure(count: int, options: Options) -> dict[str, Any]:
         "both ms, random": round(statistics.median(random.cpu_both), 1),
         "Morton ": round(statistics.median(morton.cpu_both), 1),
         "saved ": saved(random.cpu_both, morton.cpu_both),
-        "hierarchy ms, random": round(build_time(scenes["random"]), 1),
+        "BVH ms, random": round(build_time(scenes["random"]), 1),
         "Morton  ": round(build_time(scenes["Morton"]), 1),
-        "codes ms, Numba": round(fastest(lambda: _morton_codes(points.numpy())), 2),
-        "PyTorch": round(fastest(lambda: morton_codes(points, 10)), 2),
+        "codes ms, Numba": round(least_cpu_milliseconds(lambda: _morton_codes(points.numpy())), 2),
+        "PyTorch": round(least_cpu_milliseconds(lambda: morton_codes(points, 10)), 2),
     }
     rounds = {name: {"forward": case.clock.cpu_forward, "both": case.clock.cpu_both} for name, case in cases.items()}
     return {"row": row, "rounds_ms": rounds}
@@ -104,11 +91,8 @@ def main(options: Options) -> None:
     """Run and print."""
     results = [measure(count, options) for count in options.counts]
     print_table([result["row"] for result in results])
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"machine": platform.machine(), "threads": num_threads(), "torch": torch.__version__}
-        options.json.write_text(json.dumps({"machine": machine, "pixels": options.pixels, "cases": results}, indent=1))
+    write_json(options.json, {"machine": machine_facts(), "pixels": options.pixels, "cases": results})
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

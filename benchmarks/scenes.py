@@ -1,12 +1,12 @@
-"""Make the scenes that the figures in `docs/results.md` are of, from where their authors publish them.
+"""Make the scenes that `docs/results.md` measures, from the data that their authors publish.
 
     python benchmarks/scenes.py blender NERF_SYNTHETIC/lego SCENES/lego_200 --side 200
     python benchmarks/scenes.py photographs FOX SCENES/fox_270 --factor 4 --test images/0005.jpg images/0016.jpg
 
 `blender` takes a folder in Blender's format (`ns-download-data blender` fetches NeRF-synthetic's) and averages blocks
 of its pixels, in premultiplied alpha, down to images of the given side. `photographs` takes a folder in nerfstudio's or
-instant-ngp's format, averages blocks of factor x factor pixels, divides the intrinsics by the factor, and writes down
-which images are the test split: those named, or every 8th of the sorted names with --every 8.
+instant-ngp's format, averages blocks of factor x factor pixels, divides the intrinsics by the factor, and writes which
+images are the test split: those named, or every 8th of the sorted names with --every 8.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy.typing as npt
 from PIL import Image
 
 PIXELS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
-"""Entries of a transforms.json, for all frames or for one, that are in pixels."""
+"""Entries of a transforms.json in pixels, at its top or in a frame."""
 
 
 def averaged(image: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """Means over blocks of pixels; what does not fill a block is cut off.
+    """Means over blocks of pixels; rows and columns that do not fill a block are cut off.
 
     Args:
-        image: [H, W, 3 or 4]; colours count by their alpha, if there is one.
+        image: [H, W, 3 or 4]; colours are weighted by alpha, if there is one.
         factor: side of a block (pixels).
 
     Returns:
@@ -47,10 +47,10 @@ def averaged(image: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]
 
 
 def shrink(source: Path, target: Path, factor: int) -> tuple[int, int]:
-    """Average an image file down; its new width and height.
+    """Shrink an image file by averaging; returns the new width and height.
 
     Raises:
-        SystemExit: there is no such file, or it can't be read.
+        SystemExit: the file does not exist, or can't be read.
     """
     try:
         with Image.open(source) as image:
@@ -64,10 +64,10 @@ def shrink(source: Path, target: Path, factor: int) -> tuple[int, int]:
 
 
 def blender(source: Path, target: Path, side: int) -> None:
-    """All three splits of a scene in Blender's format.
+    """Make all three splits of a scene in Blender's format.
 
     Raises:
-        SystemExit: `side` does not divide that of the images.
+        SystemExit: `side` does not divide the images' side.
     """
     for split in ("train", "val", "test"):
         meta = json.loads((source / f"transforms_{split}.json").read_text())
@@ -82,10 +82,10 @@ def blender(source: Path, target: Path, side: int) -> None:
 
 
 def photographs(source: Path, target: Path, factor: int, test: list[str], every: int) -> None:
-    """A capture in nerfstudio's or instant-ngp's format, with its test split written down.
+    """Make a capture in nerfstudio's or instant-ngp's format, with its test split in transforms.json.
 
     Raises:
-        SystemExit: an image named for the test split is not there.
+        SystemExit: an image named for the test split does not exist.
     """
     meta: dict[str, Any] = json.loads((source / "transforms.json").read_text())
     names = sorted(frame["file_path"] for frame in meta["frames"])
@@ -111,17 +111,17 @@ def main(arguments: list[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in ("blender", "photographs"):
         of_kind = kinds.add_parser(kind)
-        of_kind.add_argument("source", type=Path)
-        of_kind.add_argument("target", type=Path)
+        of_kind.add_argument("source", type=Path, help="folder of the published scene")
+        of_kind.add_argument("target", type=Path, help="folder to write")
         if kind == "blender":
-            of_kind.add_argument("--side", type=int, required=True, help="pixels")
+            of_kind.add_argument("--side", type=int, required=True, help="height and width of the new images in pixels")
         else:
-            of_kind.add_argument("--factor", type=int, required=True, help="by which the images shrink")
+            of_kind.add_argument("--factor", type=int, required=True, help="by which the images are shrunk")
             of_kind.add_argument(
                 "--test", nargs="+", default=[], help="names of the test images, as in transforms.json"
             )
             of_kind.add_argument(
-                "--every", type=int, default=8, help="without --test: every how many images one is of the test split"
+                "--every", type=int, default=8, help="without --test: one of this many images is in the test split"
             )
     given = parser.parse_args(arguments)
     if given.kind == "blender":

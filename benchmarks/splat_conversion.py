@@ -1,13 +1,14 @@
-"""What the conversion to 3D Gaussian splatting loses: PSNR of ray cast and of splatted test views.
+"""What the conversion to 3D Gaussian splatting loses: PSNR of test views, ray cast and splatted.
 
     python benchmarks/splat_conversion.py SCENE --steps 500 --views 10
 
 Trains `raygauss` on a Blender scene, writes the file that `raygauss-export splat` writes, and renders the same views
+in three ways:
 
 - cast: the trained model, as `ns-eval` does;
-- cast, file read back: the same caster on the splat file's Gaussians, which shows what the colours lose alone, since
-  reading inverts the conversion of density to opacity;
-- splatted: the file as viewers show it: projection and harmonics are gsplat's PyTorch reference, compositing is below.
+- cast, file read back: the splat file's Gaussians with the same caster. Reading inverts the conversion of density to
+  opacity, so that this shows the loss of the colours alone;
+- splatted: the file as viewers show it. Projection and harmonics are gsplat's PyTorch reference; compositing is here.
 
 White background, the data parser's test split, no LPIPS. Prints a table and, with --output, writes JSON.
 """
@@ -15,8 +16,6 @@ White background, the data parser's test split, no LPIPS. Prints a table and, wi
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -24,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.report import machine_line, write_json
+from common.training import configure, train
 from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci, _spherical_harmonics
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
-from train_eval import configure, train
 
 from ns_support.data.ply import Columns, read_ply, write_ply
 from ns_support.metrics import image_metrics
@@ -36,13 +36,13 @@ from raygauss_ns.gaussians.ply_formats import read_cloud, splat_columns
 from raygauss_ns.model import RayGaussModel
 
 LOW_PASS = 0.3
-"""Variance (pixels squared) that 3DGS adds to each splat."""
+"""Variance that 3DGS adds to each splat (pixels squared)."""
 LEAST_ALPHA, MOST_ALPHA = 1 / 255, 0.999
-"""Opacity in a pixel below which 3DGS leaves a splat out, and above which it doesn't go (gsplat's value)."""
+"""Opacity in a pixel below which 3DGS omits a splat, and the largest opacity (gsplat's value)."""
 LEAST_TRANSMITTANCE = 1e-4
-"""At which 3DGS stops a pixel."""
+"""Transmittance at which 3DGS stops compositing a pixel."""
 TILE = 20
-"""Pixels on a side of the squares that are composited together."""
+"""Side in pixels of the squares that are composited together."""
 
 
 def stacked(columns: Columns, *names: str) -> Tensor:
@@ -90,7 +90,7 @@ def splat_image(columns: Columns, camera: Cameras, background: Tensor) -> Tensor
 
 
 def _tile(splats: tuple[Tensor, ...], corners: tuple[int, int, int, int], background: Tensor) -> Tensor:
-    """Composite the splats, sorted front to back, that reach a rectangle of pixels."""
+    """Composite the splats that reach a rectangle of pixels, sorted front to back."""
     top, left, bottom, right = corners
     centers, _, radii, _, _ = splats
     x, y = centers.unbind(-1)
@@ -103,7 +103,7 @@ def _tile(splats: tuple[Tensor, ...], corners: tuple[int, int, int, int], backgr
     alphas = torch.where(alphas < LEAST_ALPHA, 0.0, alphas)
     after = torch.cumprod(1 - alphas, -1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], -1)
-    # A splat that would bring the transmittance down to the limit is not drawn, nor is any behind it.
+    # A splat that would reduce the transmittance to the limit is not drawn, nor is any behind it.
     drawn = after > LEAST_TRANSMITTANCE
     weights = torch.where(drawn, before * alphas, 0.0)
     left_over = 1 - weights.sum(-1, keepdim=True)
@@ -120,7 +120,7 @@ def compare(
     columns = read_ply(path).columns
     trained, cloud = model.cloud, read_cloud(path, model.unit, model.config.sh_degree, model.config.num_lobes)
     scores: dict[str, list[dict[str, float]]] = {"cast": [], "cast, file read back": [], "splatted": []}
-    model.update_to_step(model.total_steps)  # all of the colour counts in the file, and so in the comparison
+    model.update_to_step(model.total_steps)  # the file has the colours of the full SH and SG degree
     for camera, batch in views:
         outputs = model.get_outputs_for_camera(camera)
         truth, _ = model._ground_truth(outputs, batch)
@@ -155,16 +155,14 @@ def main() -> None:
         count = min(given.views, len(every))
         begin = time.perf_counter()
         scores = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    results = {"data": given.data.name, "machine": machine, "gaussians": len(model.cloud), "views": count} | timings
+    results = {"data": given.data.name, "machine": machine_line(), "gaussians": len(model.cloud), "views": count}
+    results |= timings
     print(f"\n{results}\nrendering took {time.perf_counter() - begin:.0f} s\n")
     print("| | PSNR, dB | loss, dB | SSIM |\n|---|---|---|---|")
     for way, score in scores.items():
         loss = scores["cast"]["psnr"] - score["psnr"]
         print(f"| {way} | {score['psnr']:.2f} | {loss:.2f} | {score['ssim']:.4f} |")
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(results | {"scores": scores}, indent=2))
+    write_json(given.output, results | {"scores": scores})
 
 
 if __name__ == "__main__":

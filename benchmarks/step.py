@@ -1,16 +1,15 @@
-"""Where the time of a training step goes: caster, colour, loss, optimiser, density control, data, everything else.
+"""Where the time of a training step goes: caster, colour, SSIM, optimiser, densification, data, everything else.
 
     python benchmarks/step.py SCENE --parser blender-data --warm-up 1000 --steps 50
 
-Trains `raygauss` on a scene for a while, so that the Gaussians are those of a training and not of its start, and then
-times the parts of further steps. "nerfstudio and PyTorch" is what is left of the trainer's own iteration: autograd,
-rays, the loss beside SSIM, metrics, copies. Wall time of this process; a busy machine shows in all parts alike.
+Trains `raygauss` on a scene for --warm-up steps, so that the Gaussians are no longer the initial ones, and then times
+the parts of further steps. "nerfstudio and PyTorch" is the rest of the trainer's iteration: autograd, rays, the loss
+other than SSIM, metrics, copies. Times are wall times of this process; other load on the machine affects all parts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_eval import configure, train
+from common.report import write_json
+from common.training import configure, train
 
 from raygauss_ns.casting.cpu.autograd import CpuCast
 from raygauss_ns.color.cpu import KernelColors
@@ -27,13 +27,13 @@ from raygauss_ns.training import TrainingHooks
 
 
 class Stopwatch:
-    """Adds up the time spent in functions, each under a label."""
+    """Sums the time spent in functions, by label."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def watch(self, owner: Any, name: str, label: str) -> None:
-        """Replace a function of an object or a class by one that is timed."""
+        """Replace a function of an object or a class by a timed one."""
         inner: Callable[..., Any] = getattr(owner, name)
         self.seconds.setdefault(label, 0.0)
 
@@ -75,24 +75,22 @@ def main() -> None:
             (trainer.pipeline.datamanager, "next_train", "data"),
         ):
             watch.watch(owner, name, label)
-        watch.seconds["density control"] = 0.0
+        watch.seconds["densification"] = 0.0
         begin = time.perf_counter()
         for step in range(given.warm_up, given.warm_up + given.steps):
             loop.before(step)
             trainer.train_iteration(step)
             after = time.perf_counter()
             loop.after(step)
-            watch.seconds["density control"] += time.perf_counter() - after
+            watch.seconds["densification"] += time.perf_counter() - after
         total = time.perf_counter() - begin
 
     parts = watch.seconds | {"nerfstudio and PyTorch": total - sum(watch.seconds.values())}
-    print(f"\n{len(trainer.pipeline.model.cloud)} Gaussians, {1e3 * total / given.steps:.1f} ms a step\n")
+    print(f"\n{len(trainer.pipeline.model.cloud)} Gaussians, {1e3 * total / given.steps:.1f} ms per step\n")
     for label, seconds in sorted(parts.items(), key=lambda part: -part[1]):
         print(f"{label:24} {1e3 * seconds / given.steps:7.2f} ms  {seconds / total:6.1%}")
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        milliseconds = {label: 1e3 * seconds / given.steps for label, seconds in parts.items()}
-        given.output.write_text(json.dumps({"milliseconds": milliseconds, "warm_up": timings}, indent=1))
+    milliseconds = {label: 1e3 * seconds / given.steps for label, seconds in parts.items()}
+    write_json(given.output, {"milliseconds": milliseconds, "warm_up": timings})
 
 
 if __name__ == "__main__":

@@ -4,108 +4,30 @@
     python benchmarks/train_eval.py instant-ngp-hardmine-bounded SCENE --parser blender-data --minutes 10
     python benchmarks/train_eval.py nerfacto SCENE --minutes 10 --option implementation=torch --views 5
 
-Prints a table and, with --output, writes JSON. The background is the method's own (white on Blender scenes), the
-split is the data parser's test split, LPIPS (AlexNet) appears where its weights can be had. Compiling the kernels falls
-into the first step, which is reported apart and not part of the steps per second.
+Prints a table and, with --output, writes JSON. The background is the method's own (white on Blender scenes) and the
+split is the data parser's test split. LPIPS (AlexNet) is included if its weights are available. The first step, in
+which the kernels are compiled, is reported separately and excluded from the steps per second.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
-import json
-import platform
-import random
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common.report import machine_line, write_json
+from common.training import configure, evenly_spread, train
 from nerfstudio.configs.dataparser_configs import all_dataparsers
-from nerfstudio.configs.method_configs import all_methods
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
-from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.engine.trainer import Trainer
 from PIL import Image
 from torchmetrics.image import lpip
 
-from ns_support.startup.device import default_device_type
-
-
-def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:
-    """The method's configuration for a run without viewer and without evaluation on the way.
-
-    Args:
-        method: name in `ns-train`.
-        data: the scene.
-        parser: name of the data parser.
-        steps: training steps.
-        folder: where checkpoints go.
-        options: "field=value" pairs of the model's configuration.
-    """
-    config = copy.deepcopy(all_methods[method])
-    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers[parser])
-    config.pipeline.datamanager.data = data
-    config.output_dir, config.experiment_name, config.timestamp = folder, "benchmark", "run"
-    config.vis, config.max_num_iterations = "tensorboard", steps
-    config.machine.device_type = default_device_type()
-    config.mixed_precision = config.mixed_precision and config.machine.device_type == "cuda"
-    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
-    config.steps_per_save = 10**9
-    config.viewer.quit_on_train_completion = True
-    for option in options:
-        name, text = option.split("=", 1)
-        getattr(config.pipeline.model, name)  # a field that there is
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        setattr(config.pipeline.model, name, value)
-    return config
-
-
-def train(
-    config: TrainerConfig, minutes: float, seed: int, prepare: Callable[[Trainer], None] | None = None
-) -> tuple[Trainer, dict[str, Any]]:
-    """Train for the configured steps or the given minutes, whichever ends first; the trainer and its timings.
-
-    `prepare` is called once all is set up and before the first step.
-    """
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    config.save_config()
-    trainer = config.setup(local_rank=0, world_size=1)
-    # Only Blender's parser knows a test split apart from the validation split, which is what `ns-train` sets up.
-    blender = isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig)
-    trainer.setup(test_mode="test" if blender else "val")
-    if prepare is not None:
-        prepare(trainer)
-    ends: list[float] = []
-
-    def note(step: int) -> None:
-        ends.append(time.perf_counter())
-        if ends[-1] - begin > 60 * minutes:
-            trainer.stop_training = True
-
-    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], note))
-    begin = time.perf_counter()
-    trainer.train()
-    steady = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else float("nan")
-    return trainer, {
-        "steps": len(ends),
-        "train_seconds": ends[-1] - begin,
-        "first_step_seconds": ends[0] - begin,
-        "steps_per_second": steady,
-    }
-
 
 class NoLPIPS(torch.nn.Module):
-    """Stands in for nerfacto's LPIPS where its weights can't be had: nerfacto downloads them when it is built."""
+    """Replaces nerfacto's LPIPS if its weights are not available: nerfacto downloads them when it is built."""
 
     def forward(self, *_: torch.Tensor) -> torch.Tensor:
         """NaN."""
@@ -113,16 +35,16 @@ class NoLPIPS(torch.nn.Module):
 
 
 def build_nerfacto_offline() -> None:
-    """Let nerfacto be built, with NaN for its LPIPS, where nerfstudio could not build it at all."""
+    """Make nerfacto buildable without its LPIPS weights, with NaN for its LPIPS; nerfstudio alone would raise."""
     try:
         lpip.LearnedPerceptualImagePatchSimilarity(normalize=True)
     except OSError as error:
-        print(f"LPIPS of nerfacto is left out: {error}")
+        print(f"LPIPS of nerfacto is omitted: {error}")
         lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: NoLPIPS()
 
 
 def evaluate(trainer: Trainer, views: int) -> dict[str, float]:
-    """Mean metrics over so many test views, spread evenly over the split."""
+    """Mean metrics over `views` test views, spread evenly over the split."""
     pipeline = trainer.pipeline
     pipeline.eval()
     found = [
@@ -133,21 +55,21 @@ def evaluate(trainer: Trainer, views: int) -> dict[str, float]:
 
 
 def chosen_views(views: Any, count: int) -> dict[int, Any]:
-    """So many of the views, spread evenly, by their place."""
-    chosen = set(np.linspace(0, len(views) - 1, count).round().astype(int).tolist())
+    """`count` of the views, spread evenly, by index."""
+    chosen = set(evenly_spread(len(views), count))
     return {i: view for i, view in enumerate(views) if i in chosen}
 
 
 def save_pictures(trainer: Trainer, folder: Path, count: int = 4) -> None:
-    """Write `count` test views, spread evenly over the split, as PNG."""
+    """Write `count` test views, spread evenly over the split, as PNG files: ground truth beside prediction."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = trainer.pipeline
     pipeline.eval()
     for i, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, count).items():
         outputs = pipeline.model.get_outputs_for_camera(camera)
         _, images = pipeline.model.get_image_metrics_and_images(outputs, batch)
-        picture = (images["img"].cpu().clamp(0, 1).numpy() * 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+        image = (images["img"].cpu().clamp(0, 1).numpy() * 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
 
 
 def main() -> None:
@@ -157,7 +79,7 @@ def main() -> None:
     arguments.add_argument("data", type=Path)
     arguments.add_argument("--parser", default="nerfstudio-data", choices=sorted(all_dataparsers))
     arguments.add_argument("--steps", type=int, default=2000)
-    arguments.add_argument("--minutes", type=float, default=float("inf"), help="stop training after this long")
+    arguments.add_argument("--minutes", type=float, default=float("inf"), help="time limit of the training")
     arguments.add_argument("--seed", type=int, default=42)
     arguments.add_argument("--views", type=int, help="test views to evaluate, spread evenly; all by default")
     arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
@@ -176,15 +98,12 @@ def main() -> None:
             scores = evaluate(trainer, given.views) | {"views": given.views}
         if given.pictures is not None:
             save_pictures(trainer, given.pictures)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    results = {"method": given.method, "data": given.data.name, "machine": machine} | timings | scores
+    results = {"method": given.method, "data": given.data.name, "machine": machine_line()} | timings | scores
     width = max(map(len, results))
     print()
     for name, value in results.items():
         print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
-    if given.output is not None:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(results, indent=2))
+    write_json(given.output, results)
 
 
 if __name__ == "__main__":

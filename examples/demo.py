@@ -1,8 +1,8 @@
-"""The whole way of a scene in one command: make it, train on it, evaluate, and show the result: a picture, a turntable.
+"""Make a scene, train on it, evaluate, and render a comparison image and a turntable video, in one command.
 
     python examples/demo.py
 
-Everything lands in `demo_output/` at the root of the repository; a second run starts afresh.
+All files are written to `demo_output/` at the root of the repository; a second run replaces them.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from PIL import Image, ImageDraw, ImageFont
 STEPS = 1500
 """Training steps: a few minutes on two CPU cores."""
 TRAIN_OPTIONS = (
-    # No viewer: the command ends when the training does.
+    # Without the viewer, the command ends when the training ends.
     *("--vis", "tensorboard"),
-    # Looking at test images is left to `ns-eval`.
+    # The test images are evaluated by `ns-eval`.
     *("--steps-per-eval-image", "100000"),
     *("--steps-per-eval-all-images", "100000"),
 )
-"""Options of `ns-train` beside those that name the data, the output and the number of steps."""
+"""Options of `ns-train` other than data, output and number of steps."""
 
 OUTPUT = Path(__file__).resolve().parents[1] / "demo_output"
 VIEWS = 3
-"""Test views in the picture."""
+"""Number of test views in the comparison image."""
 TILE = 256
-"""Pixels on a side of each image in the picture."""
+"""Height and width in pixels of each view in the comparison image."""
 GAP, CAPTION = 12, 28
-"""Pixels between images, and for the line of captions above them."""
+"""Pixels between the views, and height of the line of captions above them."""
 
 TURN, FRAME_RATE = 48, 16
-"""Frames of the turntable, and how many of them make a second."""
+"""Number of frames of the turntable video, and frames per second."""
 DISTANCE, HEIGHT, FIELD = 3.6, 1.6, 40.0
-"""Of the turntable's camera: distance from the scene's axis and height above its middle (scene units), and its angle of
-view from top to bottom (degrees)."""
+"""Of the turntable's camera: distance from the scene's axis and height above its centre (scene units), and its vertical
+field of view (degrees)."""
 
-# nerfstudio raises these while it imports its own models, before a plugin could silence them.
+# nerfstudio emits these while it imports its own models, before a plugin could filter them.
 _NERFSTUDIOS_WARNINGS = (
     "`torch.jit.script` is deprecated",
     "`torch.cuda.amp.custom_fwd(args...)` is deprecated",
@@ -56,10 +56,10 @@ _NERFSTUDIOS_WARNINGS = (
 
 
 def run(command: str, *arguments: str | Path) -> None:
-    """Run one of nerfstudio's commands on this terminal.
+    """Run one of nerfstudio's commands, with its output on this terminal.
 
     Raises:
-        SystemExit: with a sentence, when the command is not installed or fails.
+        SystemExit: the command is not installed, or it failed.
     """
     executable = shutil.which(command, path=sysconfig.get_path("scripts")) or shutil.which(command)
     if executable is None:
@@ -77,16 +77,16 @@ def run(command: str, *arguments: str | Path) -> None:
 
 
 def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.Image:
-    """Ground truth beside prediction beside depth, a row for each of a few test views.
+    """The comparison image: ground truth, prediction and depth side by side, with a row per test view.
 
     Args:
-        images: folder that `ns-eval --render-output-path` filled: `eval_img_*.png`, where ground truth, prediction
-            and error stand side by side, and `eval_depth_*.png`.
+        images: output folder of `ns-eval --render-output-path`: `eval_img_*.png`, with ground truth, prediction and
+            error side by side, and `eval_depth_*.png`.
         captions: one for each of the three columns.
-        views: how many rows; spread evenly over all test views.
+        views: number of rows, evenly spread over all test views.
 
     Raises:
-        SystemExit: with a sentence, when there are no such images.
+        SystemExit: the folder has no such images.
     """
     triples, depths = sorted(images.glob("eval_img_*.png")), sorted(images.glob("eval_depth_*.png"))
     if not triples or len(triples) != len(depths):
@@ -109,18 +109,18 @@ def picture(images: Path, captions: Sequence[str], views: int = VIEWS) -> Image.
 
 
 def turntable(path: Path, side: int) -> None:
-    """Write a camera path for `ns-render camera-path`: once around the scene, which is watched from slightly above.
+    """Write a camera path for `ns-render camera-path`: once around the scene, from slightly above.
 
     Args:
         path: the `.json` file.
-        side: pixels on a side of each frame.
+        side: height and width of the frames in pixels.
     """
     frames = []
     for i in range(TURN):
         angle = 2 * math.pi * i / TURN
         c, s, far = math.cos(angle), math.sin(angle), math.hypot(DISTANCE, HEIGHT)
         up, out = DISTANCE / far, HEIGHT / far
-        # Columns: to the right, up, and back, away from the middle; then where the camera stands.
+        # Columns: the camera's axes (right, up, and back, away from the centre), and its position.
         pose = [
             [-s, -out * c, up * c, DISTANCE * c],
             [c, -out * s, up * s, DISTANCE * s],
@@ -133,12 +133,12 @@ def turntable(path: Path, side: int) -> None:
 
 
 def demo(method: str = "raygauss", steps: int = STEPS, options: str = "", resolution: int = 128) -> None:
-    """Train, evaluate and picture a method on a scene that is made on the spot.
+    """Train and evaluate a method on a synthetic scene, and render a comparison image and a turntable video.
 
     Args:
-        method: Any method that nerfstudio knows.
+        method: Name of any nerfstudio method.
         steps: Training steps.
-        options: Further options for ns-train, in one string.
+        options: More options for ns-train, as one string.
         resolution: Height and width of the scene's images in pixels.
     """
     scene, training, images = OUTPUT / "scene", OUTPUT / "training", OUTPUT / "eval_images"

@@ -1,7 +1,7 @@
-"""Hard-sample mining around a field that knows nothing of it: nerfstudio's nerfacto field.
+"""Hard-sample mining with an unmodified field of nerfstudio: that of nerfacto.
 
-`mined_outputs` is all there is to it. Run as a script, this file shows on random rays what mining leaves of the
-activations: `python examples/mine_nerfacto.py`.
+`mined_outputs` is the complete integration. Run as a script, this file prints how many bytes of activations are saved
+for the backward pass on random rays, for each mining rule: `python examples/mine_nerfacto.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hardmine_ns.mining import HardSampleMining, undo_activations
 
 
 def mined_outputs(field: Field, ray_samples: RaySamples, mining: HardSampleMining) -> dict[FieldHeadNames, Tensor]:
-    """What `field(ray_samples)` gives, with a backward pass that runs on the hard samples only.
+    """The outputs of `field(ray_samples)`, with a backward pass through the hard samples only.
 
     Args:
         field: any nerfstudio field with exponential density and sigmoid colours.
         ray_samples: of any shape.
-        mining: keeps tau; make it once, as a submodule of the model, so that checkpoints save it.
+        mining: has tau as its state; make it once, as a submodule of the model, so that checkpoints save it.
     """
     samples = ray_samples.flatten()
 
@@ -52,7 +52,7 @@ def random_samples(num_rays: int, samples_per_ray: int) -> RaySamples:
 
 
 def saved_megabytes(rule: str) -> float:
-    """Megabytes that one backward pass through a nerfacto field keeps when mined with `rule`."""
+    """Megabytes that are saved for the backward pass through a nerfacto field that is mined with `rule`."""
     torch.manual_seed(0)
     aabb = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     field = NerfactoField(aabb, num_images=1, log2_hashmap_size=14, implementation="torch")
@@ -66,7 +66,7 @@ def saved_megabytes(rule: str) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         outputs = mined_outputs(field, random_samples(64, 32), mining)
-        weights = torch.linspace(1.0, 0.0, 32)[:, None] ** 8  # as if the first samples hid the others
+        weights = torch.linspace(1.0, 0.0, 32)[:, None] ** 8  # as if the first samples occluded the others
         loss = (weights * outputs[FieldHeadNames.RGB]).square().mean()
         loss.backward()
     return kept / 2**20
@@ -74,4 +74,4 @@ def saved_megabytes(rule: str) -> float:
 
 if __name__ == "__main__":
     for mining_rule in ("off", "poisson", "multinomial", "topk"):
-        print(f"{mining_rule:12s} {saved_megabytes(mining_rule):7.1f} MB kept for the backward pass")
+        print(f"{mining_rule:12s} {saved_megabytes(mining_rule):7.1f} MB saved for the backward pass")

@@ -1,8 +1,7 @@
 """instant-ngp-hardmine in nerfstudio.
 
-It derives from nerfstudio's `Model` and not from its `NGPModel`: that one builds its field, grid, sampler and LPIPS in
-one method, of which nothing could be kept (the field wants tiny-cuda-nn, the sampler CUDA, LPIPS a download). Options
-that both have bear the same names.
+It derives from nerfstudio's `Model` and not from its `NGPModel`, of which nothing could be kept: its field needs
+tiny-cuda-nn, its sampler CUDA, its LPIPS a download. Options that both have bear the same names.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from hardmine_ns.hash_encoding import Backend, HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
 from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.optimizers import fit_learning_rates
-from hardmine_ns.rendering.field import HashField, truncated_exp
-from hardmine_ns.rendering.visibility import Rays, Visible, groups_of_rays, render_visible, search
+from hardmine_ns.rendering.field import HashField, to_unit_cube, truncated_exp
+from hardmine_ns.rendering.visibility import Rays, SampleCounts, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.settings import check_settings
-from hardmine_ns.viewing import HardMineRun, OfRays, extra_pictures, in_pieces
+from hardmine_ns.viewing import HardMineRun, OfRays, Scene, extra_outputs, in_pieces
 from ns_support.commands.export_rays import is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
 from ns_support.concurrency.processes import Processes
@@ -39,7 +38,7 @@ from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.rays import camera_rays
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
-from ns_support.viewer.outputs import Outputs, filled_depth
+from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 
 _SAMPLES_AT_ONCE = 1 << 19
 """Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
@@ -134,19 +133,7 @@ class HardMineModelConfig(ModelConfig):
         Raises:
             UserError: names the setting, its value and what it must be.
         """
-        try:
-            check_settings(self)
-        except ValueError as error:
-            raise UserError(f"This configuration can't be used: {error}.") from error
-
-
-@dataclass(frozen=True)
-class SampleCounts:
-    """How many samples the latest training step had at each stage."""
-
-    marched: int = 0
-    searched: int = 0
-    visible: int = 0
+        check_settings(self)
 
 
 class HardMineModel(Model):
@@ -168,9 +155,9 @@ class HardMineModel(Model):
         aabb = self.scene_box.aabb
         diagonal = float((aabb[1] - aabb[0]).norm())
         c.check()
+        fractions = c.mining_min_fraction, c.mining_max_fraction
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
-            fractions = c.mining_min_fraction, c.mining_max_fraction
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
                 num_levels=c.num_levels,
@@ -189,6 +176,7 @@ class HardMineModel(Model):
         self.renderer_rgb = renderers.RGBRenderer(background_color=c.background_color)
         self.lpips = LazyLPIPS()
         self.sample_counts = SampleCounts()
+        # What a step's visibility pass evaluated, until the next step's update of the grid takes it.
         self._observed: tuple[Tensor, Tensor] | None = None
         self.plane = SlicePlane(aabb)
         self.run = HardMineRun(self.mining, self.plane)
@@ -229,14 +217,13 @@ class HardMineModel(Model):
 
         Returns:
             "rgb" [R, 3]; "accumulation" and "depth" [R, 1], the depth being the expected distance along the ray; in
-            evaluation also the `extra_pictures`, each computed when it is looked up. Where no ray meets anything,
+            evaluation also the `extra_outputs`, each computed when it is looked up. Where no ray meets anything,
             "depth" is then where they end.
         """
         if self.training:
             return self._outputs(self.render_training(*self._march(given_rays(ray_bundle, self.device))))
         rays = given_rays(ray_bundle, self.device)
         shape, flat = rays.origins.shape[:-1], rays.reshape((-1,))
-
         some = flat if len(flat) > 0 else given_rays(RayBundle(flat.origins.new_zeros(1, 3), _UP, None), self.device)
 
         def everywhere(function: OfRays) -> dict[str, Tensor]:
@@ -265,8 +252,10 @@ class HardMineModel(Model):
         return outputs.only(self.run.shown()) if viewer_asks() else outputs
 
     def _with_extras(self, everywhere: Callable[[OfRays], dict[str, Tensor]]) -> Outputs:
-        outputs = everywhere(self._render)
-        return Outputs(outputs, extra_pictures(self, outputs["accumulation"], everywhere))
+        outputs, run = everywhere(self._render), self.run
+        shares = (lambda: run.shares) if run.has_training else None
+        scene = Scene(self.bounds, self.found, self.densities, self.grid, self.step_size, self.plane, shares)
+        return Outputs(outputs, extra_outputs(scene, outputs["accumulation"], everywhere))
 
     def _render(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
         pieces = [self._outputs(render_visible(self.field, found, rays)) for rays, found in self.found(ray_bundle)]
@@ -301,9 +290,7 @@ class HardMineModel(Model):
         """
         if output_name != "rgb":
             raise NotImplementedError(f'get_rgba_image needs output_name "rgb", got {output_name!r}')
-        rgb, alpha = outputs["rgb"], outputs["accumulation"]
-        color = (rgb - self._background(rgb) * (1 - alpha)) / alpha.clamp(min=1e-6)
-        return torch.cat([torch.where(alpha > 0, color.clamp(0, 1), 0.0), alpha], dim=-1)
+        return without_background(outputs["rgb"], outputs["accumulation"], self._background(outputs["rgb"]))
 
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
         """Composite rays with a graph that holds the mined samples only.
@@ -321,16 +308,10 @@ class HardMineModel(Model):
         return render_visible(self.field, visible, rays, self.mining)
 
     def to_unit(self, positions: Tensor) -> Tensor:
-        """Map scene positions [n, 3] to the field's unit cube, contracting what lies outside the scene box.
-
-        With u the position in half extents from the box's centre and m = max |u_i|, contraction maps m > 1 to
-        (2 - 1/m) u / m (mip-NeRF 360's, with the maximum norm), so that all of space fits the cube.
-        """
-        u = (positions - self.grid.center) * self.grid.half_extent.reciprocal()
-        if self.config.disable_scene_contraction:
-            return (u * 0.5 + 0.5).clamp_(0, 1)
-        m = u.abs().amax(-1, keepdim=True).clamp_(min=1)
-        return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
+        """Map scene positions [n, 3] to the field's unit cube."""
+        return to_unit_cube(
+            positions, self.grid.center, self.grid.half_extent, not self.config.disable_scene_contraction
+        )
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""

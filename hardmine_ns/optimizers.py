@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 from torch.optim import Optimizer
@@ -13,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hardmine_ns.hash_encoding import RowAdam
 from ns_support.help import documented
-from ns_support.schedulers import FloatExponentialDecay, FloatExponentialDecayConfig
+from ns_support.schedulers import FloatExponentialDecay, FloatExponentialDecayConfig, refit
 
 
 @documented
@@ -49,7 +47,7 @@ class FullLengthDecay(FloatExponentialDecay):
         """Torch scheduler whose state holds only Python numbers."""
         scheduler = super().get_scheduler(optimizer, lr_init)
         if self.config.max_steps == 0:
-            _set_length(scheduler, math.inf)
+            refit(optimizer, scheduler, max_steps=math.inf)
         return scheduler
 
 
@@ -67,11 +65,5 @@ def fit_learning_rates(optimizers: Optimizers, total_steps: int) -> None:
         config = optimizers.config[name]["scheduler"]
         if isinstance(config, FullLengthDecayConfig) and config.max_steps == 0:
             # What a scheduler has as an attribute, it saves and loads.
-            _set_length(scheduler, vars(scheduler).setdefault("training_steps", total_steps))
-            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-                group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
-
-
-def _set_length(scheduler: LambdaLR, steps: float) -> None:
-    length: dict[str, Any] = {"max_steps": steps}
-    scheduler.lr_lambdas = [partial(function, **length) for function in scheduler.lr_lambdas]
+            length = vars(scheduler).setdefault("training_steps", total_steps)
+            refit(optimizers.optimizers[name], scheduler, max_steps=length)

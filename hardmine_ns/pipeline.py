@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from hardmine_ns.data import RayDataManager
-from ns_support.errors import UserError
+from ns_support.errors import require
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 
@@ -115,9 +115,7 @@ def _check(config: AdaptiveRaysPipelineConfig) -> None:
         ("min-num-rays", c.min_num_rays >= 1, "at least 1"),
         ("max-num-rays", c.max_num_rays >= c.min_num_rays, f"at least min-num-rays, {c.min_num_rays}"),
     ):
-        if not holds:
-            value = getattr(c, name.replace("-", "_"))
-            raise UserError(f"This configuration can't be used: {name} must be {wanted}, got {value}.")
+        require(f"--pipeline.{name}", holds, wanted, getattr(c, name.replace("-", "_")))
 
 
 def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPipelineConfig) -> int:

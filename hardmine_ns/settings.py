@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ns_support.errors import require
+
 if TYPE_CHECKING:
     from hardmine_ns.model import HardMineModelConfig
 
@@ -25,13 +27,12 @@ def check_settings(config: HardMineModelConfig) -> None:
     """Refuse a setting out of its range, by its name on the command line.
 
     Raises:
-        ValueError: names the setting, its range and its value.
+        UserError: names the setting, its range and its value.
     """
     c = config
 
     def demand(name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"{name.replace('_', '-')} must be {wanted}, got {getattr(c, name)}")
+        require(f"--pipeline.model.{name.replace('_', '-')}", holds, wanted, getattr(c, name))
 
     for name in _COUNTS:
         demand(name, getattr(c, name) >= 1, "at least 1")

@@ -1,26 +1,23 @@
-"""What instant-ngp-hardmine adds to nerfstudio's viewer: mining's settings, and pictures beside the colour."""
+"""What instant-ngp-hardmine adds to nerfstudio's viewer: mining's settings, and outputs beside the colour."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.viewer.viewer_elements import ViewerDropdown, ViewerSlider
 from torch import Tensor
 
-from hardmine_ns.marching import composite
+from hardmine_ns.marching import OccupancyGrid, composite
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.mining import HardSampleMining, MiningRule
 from hardmine_ns.rendering.share_map import ShareMap
-from hardmine_ns.rendering.visibility import Visible
+from hardmine_ns.rendering.visibility import Rays, Visible
 from ns_support.viewer.controls import SlicePlane, ViewerRun, stop_if_unwanted
 from ns_support.viewer.normals import normal_picture, surface_normals
 from ns_support.viewer.outputs import Extra
-
-if TYPE_CHECKING:
-    from hardmine_ns.model import HardMineModel
 
 HARD_SAMPLES = "hard_samples"
 OfRays: TypeAlias = Callable[[RayBundle], dict[str, Tensor]]
@@ -141,59 +138,80 @@ def in_pieces(rays: RayBundle, function: OfRays, most: int, device: torch.device
     return {name: torch.cat([piece[name] for piece in pieces]).view(height, width, -1) for name in pieces[0]}
 
 
-def extra_pictures(
-    model: HardMineModel, accumulation: Tensor, everywhere: Callable[[OfRays], dict[str, Tensor]]
+class Scene(NamedTuple):
+    """What of a model the extra outputs are computed from.
+
+    Attributes:
+        bounds: gives the distances [R] at which rays begin and end.
+        found: gives the visible samples of rays, in groups with their rays.
+        densities: gives the density [n] at points [n, 3].
+        grid: whose empty cells no ray looks into.
+        step_size: dt (scene units).
+        plane: where `density_slice` lies.
+        shares: where the hard samples are, if that is to be shown.
+    """
+
+    bounds: Callable[[RayBundle], tuple[Tensor, Tensor]]
+    found: Callable[[RayBundle], Iterator[tuple[Rays, Visible]]]
+    densities: Callable[[Tensor], Tensor]
+    grid: OccupancyGrid
+    step_size: float
+    plane: SlicePlane
+    shares: Callable[[], ShareMap | None] | None
+
+    def normals(self, rays: RayBundle) -> Tensor:
+        """[R, 3] normals of the surface of the expected distance."""
+        nears, fars = self.bounds(rays)
+
+        def distance_of(origins: Tensor, directions: Tensor) -> Tensor:
+            area, ends = torch.ones_like(origins[:, :1]), (nears.repeat(4)[:, None], fars.repeat(4)[:, None])
+            shifted = RayBundle(origins, directions, area, nears=ends[0], fars=ends[1])
+            return torch.cat([visible_distance(visible) for _, visible in self.found(shifted)])
+
+        return surface_normals(distance_of, rays.origins, rays.directions, _NORMAL_SHIFT * self.step_size)
+
+    def density_slice(self, rays: RayBundle) -> Tensor:
+        """[R, 1] density where a ray meets the plane; 0 where it does not, or where the grid is empty."""
+        nears, fars = self.bounds(rays)
+        distances = self.plane.distances(rays.origins, rays.directions)
+        met = (distances >= nears) & (distances < fars)
+        points = rays.origins + torch.where(met, distances, 0.0)[:, None] * rays.directions
+        cells, inside = locate(points, self.grid)
+        rows = torch.nonzero(met & inside & self.grid.binaries.view(-1)[cells])[:, 0]
+        densities = points.new_zeros(len(points), 1)
+        densities[rows, 0] = self.densities(points[rows])
+        return densities
+
+    def hard_samples(self, rays: RayBundle) -> Tensor:
+        """[R, 1] fraction of hard samples along each ray."""
+        shares = None if self.shares is None else self.shares()
+        return torch.cat([visible_shares(visible, shares) for _, visible in self.found(rays)])
+
+
+def extra_outputs(
+    scene: Scene, accumulation: Tensor, everywhere: Callable[[OfRays], dict[str, Tensor]]
 ) -> dict[str, Extra]:
     """What can be looked up beside colour, depth and accumulation; costs nothing until then.
 
     Args:
-        model: in evaluation.
+        scene: of a model in evaluation.
         accumulation: [*, 1] of the rays.
         everywhere: applies a function to all of the rays: maps bundles [n] to tensors [n, C], here to [*, C].
 
     Returns:
-        "normals" [*, 3] as colours in [0, 1]; "density_slice" [*, 1], the density where a ray meets the plane, 0 where
-        it does not or where the occupancy grid is empty, which no ray looks into; and while a viewer shows a training,
-        "hard_samples" [*, 1], the share of samples along a ray that mining chose in the latest steps.
+        "normals" [*, 3] as colours in [0, 1]; "density_slice" [*, 1]; and if hard samples are to be shown,
+        "hard_samples" [*, 1], the fraction of samples along a ray that mining chose in the latest steps.
     """
 
     def normals() -> Tensor:
-        found = everywhere(lambda rays: {"normals": _normals(model, rays)})["normals"]
+        found = everywhere(lambda rays: {"normals": scene.normals(rays)})["normals"]
         return normal_picture(found.reshape(-1, 3), accumulation.reshape(-1)).view(*accumulation.shape[:-1], 3)
 
     def density_slice() -> Tensor:
-        return everywhere(lambda rays: {"density": _slice(model, rays)})["density"]
+        return everywhere(lambda rays: {"density": scene.density_slice(rays)})["density"]
 
     def hard_samples() -> Tensor:
-        return everywhere(lambda rays: {"shares": _shares(model, rays)})["shares"]
+        return everywhere(lambda rays: {"fractions": scene.hard_samples(rays)})["fractions"]
 
     extras = {"normals": Extra(normals, 3), "density_slice": Extra(density_slice)}
-    return extras | ({HARD_SAMPLES: Extra(hard_samples)} if model.run.has_training else {})
-
-
-def _normals(model: HardMineModel, rays: RayBundle) -> Tensor:
-    nears, fars = model.bounds(rays)
-
-    def distance_of(origins: Tensor, directions: Tensor) -> Tensor:
-        area, ends = torch.ones_like(origins[:, :1]), (nears.repeat(4)[:, None], fars.repeat(4)[:, None])
-        shifted = RayBundle(origins, directions, area, nears=ends[0], fars=ends[1])
-        return torch.cat([visible_distance(visible) for _, visible in model.found(shifted)])
-
-    return surface_normals(distance_of, rays.origins, rays.directions, _NORMAL_SHIFT * model.step_size)
-
-
-def _slice(model: HardMineModel, rays: RayBundle) -> Tensor:
-    nears, fars = model.bounds(rays)
-    distances = model.plane.distances(rays.origins, rays.directions)
-    met = (distances >= nears) & (distances < fars)
-    points = rays.origins + torch.where(met, distances, 0.0)[:, None] * rays.directions
-    cells, inside = locate(points, model.grid)
-    rows = torch.nonzero(met & inside & model.grid.binaries.view(-1)[cells])[:, 0]
-    densities = points.new_zeros(len(points), 1)
-    densities[rows, 0] = model.densities(points[rows])
-    return densities
-
-
-def _shares(model: HardMineModel, rays: RayBundle) -> Tensor:
-    shares = model.run.shares
-    return torch.cat([visible_shares(visible, shares) for _, visible in model.found(rays)])
+    return extras if scene.shares is None else extras | {HARD_SAMPLES: Extra(hard_samples)}

@@ -21,7 +21,7 @@ from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.rays import camera_rays
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import viewer_asks
-from ns_support.viewer.outputs import Outputs, filled_depth
+from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, Rays
 from raygauss_ns.color import ColorBasis
@@ -329,9 +329,7 @@ class RayGaussModel(Model):
         """[*, 4]: the colour without the background, in [0, 1], and the accumulation as alpha."""
         if output_name != "rgb":
             raise NotImplementedError(f'get_rgba_image needs output_name "rgb", got {output_name!r}')
-        alpha = outputs["accumulation"]
-        color = (outputs["rgb"] - (1.0 - alpha) * outputs["background"]) / alpha.clamp_min(1e-6)
-        return torch.cat([torch.where(alpha > 0, color.clamp(0.0, 1.0), 0.0), alpha], dim=-1)
+        return without_background(outputs["rgb"], outputs["accumulation"], outputs["background"])
 
     # ---- loss and metrics -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ns_support.concurrency.threads import run_on_threads
 from ns_support.kernels.arrays import as_array
 
 if TYPE_CHECKING:
+    from hardmine_ns.marching.lattice import RayLattices
     from hardmine_ns.marching.occupancy import OccupancyGrid
 
 Array = npt.NDArray[Any]
@@ -227,27 +228,14 @@ def _grid(grid: OccupancyGrid) -> _Grid:
     return _Grid(as_array(grid.center), as_array(grid.half_extent), binaries, blocks)
 
 
-def march(
-    origins: Tensor,
-    directions: Tensor,
-    starts: Tensor,
-    fars: Tensor,
-    grid: OccupancyGrid,
-    step_size: float,
-    cone_angle: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `rays.march_rays`; the jitter is already in `starts`.
+def march(rays: RayLattices, grid: OccupancyGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `rays.march_rays`; the jitter is already in the rays' starts.
 
     Returns:
         (t_starts [M], t_ends [M], ray_indices [M] int64, offsets [R + 1] int64).
     """
-    num_rays = origins.shape[0]
-    settings = (
-        *map(as_array, (origins, directions, starts, fars)),
-        _grid(grid),
-        np.float32(step_size),
-        float(cone_angle),
-    )
+    num_rays = len(rays.origins)
+    settings = (*map(as_array, rays[:4]), _grid(grid), np.float32(rays.step_size), float(rays.cone_angle))
     counts = np.zeros(num_rays, np.int64)
     borders = range(0, num_rays, _RAYS_PER_PART)
     parts = [(np.empty(0, np.float32), np.empty(0, np.float32))] * (len(borders) + 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ns_support.kernels import triton_types as ty
 
 if TYPE_CHECKING:
+    from hardmine_ns.marching.lattice import RayLattices
     from hardmine_ns.marching.occupancy import OccupancyGrid
 
 _BLOCK = 128
@@ -132,27 +133,13 @@ def march_kernel(
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    starts: Tensor,
-    fars: Tensor,
-    grid: OccupancyGrid,
-    step_size: float,
-    cone_angle: float,
-    first: Tensor,
-    last: Tensor,
-    switch: tuple[Tensor, Tensor],
+    rays: RayLattices, grid: OccupancyGrid, first: Tensor, last: Tensor, switch: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `rays.march_rays`; the jitter is already in `starts`.
+    """See `rays.march_rays`; the jitter is already in the rays' starts.
 
     Args:
-        origins: [R, 3] float32.
-        directions: [R, 3] float32.
-        starts: [R] float32.
-        fars: [R] float32.
+        rays: R rays, float32.
         grid: on the same device.
-        step_size: dt > 0.
-        cone_angle: >= 0.
         first: [R] int64, lattice index from which on a ray is looked at.
         last: [R] int64, index at which that ends.
         switch: k0 [R] int64 and t_k0 [R] float64, where steps begin to grow; of no use without a cone angle.
@@ -160,18 +147,18 @@ def march(
     Returns:
         (t_starts [M], t_ends [M], ray_indices [M] int64, offsets [R + 1] int64).
     """
-    num_rays = len(origins)
+    origins, cone_angle, num_rays = rays.origins, rays.cone_angle, len(rays.origins)
     offsets = torch.zeros(num_rays + 1, dtype=torch.int64, device=origins.device)
     counts = torch.zeros_like(offsets[1:])
     box = torch.cat([grid.center, grid.half_extent.reciprocal()])
     growth = torch.full((1,), math.log2(1.0 + cone_angle), dtype=torch.float64, device=origins.device)
-    rays = [tensor.contiguous() for tensor in (origins, directions, starts, fars, first, last, *switch)]
-    scene = (growth, box, grid.binaries.contiguous().view(torch.uint8), grid.levels, grid.resolution, step_size)
+    lattices = [tensor.contiguous() for tensor in (*rays[:4], first, last, *switch)]
+    scene = (growth, box, grid.binaries.contiguous().view(torch.uint8), grid.levels, grid.resolution, rays.step_size)
 
     def launch(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, write: bool) -> None:
         if num_rays:
             march_kernel[(num_rays,)](
-                *rays, *scene, counts, offsets, t_starts, t_ends, ray_indices,
+                *lattices, *scene, counts, offsets, t_starts, t_ends, ray_indices,
                 CONE=cone_angle > 0, WRITE=write, **_OPTIONS,
             )  # fmt: skip
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from hardmine_ns.marching.occupancy import OccupancyGrid
 
 
-def _lattice_range(
-    origins: Tensor,
-    directions: Tensor,
-    starts: Tensor,
-    fars: Tensor,
-    grid: OccupancyGrid,
-    step_size: float,
-    cone_angle: float,
-) -> tuple[Tensor, Tensor]:
+class RayLattices(NamedTuple):
+    """R rays, and the lattice of intervals on each.
+
+    Attributes:
+        origins: [R, 3] float32.
+        directions: [R, 3] float32, of unit length.
+        starts: [R] distances t_0 at which the lattices start.
+        fars: [R] distances behind which no midpoint lies.
+        step_size: dt > 0, the smallest step (scene units).
+        cone_angle: growth of the step with distance, >= 0 (dimensionless).
+    """
+
+    origins: Tensor
+    directions: Tensor
+    starts: Tensor
+    fars: Tensor
+    step_size: float
+    cone_angle: float
+
+
+def lattice_range(rays: RayLattices, grid: OccupancyGrid) -> tuple[Tensor, Tensor]:
     """Index of the first interval of each ray that may be in the outermost box, and how many may: [R] int64."""
+    origins, directions, starts, fars, step_size, cone_angle = rays
     enter, leave = box_interval(origins, directions, grid)
     # One step of slack on both sides: the midpoint decides, and these bounds are rounded.
     first = (lattice_index(enter, starts, step_size, cone_angle) - 1).clamp(min=0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.marching import cpu
-from hardmine_ns.marching.lattice import _lattice_range, cone_switch
+from hardmine_ns.marching.lattice import RayLattices, cone_switch, lattice_range
 from hardmine_ns.marching.occupancy import OccupancyGrid
 from hardmine_ns.marching.samples import PackedSamples
 from ns_support.errors import UserError
@@ -67,36 +67,30 @@ def march_rays(
     if step_size <= 0 or cone_angle < 0:
         raise ValueError(f"step size must be > 0 and cone angle >= 0, got {step_size} and {cone_angle}")
     starts = nears if jitter is None else nears + jitter * step_size
+    rays = RayLattices(origins, directions, starts, fars, step_size, cone_angle)
     if origins.device.type == "cpu":
-        arrays = cpu.march(origins, directions, starts, fars, grid, step_size, cone_angle)
-        return PackedSamples(*arrays)
+        return PackedSamples(*cpu.march(rays, grid))
     if origins.device.type != "cuda":
         raise UserError(
             f"Rays are marched on a CPU or on CUDA, got the device {origins.device}: "
             "train and render with --machine.device-type cpu."
         )
-    return march_rays_triton(origins, directions, starts, fars, grid, step_size, cone_angle)
+    return march_rays_triton(rays, grid)
 
 
-def march_rays_triton(
-    origins: Tensor,
-    directions: Tensor,
-    starts: Tensor,
-    fars: Tensor,
-    grid: OccupancyGrid,
-    step_size: float,
-    cone_angle: float,
-) -> PackedSamples:
-    """The Triton kernels on a GPU.
+def march_rays_triton(rays: RayLattices, grid: OccupancyGrid) -> PackedSamples:
+    """`march_rays` by the Triton kernels on a GPU.
 
-    Args and result are those of `march_rays`, with the jitter already in `starts`.
+    Args:
+        rays: the rays, the jitter already in their starts.
+        grid: on the same device.
 
     Raises:
         ImportError: Triton is missing; the message says what to install.
     """
     gpu = triton_module("hardmine_ns.marching.gpu", "ray marching on a GPU")
-    first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
+    first, count = lattice_range(rays, grid)
     # Without a cone nothing switches, and the kernel does not look.
-    switch = cone_switch(starts, step_size, cone_angle) if cone_angle > 0 else (first, first)
-    rays = (origins, directions, starts, fars.to(starts.dtype))
-    return PackedSamples(*gpu.march(*rays, grid, step_size, cone_angle, first, first + count, switch))
+    switch = cone_switch(rays.starts, rays.step_size, rays.cone_angle) if rays.cone_angle > 0 else (first, first)
+    rays = rays._replace(fars=rays.fars.to(rays.starts.dtype))
+    return PackedSamples(*gpu.march(rays, grid, first, first + count, switch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hardmine_ns.marching.lattice import _lattice_range, lattice_edge
+from hardmine_ns.marching.lattice import RayLattices, lattice_edge, lattice_range
 from hardmine_ns.marching.occupancy import OccupancyGrid, locate
 from hardmine_ns.marching.samples import PackedSamples, pack
 
@@ -15,34 +15,29 @@ _OPAQUE = 1e3
 """Optical thickness above which nothing changes: exp(-1000) is 0 in float64 too."""
 
 
-def march_rays_torch(
-    origins: Tensor,
-    directions: Tensor,
-    starts: Tensor,
-    fars: Tensor,
-    grid: OccupancyGrid,
-    step_size: float,
-    cone_angle: float,
-) -> PackedSamples:
-    """The PyTorch twin of the Numba kernel: lattice, query, mask, for as many rays at once as memory allows.
+def march_rays_torch(rays: RayLattices, grid: OccupancyGrid) -> PackedSamples:
+    """The reference of `march_rays`: lattice, query, mask, for as many rays at once as memory allows.
 
-    Args and result are those of `march_rays`, with the jitter already in `starts`.
+    Args:
+        rays: the rays, the jitter already in their starts.
+        grid: on the same device.
     """
+    origins, directions, starts, fars, step_size, cone_angle = rays
     num_rays = origins.shape[0]
-    first, count = _lattice_range(origins, directions, starts, fars, grid, step_size, cone_angle)
+    first, count = lattice_range(rays, grid)
     hit = count > 0
     longest = int(count.max()) if num_rays else 0
     steps = torch.arange(longest, device=origins.device)
     pieces = []
     rays_at_once = max(1, _LATTICE_POINTS_AT_ONCE // max(longest, 1))
     for low in range(0, num_rays if longest else 0, rays_at_once):
-        rays = slice(low, low + rays_at_once)
-        k = first[rays, None] + steps
-        t0 = lattice_edge(k, starts[rays, None], step_size, cone_angle)
-        t1 = lattice_edge(k + 1, starts[rays, None], step_size, cone_angle)
+        own = slice(low, low + rays_at_once)
+        k = first[own, None] + steps
+        t0 = lattice_edge(k, starts[own, None], step_size, cone_angle)
+        t1 = lattice_edge(k + 1, starts[own, None], step_size, cone_angle)
         middle = (t0 + t1) * 0.5
-        cells, inside = locate(origins[rays, None] + middle[..., None] * directions[rays, None], grid)
-        keep = inside & hit[rays, None] & (middle < fars[rays, None]) & grid.binaries.view(-1)[cells]
+        cells, inside = locate(origins[own, None] + middle[..., None] * directions[own, None], grid)
+        keep = inside & hit[own, None] & (middle < fars[own, None]) & grid.binaries.view(-1)[cells]
         ray, step = torch.nonzero(keep, as_tuple=True)
         pieces.append((t0[ray, step], t1[ray, step], ray + low))
     if not pieces:

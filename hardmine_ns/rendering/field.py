@@ -113,6 +113,28 @@ def in_cache(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return torch.cat([function(*piece) for piece in pieces])
 
 
+def to_unit_cube(positions: Tensor, center: Tensor, half_extent: Tensor, contracts: bool) -> Tensor:
+    """Map positions in the scene to the unit cube that the encoding covers.
+
+    With u the position in half extents from the box's centre and m = max |u_i|, contraction maps m > 1 to
+    (2 - 1/m) u / m (mip-NeRF 360's, with the maximum norm), so that all of space fits the cube.
+
+    Args:
+        positions: [n, 3].
+        center: [3] of the scene box.
+        half_extent: [3] of the scene box.
+        contracts: whether what lies outside the box is contracted into the cube; if not, it is clamped to its faces.
+
+    Returns:
+        [n, 3] in [0, 1].
+    """
+    u = (positions - center) * half_extent.reciprocal()
+    if not contracts:
+        return (u * 0.5 + 0.5).clamp_(0, 1)
+    m = u.abs().amax(-1, keepdim=True).clamp_(min=1)
+    return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
+
+
 class _TruncatedExp(torch.autograd.Function):
     """Exp, whose derivative is held within exp(+-15): a density must be able to leave a wrong extreme."""
 

@@ -62,6 +62,15 @@ class Visible:
         return truncated_exp(self.geometry[:, 0].float())
 
 
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many samples the latest training step had at each stage."""
+
+    marched: int = 0
+    searched: int = 0
+    visible: int = 0
+
+
 class Evaluated(NamedTuple):
     """Samples whose density has been evaluated.
 

@@ -24,6 +24,21 @@ def filled_depth(depth: Tensor, accumulation: Tensor, fars: Tensor | None = None
     return torch.zeros_like(depth) if fars is None else torch.where(fars.isfinite(), fars, 0.0).to(depth)
 
 
+def without_background(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
+    """What was rendered before a background, as an image with an alpha channel.
+
+    Args:
+        rgb: [*, 3] with the background.
+        alpha: [*, 1] accumulation.
+        background: [*, 3] or [3].
+
+    Returns:
+        [*, 4]: the colour without the background, in [0, 1], and alpha.
+    """
+    color = (rgb - background * (1 - alpha)) / alpha.clamp(min=1e-6)
+    return torch.cat([torch.where(alpha > 0, color.clamp(0, 1), 0.0), alpha], dim=-1)
+
+
 @dataclass(frozen=True)
 class Extra:
     """A picture that costs something."""

@@ -1,30 +1,15 @@
 """The ablation benchmark at a size of a few seconds."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
-from small_scenes import write_disc
 
 from raygauss_ns.config import RayGaussModelConfig, check_config
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return write_disc(tmp_path_factory.mktemp("scene"), 20, turning=True)
-
-
-@pytest.fixture(scope="module")
-def ablation():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("ablation")
-    sys.path.remove(str(BENCHMARKS))
-    for name in ("ablation", "train_eval"):
-        sys.modules.pop(name, None)
+def ablation(script):
+    return script("ablation")
 
 
 def test_every_variant_is_a_valid_configuration(ablation):

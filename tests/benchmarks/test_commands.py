@@ -1,34 +1,30 @@
-"""The table of commands: how a command's work is judged, without nerfstudio."""
+"""The table of commands: how a command's result is checked, without nerfstudio."""
 
-import importlib.util
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "commands.py"
+
+@pytest.fixture(scope="module")
+def commands(script):
+    return script("commands")
 
 
 @pytest.fixture(scope="module")
-def commands():
-    spec = importlib.util.spec_from_file_location("commands_table", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["commands_table"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["commands_table"]
+def calls(script):
+    return script("ns_commands.calls")
 
 
 @pytest.fixture
-def judge(commands, tmp_path, monkeypatch):
-    """`judge(program, method)`: the row of a command that runs a Python program and should write out.txt."""
-    monkeypatch.setattr(commands.shutil, "which", lambda name, path=None: sys.executable)
+def judge(commands, calls, tmp_path, monkeypatch):
+    """`judge(program, method)`: the row of a command that runs a Python program and must write out.txt."""
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: sys.executable)
 
     def judge(program, method="raygauss", refused=None):
         words, files = ["python", "-c", program], [tmp_path / "out.txt"]
-        fake = commands.Command(lambda case: words, lambda case: files, refused)
+        fake = calls.Command(lambda case: words, lambda case: files, refused)
         monkeypatch.setitem(commands.COMMANDS, "fake", fake)
         case = commands.Case("lego_200", method, tmp_path, tmp_path, 1, timeout=20.0)
         return commands.row_of("fake", case, {}, {str(tmp_path): "WORK"}, False)
@@ -39,30 +35,30 @@ def judge(commands, tmp_path, monkeypatch):
 WRITES = "open('out.txt', 'w').write('x'); "
 
 
-def test_green_is_an_exit_code_of_0_and_files_that_hold_something(judge, tmp_path):
+def test_pass_is_an_exit_code_of_0_and_files_that_are_not_empty(judge, tmp_path):
     row = judge(WRITES + "import os; print('written to', os.getcwd())")
-    assert (row.status, row.printed) == ("green", "written to WORK")
+    assert (row.status, row.printed) == ("pass", "written to WORK")
     assert judge("open('out.txt', 'w')").status == "failed: files are missing"
     (tmp_path / "out.txt").unlink()
     assert judge("print('done')").status == "failed: files are missing"
 
 
 @pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
-def test_errors_are_no_success(judge, method):
+def test_errors_fail(judge, method):
     assert judge(WRITES + "raise SystemExit(3)", method).status == "failed: exit code 3"
     assert judge(WRITES + "print('Traceback (most recent call last)')", method).status == "failed: exit code 0"
 
 
-def test_a_refusal_counts_where_it_is_wanted_only(judge):
+def test_an_error_passes_only_where_it_is_expected(judge):
     sentence = "raise SystemExit('that is\\n not possible')"
-    assert judge(sentence, "instant-ngp-hardmine", "is not possible").status == "refused, as it should"
+    assert judge(sentence, "instant-ngp-hardmine", "is not possible").status == "expected error"
     assert judge(sentence, "instant-ngp-hardmine", "something else").status.startswith("failed")
     assert judge(WRITES, "instant-ngp-hardmine", "is not possible").status.startswith("failed")
     assert judge(sentence, "raygauss", "is not possible").status == "failed: exit code 1"
 
 
 def test_what_hangs_is_stopped(commands, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.shutil, "which", lambda name, path=None: sys.executable)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: sys.executable)
     case = commands.Case("lego_200", "raygauss", tmp_path, tmp_path, 1, timeout=0.5)
     code, _ = commands.run(["python", "-c", "import time; time.sleep(60)"], case, {}, False, False)
     assert code == 124
@@ -98,11 +94,11 @@ def test_few_views_leaves_the_scene_as_it_is(commands, tmp_path):
 
 def test_page_counts_and_hides_nothing(commands):
     rows = [
-        commands.Row("lego_200", "raygauss", "eval", "green", 12.3, "saved | done", psnr=20.5),
+        commands.Row("lego_200", "raygauss", "eval", "pass", 12.3, "saved | done", psnr=20.5),
         commands.Row("fox_270", "raygauss", "train", "failed: exit code 1", 1.0, "no"),
     ]
     facts = {"machine": "m", "steps": 5, "train_views": 4, "test_views": 2, "preloaded": False}
     page = commands.markdown(rows, facts)
-    assert "1 of 2 did what they should" in page
-    assert "| eval | raygauss | green | 12 | PSNR 20.50 dB; `saved \\| done` |" in page
+    assert "1 of 2 commands passed" in page
+    assert "| eval | raygauss | pass | 12 | PSNR 20.50 dB; `saved \\| done` |" in page
     assert "| train | raygauss | failed: exit code 1 | 1 | `no` |" in page

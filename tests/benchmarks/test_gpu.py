@@ -1,28 +1,17 @@
 """The benchmark for GPUs at a small size on the CPU: so that it works the first time a GPU is at hand."""
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_scenes import write_blender
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("gpu_train", None)
+@pytest.fixture(scope="module")
+def benchmark(script):
+    return script("gpu")
 
 
 @pytest.fixture

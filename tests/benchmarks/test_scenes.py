@@ -1,21 +1,14 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_scenes import write_blender
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/scenes.py"
-
 
 @pytest.fixture(scope="module")
-def scenes():
-    spec = importlib.util.spec_from_file_location("scenes_of_benchmarks", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scenes(script):
+    return script("scenes")
 
 
 def test_colours_count_by_their_alpha(scenes):

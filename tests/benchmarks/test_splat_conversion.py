@@ -1,26 +1,18 @@
 """The splatting that the benchmark of the conversion compares with: one and two splats, by hand."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZE, FOCAL, DISTANCE = 45, 50.0, 4.0
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("splat_conversion")
-    sys.path.remove(str(BENCHMARKS))
-    for name in ("splat_conversion", "train_eval"):
-        sys.modules.pop(name, None)
+def benchmark(script):
+    return script("splat_conversion")
 
 
 def splats(*rows):

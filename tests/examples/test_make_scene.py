@@ -15,6 +15,11 @@ def make_scene(example):
 
 
 @pytest.fixture(scope="module")
+def shapes(example):
+    return example("shapes")
+
+
+@pytest.fixture(scope="module")
 def scene(make_scene, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scene")
     make_scene.make_scene(folder, resolution=SIZE, samples=2, **COUNTS)
@@ -98,10 +103,10 @@ def test_another_seed_moves_the_cameras(make_scene):
 
 
 @pytest.mark.parametrize("view", [(0.3, 0.2), (2.0, 0.7), (4.5, 1.2)])
-def test_a_spheres_outline_is_the_one_that_geometry_gives(make_scene, view):
+def test_a_spheres_outline_is_the_one_that_geometry_gives(make_scene, shapes, view):
     radius, position, size = 0.5, np.array([0.3, -0.2, 0.1]), 64
     white = np.ones((3, 1), np.float32)
-    ball = make_scene.Shape(lambda p: make_scene.sphere(p, radius), lambda p: white, tuple(position))
+    ball = make_scene.Shape(lambda p: shapes.sphere(p, radius), lambda p: white, tuple(position))
     pose = make_scene.look_at_origin(*view)
     coverage = make_scene.draw(pose, size, samples=4, shapes=[ball])[..., 3] / 255.0
 
@@ -119,13 +124,13 @@ def test_a_spheres_outline_is_the_one_that_geometry_gives(make_scene, view):
     assert coverage.mean() == pytest.approx(expected.mean(), rel=0.01)
 
 
-def test_a_point_keeps_its_colour_in_every_view_that_sees_it(make_scene):
+def test_a_point_keeps_its_colour_in_every_view_that_sees_it(make_scene, shapes):
     """A red and a green half ball: points of known place on it are red or green wherever they are seen."""
 
     def two_colours(p):
         return np.where(p[2] > 0, np.array([[1], [0], [0]]), np.array([[0], [1], [0]])).astype(np.float32)
 
-    ball = make_scene.Shape(lambda p: make_scene.sphere(p, 0.8), two_colours, gloss=0.0)
+    ball = make_scene.Shape(lambda p: shapes.sphere(p, 0.8), two_colours, gloss=0.0)
     seen = 0
     for azimuth in (0.2, 2.3, 4.4):
         pose = make_scene.look_at_origin(azimuth, 0.3)
@@ -144,9 +149,9 @@ def test_a_point_keeps_its_colour_in_every_view_that_sees_it(make_scene):
     assert seen > 20
 
 
-def test_highlights_move_with_the_viewer(make_scene):
+def test_highlights_move_with_the_viewer(make_scene, shapes):
     point = make_scene.SUN * 0.4
-    ball = make_scene.Shape(lambda p: make_scene.sphere(p, 0.4), lambda p: np.full_like(p, 0.2), gloss=0.6)
+    ball = make_scene.Shape(lambda p: shapes.sphere(p, 0.4), lambda p: np.full_like(p, 0.2), gloss=0.6)
     against = [-make_scene.unit(make_scene.SUN + shift) for shift in (0.0, np.array([[0.9], [0.0], [0.0]], np.float32))]
     bright, dull = (make_scene.shade([ball], point, direction.astype(np.float32)).mean() for direction in against)
     assert bright > 2.0 * dull

@@ -4,8 +4,7 @@ Both compute in float32. Where a sample lies within rounding of the border of a 
 on whether it is in: worth up to eps dt of optical depth. Such rays are few; the others agree closely.
 """
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,9 @@ EDGE = 20  # optical depths eps dt by which a ray may differ
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        return importlib.import_module("common.gpu_scene")
 
 
 def differentiate(gaussians, colors, rays, settings, device, backend, cotangent):

@@ -15,8 +15,9 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 
 from hardmine_ns.marching import march_rays
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
-from hardmine_ns.model import HardMineModel, HardMineModelConfig, SampleCounts
+from hardmine_ns.model import HardMineModel, HardMineModelConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
+from hardmine_ns.rendering.visibility import SampleCounts
 from ns_support.errors import UserError
 
 SIZE = 24

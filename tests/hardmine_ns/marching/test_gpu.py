@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hardmine_ns.marching import OccupancyGrid
+from hardmine_ns.marching.lattice import RayLattices
 from hardmine_ns.marching.rays import march_rays_triton
 from hardmine_ns.marching.reference import march_rays_torch
 
@@ -29,8 +30,8 @@ def test_agrees_with_pytorch(levels, cone, occupied, step):
     starts = 0.1 + torch.rand(63) * step
     fars = torch.full((63,), 7.0)
     fars[5] = 0.0
-    arguments = (origins, directions, starts, fars, grid, step, cone)
-    actual, expected = march_rays_triton(*arguments), march_rays_torch(*arguments)
+    rays = RayLattices(origins, directions, starts, fars, step, cone)
+    actual, expected = march_rays_triton(rays, grid), march_rays_torch(rays, grid)
     assert (len(expected) > 200) == (occupied > 0)
     assert torch.equal(actual.offsets, expected.offsets)
     assert torch.equal(actual.ray_indices, expected.ray_indices)
@@ -42,16 +43,18 @@ def test_agrees_with_pytorch(levels, cone, occupied, step):
 @pytest.mark.interpreted
 def test_no_rays():
     empty = torch.zeros(0, 3)
-    samples = march_rays_triton(empty, empty, empty[:, 0], empty[:, 0], OccupancyGrid(UNIT_BOX, 8), 0.1, 0.0)
+    rays = RayLattices(empty, empty, empty[:, 0], empty[:, 0], 0.1, 0.0)
+    samples = march_rays_triton(rays, OccupancyGrid(UNIT_BOX, 8))
     assert len(samples) == 0
     assert samples.offsets.tolist() == [0]
 
 
 def test_triton_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "hardmine_ns.marching.gpu", None)
-    rays = torch.zeros(1, 3)
+    zero = torch.zeros(1, 3)
+    rays = RayLattices(zero, zero, zero[:, 0], zero[:, 0], 0.1, 0.0)
     with pytest.raises(ImportError, match=r'needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
-        march_rays_triton(rays, rays, rays[:, 0], rays[:, 0], OccupancyGrid(UNIT_BOX, 8), 0.1, 0.0)
+        march_rays_triton(rays, OccupancyGrid(UNIT_BOX, 8))
 
 
 @pytest.mark.parametrize("cone", [False, True])

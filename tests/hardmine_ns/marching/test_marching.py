@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.marching import OccupancyGrid, march_rays
+from hardmine_ns.marching.lattice import RayLattices
 from hardmine_ns.marching.reference import march_rays_torch
 from ns_support.errors import UserError
 
@@ -75,7 +76,7 @@ def test_numba_and_torch_agree_exactly(levels, cone, occupied, step, resolution)
     fast = march_rays(
         origins, directions, torch.full((500,), 0.1), fars, grid, step_size=step, cone_angle=cone, jitter=jitter
     )
-    slow = march_rays_torch(origins, directions, starts, fars, grid, step, cone)
+    slow = march_rays_torch(RayLattices(origins, directions, starts, fars, step, cone), grid)
     assert len(fast) > 1000
     assert torch.equal(fast.offsets, slow.offsets)
     assert torch.equal(fast.ray_indices, slow.ray_indices)
@@ -143,9 +144,10 @@ def test_rays_that_see_nothing():
     for o, d in ([[5.0, 5.0, 0.0], [0.0, 0.0, 1.0]], [[0.0, 0.0, 5.0], [0.0, 0.0, 1.0]]):
         samples = march_rays(torch.tensor([o]), torch.tensor([d]), torch.zeros(1), fars[:1], full, step_size=0.1)
         assert len(samples) == 0
-        twin = march_rays_torch(torch.tensor([o]), torch.tensor([d]), torch.zeros(1), fars[:1], full, 0.1, 0.0)
-        assert len(twin) == 0
-        assert twin.offsets.tolist() == [0, 0]
+        rays = RayLattices(torch.tensor([o]), torch.tensor([d]), torch.zeros(1), fars[:1], 0.1, 0.0)
+        reference = march_rays_torch(rays, full)
+        assert len(reference) == 0
+        assert reference.offsets.tolist() == [0, 0]
     none = march_rays(torch.empty(0, 3), torch.empty(0, 3), torch.empty(0), torch.empty(0), full, step_size=0.1)
     assert none.offsets.tolist() == [0]
 

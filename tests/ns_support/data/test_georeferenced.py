@@ -1,6 +1,5 @@
 """Scenes far from the origin: poses are told apart, and results lead back to the coordinates of the data."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,16 +14,11 @@ from ns_support.errors import UserError
 OFFSET = np.array([453212.25, 5412345.5, 512.0])
 
 
-def _cases():
-    path = Path(__file__).resolve().parents[3] / "benchmarks/data_cases.py"
-    spec = importlib.util.spec_from_file_location("data_cases", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _cases()
-pose = cases.pose
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+    from captures.colmap import colmap
+    from captures.sphere import pose
+    from captures.writing import ANGLE, capture, frames
 
 
 def shifted(i):
@@ -34,17 +28,15 @@ def shifted(i):
 
 
 @pytest.mark.parametrize("kind", ["nerfstudio", "instant-ngp", "colmap"])
-def test_the_saved_transform_leads_back(kind, tmp_path, monkeypatch):
+def test_the_saved_transform_leads_back(kind, tmp_path):
     if kind == "colmap":
-        with monkeypatch.context() as patched:
-            patched.setattr(cases, "pose", shifted)
-            cases.colmap("PINHOLE", ())(tmp_path)
+        colmap("PINHOLE", (), poses=shifted)(tmp_path)
     else:
         angle = {} if kind == "nerfstudio" else {"fl_x": None, "fl_y": None, "camera_model": None, "aabb_scale": 4}
-        listed = cases.frames()
+        listed = frames()
         for i, frame in enumerate(listed):
             frame["transform_matrix"] = shifted(i).tolist()
-        cases.capture(frames=listed, camera_angle_x=cases.ANGLE, **angle)(tmp_path)
+        capture(frames=listed, camera_angle_x=ANGLE, **angle)(tmp_path)
     outputs = AutoDataParserConfig(data=tmp_path).setup().get_dataparser_outputs("train")
     outputs.save_dataparser_transform(tmp_path / "out.json")
     saved = json.loads((tmp_path / "out.json").read_text())
@@ -71,10 +63,10 @@ def test_positions_beyond_double_precision_are_refused():
 
 
 def test_points_move_with_the_cameras(tmp_path):
-    listed = cases.frames()
+    listed = frames()
     for i, frame in enumerate(listed):
         frame["transform_matrix"] = shifted(i).tolist()
-    cases.capture(frames=listed, ply_file_path="points.ply")(tmp_path)
+    capture(frames=listed, ply_file_path="points.ply")(tmp_path)
     header = "".join(f"property double {a}\n" for a in "xyz")
     rows = " ".join(map(repr, OFFSET.tolist()))
     (tmp_path / "points.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 1\n{header}end_header\n{rows}\n")

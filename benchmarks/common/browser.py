@@ -1,7 +1,6 @@
-"""nerfstudio's viewer in a real browser: a training with its viewer, and Chromium to look at it, driven over DevTools.
+"""nerfstudio's viewer in a real browser: a training, and a Chromium that is controlled with the DevTools protocol.
 
-Needs Chromium (`apt-get install chromium`) and nothing from PyPI: websockets and msgspec come with viser. Used by
-`viewer_latency.py` and `viewer_screenshots.py`.
+Needs Chromium (`apt-get install chromium`) and nothing from PyPI: websockets and msgspec come with viser.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ import msgspec
 from PIL import Image
 from websockets.sync.client import connect
 
+from common.system import command_path, free_port
+
 FLAGS = (
     "--headless=new",
     "--use-gl=angle",
@@ -36,8 +37,8 @@ FLAGS = (
     "--disable-background-networking",
 )
 FEW_DRAWINGS = "window.requestAnimationFrame = draw => setTimeout(() => draw(performance.now()), 250);"
-"""viser draws as often as it may. Without a GPU that would take a core from the training that is to be watched."""
-EVERYTHING_IN = """
+"""Limits viser to four drawings per second: without a GPU, drawing would take a core from the training."""
+HELPERS = """
     const named = (e, text) => e.textContent === text || e.tagName === 'BUTTON' && e.textContent.trim() === text;
     const exact = (selector, text) => [...document.querySelectorAll(selector)].filter(e => named(e, text));
     const input = label => {
@@ -52,19 +53,21 @@ EVERYTHING_IN = """
     };
 """
 """JavaScript helpers: elements by their text, a control by its label, and where to click on an element."""
+TRAINING_STEP = "return Number((document.body.innerText.match(/Step: (\\d+)/) || [0, 0])[1])"
+"""JavaScript: the training step that the viewer shows."""
 
 
 class Frame(NamedTuple):
-    """A picture that the viewer sent to the browser."""
+    """An image that the viewer sent to the browser."""
 
     time: float
-    """When it arrived (`time.monotonic`)."""
+    """Time of arrival (`time.monotonic`)."""
     width: int
     height: int
 
 
 class Page:
-    """A browser's page, over the DevTools protocol."""
+    """A page of a browser, controlled with the DevTools protocol."""
 
     def __init__(self, address: str) -> None:
         self._socket = connect(address, max_size=None, ping_interval=None)  # a starved browser may be late
@@ -77,31 +80,31 @@ class Page:
         self._socket.send(json.dumps(message if session is None else message | {"sessionId": session}))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and give its result."""
+        """Call a method of the protocol and return its result."""
         self._send(method, parameters)
         mine = self._calls
         while True:
             message = json.loads(self._socket.recv(timeout=120))
-            self._note(message)
+            self._handle(message)
             if message.get("id") == mine:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Take note of what happens for a while, or until something is true: whether it became so."""
+        """Handle messages for `seconds`, or until `until()` is true; returns whether it became true."""
         end = time.monotonic() + seconds
         while not until():
             left = end - time.monotonic()
             if left <= 0:
                 return False
             try:
-                self._note(json.loads(self._socket.recv(timeout=left)))
+                self._handle(json.loads(self._socket.recv(timeout=left)))
             except TimeoutError:
                 return until()
         return True
 
-    def _note(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         if message.get("method") == "Target.attachedToTarget":  # viser's socket belongs to a worker
             session = message["params"]["sessionId"]
             self._send("Network.enable", {"maxTotalBufferSize": 10**8, "maxResourceBufferSize": 10**8}, session)
@@ -117,15 +120,15 @@ class Page:
                     self.frames.append(Frame(time.monotonic(), *image.size))
 
     def run(self, script: str) -> Any:
-        """Run JavaScript, with the helpers above, and give what it returns."""
-        source = f"(() => {{ {EVERYTHING_IN} {script} }})()"
+        """Run JavaScript, with `HELPERS`, and return what it returns."""
+        source = f"(() => {{ {HELPERS} {script} }})()"
         result = self.call("Runtime.evaluate", expression=source, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(f"{script}: {result['exceptionDetails']['exception']['description']}")
         return result["result"].get("value")
 
     def click(self, place: str) -> None:
-        """Click on the element that a JavaScript expression gives."""
+        """Click on the element that is the value of a JavaScript expression."""
         x, y = self.run(f"return middle({place})")
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
@@ -169,7 +172,7 @@ class Page:
             self.call("Input.dispatchMouseEvent", type="mouseWheel", x=at[0], y=at[1], deltaX=0, deltaY=turn)
 
     def wait_for(self, script: str, seconds: float) -> bool:
-        """Wait until JavaScript returns something true: whether it did."""
+        """Wait until JavaScript returns a true value; returns whether it did."""
         end = time.monotonic() + seconds
         while not self.run(script):
             if time.monotonic() > end:
@@ -178,14 +181,14 @@ class Page:
         return True
 
     def settled(self, seconds: float, side: int) -> bool:
-        """Wait for a new picture whose longer side is at least so many pixels: whether one came."""
+        """Wait for a new image whose longer side is at least `side` pixels; returns whether one came."""
         begin = time.monotonic()
         return self.wait(
             seconds, lambda: any(frame.time > begin and max(frame[1:]) >= side for frame in self.frames[-5:])
         )
 
     def screenshot(self) -> Image.Image:
-        """What the page looks like."""
+        """The page as an RGB image."""
         data = self.call("Page.captureScreenshot", format="png")["data"]
         return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
@@ -225,12 +228,16 @@ def chromium(width: int = 1200, height: int = 760) -> Iterator[Page]:
 
 @contextmanager
 def training(method: str, scene: Path, *options: object, log: Path | None = None) -> Iterator[tuple[Any, int, Path]]:
-    """`ns-train` with its viewer: (the process, the viewer's port, the folder it runs in). Ends with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run `ns-train` with its viewer until the block ends.
+
+    Yields:
+        (process, port of the viewer, folder in which the process runs).
+    """
+    command, port = command_path("ns-train"), free_port()
+    if command is None:
+        sys.exit(f"ns-train is not installed beside {sys.executable}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        words = [Path(sys.executable).parent / "ns-train", method, "--data", scene.resolve(), *options]
+        words = [command, method, "--data", scene.resolve(), *options]
         words += ["--viewer.websocket-port", port, "--viewer.websocket-host", "127.0.0.1"]
         with open(log or Path(folder) / "log.txt", "w") as file:
             process = subprocess.Popen([*map(str, words)], cwd=folder, stdout=file, stderr=subprocess.STDOUT)
@@ -242,7 +249,7 @@ def training(method: str, scene: Path, *options: object, log: Path | None = None
 
 
 def wait_until(true: Callable[[], bool], process: Any, seconds: float, what: str) -> None:
-    """Wait for a training to get somewhere, or leave with a sentence."""
+    """Wait until `true()`; exit with a message if the training ends first, or after `seconds`."""
     end = time.monotonic() + seconds
     while not true():
         if process.poll() is not None or time.monotonic() > end:
@@ -251,7 +258,21 @@ def wait_until(true: Callable[[], bool], process: Any, seconds: float, what: str
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens on a port."""
+    """Whether a process listens on a port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def open_viewer(page: Page, port: int) -> None:
+    """Open the viewer and wait for its first image, or exit with a message after 600 s."""
+    page.call("Page.navigate", url=f"http://127.0.0.1:{port}")
+    if not page.wait(600, lambda: bool(page.frames)):
+        sys.exit("no image came within 600 s")
+
+
+def wait_for_checkpoint(process: Any, folder: Path) -> Path:
+    """Wait until the training that runs in a folder has saved a checkpoint; returns its path."""
+    outputs = folder / "outputs"
+    wait_until(lambda: any(outputs.rglob("*.ckpt")), process, 300, "it had saved a checkpoint")
+    return next(outputs.rglob("*.ckpt"))

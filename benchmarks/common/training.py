@@ -1,0 +1,101 @@
+"""Training a method without `ns-train`: its configuration, and a run with its timings."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+
+from ns_support.startup.device import default_device_type
+
+
+def configure(method: str, data: Path, parser: str, steps: int, folder: Path, options: list[str]) -> TrainerConfig:
+    """The method's configuration for a run without a viewer and without evaluation during training.
+
+    Args:
+        method: name in `ns-train`.
+        data: the scene.
+        parser: name of the data parser in `ns-train`.
+        steps: training steps.
+        folder: output folder of the run.
+        options: "field=value" pairs of the model's configuration.
+    """
+    config = copy.deepcopy(all_methods[method])
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers[parser])
+    config.pipeline.datamanager.data = data
+    config.output_dir, config.experiment_name, config.timestamp = folder, "benchmark", "run"
+    config.vis, config.max_num_iterations = "tensorboard", steps
+    config.machine.device_type = default_device_type()
+    config.mixed_precision = config.mixed_precision and config.machine.device_type == "cuda"
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 0
+    config.steps_per_save = 10**9
+    config.viewer.quit_on_train_completion = True
+    for option in options:
+        name, text = option.split("=", 1)
+        getattr(config.pipeline.model, name)  # raises if there is no such field
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        setattr(config.pipeline.model, name, value)
+    return config
+
+
+def train(
+    config: TrainerConfig, minutes: float, seed: int, prepare: Callable[[Trainer], None] | None = None
+) -> tuple[Trainer, dict[str, Any]]:
+    """Train for the configured steps or the given minutes, whichever ends first.
+
+    Args:
+        config: as `configure` makes it.
+        minutes: time limit of the training.
+        seed: for the random numbers of Python, NumPy and PyTorch.
+        prepare: called with the trainer after its set-up and before the first step.
+
+    Returns:
+        The trainer, and its timings: number of steps, seconds of training, of the first step, and steps per second.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    # Only Blender's parser distinguishes the test split from the validation split, which `ns-train` sets up.
+    blender = isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig)
+    trainer.setup(test_mode="test" if blender else "val")
+    if prepare is not None:
+        prepare(trainer)
+    ends: list[float] = []
+
+    def note(step: int) -> None:
+        ends.append(time.perf_counter())
+        if ends[-1] - begin > 60 * minutes:
+            trainer.stop_training = True
+
+    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], note))
+    begin = time.perf_counter()
+    trainer.train()
+    steady = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else float("nan")
+    return trainer, {
+        "steps": len(ends),
+        "train_seconds": ends[-1] - begin,
+        "first_step_seconds": ends[0] - begin,
+        "steps_per_second": steady,
+    }
+
+
+def evenly_spread(total: int, count: int) -> list[int]:
+    """Indices of `count` of `total` elements, evenly spread from the first to the last; all if there are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
