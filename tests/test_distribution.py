@@ -17,8 +17,8 @@ def names(tmp_path_factory):
     """The files in the wheel, built from a copy since setuptools leaves folders behind."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in (*PACKAGES, "tests", "benchmarks", "examples", "docs"):
-        others = ("*.png", "*.ckpt") if folder not in PACKAGES else ()
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", *others))
+        unneeded = ["__pycache__", "*.png"] if folder in PACKAGES else ["__pycache__", "*.png", "data"]
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns(*unneeded))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     command = [
