@@ -65,7 +65,9 @@ class Run:
         return losses, metrics
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk", "off"])
+@pytest.mark.parametrize(
+    "rule", ["poisson", "off", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("multinomial", "topk"))]
+)
 def test_training_lowers_the_loss(ball, rule):
     run = Run(small(instant_ngp_hardmine_bounded, ball, mining_rule=rule))
     losses, metrics = run.train(60)

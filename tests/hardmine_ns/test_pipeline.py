@@ -48,7 +48,7 @@ def train(folder, output, rank, size, **model):
     return pipeline.model.state_dict(), losses, pipeline.num_rays, pipeline.model.sample_counts.visible
 
 
-@pytest.mark.parametrize("rule", ["poisson", "topk", "off"])
+@pytest.mark.parametrize("rule", ["poisson", "off", pytest.param("topk", marks=pytest.mark.slow)])
 def test_processes_hold_one_field_one_grid_and_one_tau(ball, tmp_path, rule, run_processes):
     """Of rays of their own. The loss falls, and each loss is its process's share of the mean."""
 
