@@ -29,8 +29,8 @@ from common.timing import Clock
 from torch import Tensor
 
 from ns_support.data.ply import read_ply
+from ns_support.kernels.harmonics import Y0
 from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
-from raygauss_ns.color.harmonics import Y0
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import StartPoints
 from raygauss_ns.gaussians.ply_formats import read_cloud

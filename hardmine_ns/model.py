@@ -41,9 +41,9 @@ from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 
 _SAMPLES_AT_ONCE = 1 << 19
-"""Samples that evaluation searches at once: bounds its memory to about 200 MB whatever the scene."""
+"""Samples that evaluation evaluates at once: bounds its memory to about 200 MB whatever the scene."""
 _RAYS_AT_ONCE = 1 << 13
-"""Rays that evaluation marches at once: their samples come before the search, 16 bytes each, some hundreds on a ray."""
+"""Rays that evaluation marches at once: their samples come before the visibility pass, 16 bytes each, some hundreds on a ray."""
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
@@ -65,8 +65,8 @@ class HardMineModelConfig(ModelConfig):
     prompt: tyro.conf.Suppress[str | None] = None
     """Not used."""
     eval_num_rays_per_chunk: int = 8192
-    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only what the pictures themselves take
-    grows with it: samples are found and searched in groups of bounded size."""
+    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only the memory of the images themselves
+    grows: samples are marched and evaluated in groups of bounded size."""
 
     mining_rule: MiningRule = "poisson"
     """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
@@ -123,7 +123,7 @@ class HardMineModelConfig(ModelConfig):
     use_appearance_embedding: bool = False
     """Whether each training image has an appearance of its own; evaluation uses their mean."""
     background_color: Literal["random", "black", "white"] = "random"
-    """Colour behind the scene. random: a new one for each ray in training, black in pictures."""
+    """Colour behind the scene. random: a new one for each ray in training, black elsewhere."""
     disable_scene_contraction: bool = False
     """Whether space outside the scene box is left out instead of contracted into the field's cube."""
 
@@ -253,8 +253,8 @@ class HardMineModel(Model):
 
     def _with_extras(self, everywhere: Callable[[OfRays], dict[str, Tensor]]) -> Outputs:
         outputs, run = everywhere(self._render), self.run
-        shares = (lambda: run.shares) if run.has_training else None
-        scene = Scene(self.bounds, self.found, self.densities, self.grid, self.step_size, self.plane, shares)
+        fractions = (lambda: run.fractions) if run.has_training else None
+        scene = Scene(self.bounds, self.found, self.densities, self.grid, self.step_size, self.plane, fractions)
         return Outputs(outputs, extra_outputs(scene, outputs["accumulation"], everywhere))
 
     def _render(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
@@ -271,7 +271,7 @@ class HardMineModel(Model):
         )
 
     def found(self, ray_bundle: RayBundle) -> Iterator[tuple[Rays, Visible]]:
-        """March and search rays for a picture, in groups that bound memory.
+        """March rays for an image and find what is visible, in groups that bound memory.
 
         Yields:
             (the rays of a group, what is visible on them).
@@ -340,7 +340,7 @@ class HardMineModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Scores and comparison pictures of one image: ground truth beside prediction beside error."""
+        """Scores and comparison images of one image: ground truth beside prediction beside error."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
 

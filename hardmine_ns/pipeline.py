@@ -64,7 +64,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
     ) -> None:
         config.check()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        # What the model's search found decides; until then, assume rays that cross the whole grid.
+        # What the model's visibility pass found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
         self._set_num_rays()
 
@@ -86,7 +86,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """One training step's outputs, losses and metrics; then chooses the next batch's rays.
 
-        The losses are this process's shares: over all processes they add up to the mean over all rays.
+        The losses are this rank's part: over all ranks they add up to the mean over all rays.
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
@@ -124,7 +124,7 @@ def next_num_rays(rays: int, visible: int, searched: int, config: AdaptiveRaysPi
     Args:
         rays: of this batch, > 0.
         visible: its visible samples, >= 0.
-        searched: samples whose density was looked up, >= `visible`.
+        searched: samples whose density was evaluated, >= `visible`.
         config: target, floor and cap.
 
     Returns:

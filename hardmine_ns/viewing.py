@@ -13,7 +13,7 @@ from torch import Tensor
 from hardmine_ns.marching import OccupancyGrid, composite
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.mining import HardSampleMining, MiningRule
-from hardmine_ns.rendering.share_map import ShareMap
+from hardmine_ns.rendering.fraction_map import FractionMap
 from hardmine_ns.rendering.visibility import Rays, Visible
 from ns_support.viewer.controls import SlicePlane, ViewerRun, stop_if_unwanted
 from ns_support.viewer.normals import normal_picture, surface_normals
@@ -66,7 +66,7 @@ class HardMineRun(ViewerRun):
             cb_hook=self._take_over,
             hint="Greatest part of the samples that training learns from (b / B)",
         )
-        self.shares: ShareMap | None = None
+        self.fractions: FractionMap | None = None
         """Where the hard samples are; None until the viewer has shown them."""
 
     def _take_over(self, _: Any) -> None:
@@ -81,10 +81,10 @@ class HardMineRun(ViewerRun):
         """What mining is to tell its choice among samples at [B, 3]; None while nobody looks."""
         if not self.has_training or HARD_SAMPLES not in self.shown():
             return None
-        if self.shares is None:
-            self.shares = ShareMap(device=unit_positions.device)
-        shares = self.shares
-        return lambda rows: shares.add(unit_positions, rows)
+        if self.fractions is None:
+            self.fractions = FractionMap(device=unit_positions.device)
+        fractions = self.fractions
+        return lambda rows: fractions.add(unit_positions, rows)
 
 
 def mining_setter(mining: HardSampleMining) -> Callable[[MiningRule, float, float], None]:
@@ -107,12 +107,12 @@ def visible_distance(visible: Visible) -> Tensor:
     return sums.distance / sums.accumulation.clamp(min=1e-6)
 
 
-def visible_shares(visible: Visible, shares: ShareMap | None) -> Tensor:
-    """Share [R, 1] of hard samples along each ray, each by the weight with which it is seen; 0 without a map."""
+def visible_fractions(visible: Visible, fractions: FractionMap | None) -> Tensor:
+    """Fraction [R, 1] of hard samples along each ray, each by the weight with which it is seen; 0 without a map."""
     densities = visible.densities
-    if shares is None:
+    if fractions is None:
         return densities.new_zeros(visible.samples.num_rays, 1)
-    values = shares.at(visible.unit_positions).to(densities.dtype)
+    values = fractions.at(visible.unit_positions).to(densities.dtype)
     return composite(densities, values[:, None].expand(-1, 3).contiguous(), visible.samples).color[:, :1]
 
 
@@ -148,7 +148,7 @@ class Scene(NamedTuple):
         grid: whose empty cells no ray looks into.
         step_size: dt (scene units).
         plane: where `density_slice` lies.
-        shares: where the hard samples are, if that is to be shown.
+        fractions: where the hard samples are, if that is to be shown.
     """
 
     bounds: Callable[[RayBundle], tuple[Tensor, Tensor]]
@@ -157,7 +157,7 @@ class Scene(NamedTuple):
     grid: OccupancyGrid
     step_size: float
     plane: SlicePlane
-    shares: Callable[[], ShareMap | None] | None
+    fractions: Callable[[], FractionMap | None] | None
 
     def normals(self, rays: RayBundle) -> Tensor:
         """[R, 3] normals of the surface of the expected distance."""
@@ -184,8 +184,8 @@ class Scene(NamedTuple):
 
     def hard_samples(self, rays: RayBundle) -> Tensor:
         """[R, 1] fraction of hard samples along each ray."""
-        shares = None if self.shares is None else self.shares()
-        return torch.cat([visible_shares(visible, shares) for _, visible in self.found(rays)])
+        fractions = None if self.fractions is None else self.fractions()
+        return torch.cat([visible_fractions(visible, fractions) for _, visible in self.found(rays)])
 
 
 def extra_outputs(
@@ -214,4 +214,4 @@ def extra_outputs(
         return everywhere(lambda rays: {"fractions": scene.hard_samples(rays)})["fractions"]
 
     extras = {"normals": Extra(normals, 3), "density_slice": Extra(density_slice)}
-    return extras if scene.shares is None else extras | {HARD_SAMPLES: Extra(hard_samples)}
+    return extras if scene.fractions is None else extras | {HARD_SAMPLES: Extra(hard_samples)}

@@ -18,7 +18,7 @@ from ns_support.concurrency.threads import num_threads, run_on_threads
 
 Array: TypeAlias = NDArray[Any]
 
-# Below this, waking a thread costs more than its share of the work saves.
+# Below this, waking a thread costs more than its chunk of the work saves.
 _ROWS_WORTH_A_THREAD = 4096
 # The kernel is compiled for each width. Wider rows, those of a linear layer, are as fast in PyTorch.
 _WIDEST_ROW = 8

@@ -1,4 +1,4 @@
-"""Numba kernels for marching and compositing on the CPU. Each thread takes a share of the rays.
+"""Numba kernels for marching and compositing on the CPU. Each thread takes a chunk of the rays.
 
 No fast-math: results must not depend on the machine, and a voxel is decided by the same float32 operations as in the
 PyTorch twin.

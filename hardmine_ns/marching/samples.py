@@ -49,6 +49,6 @@ class PackedSamples:
 
 
 def pack(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, num_rays: int) -> PackedSamples:
-    """Find each ray's share of samples that are sorted by ray; shapes as in `PackedSamples`."""
+    """Find which of the samples, sorted by ray, belong to each ray; shapes as in `PackedSamples`."""
     offsets = torch.searchsorted(ray_indices, torch.arange(num_rays + 1, device=ray_indices.device))
     return PackedSamples(t_starts, t_ends, ray_indices, offsets)

@@ -294,7 +294,7 @@ class _MinedField(torch.autograd.Function):
             present = [g[rows] for g in present]
         if weights is not None:
             present = [g * weights.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) for g in present]
-        differentiable = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # behind the call and the search
+        differentiable = ctx.needs_input_grad[2 : 2 + call.num_inputs]  # the call and the search come first
         weighted = dict(zip(given, present, strict=True))
         by_input, by_parameter = _rerun(call, ctx.autocast, inputs, rows, differentiable, weighted)
         return None, None, *by_input, *by_parameter

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.hash_encoding import HashEncoding
+from ns_support.kernels.harmonics import Y0, Y1, Y2, Y3
 
 GEOMETRY_DIM = 16
 """Outputs of the density network: the log density, and what the colour network is told besides."""
@@ -167,21 +168,21 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     columns = [
-        torch.full_like(x, 0.28209479177387814),
-        -0.4886025119029199 * y,
-        0.4886025119029199 * z,
-        -0.4886025119029199 * x,
-        1.0925484305920792 * x * y,
-        -1.0925484305920792 * y * z,
-        0.31539156525252005 * (3 * zz - 1),
-        -1.0925484305920792 * x * z,
-        0.5462742152960396 * (xx - yy),
-        -0.5900435899266435 * y * (3 * xx - yy),
-        2.890611442640554 * x * y * z,
-        -0.4570457994644658 * y * (5 * zz - 1),
-        0.3731763325901154 * z * (5 * zz - 3),
-        -0.4570457994644658 * x * (5 * zz - 1),
-        1.445305721320277 * z * (xx - yy),
-        -0.5900435899266435 * x * (xx - 3 * yy),
+        torch.full_like(x, Y0),
+        -Y1 * y,
+        Y1 * z,
+        -Y1 * x,
+        Y2[0] * x * y,
+        -Y2[0] * y * z,
+        Y2[1] * (3 * zz - 1),
+        -Y2[0] * x * z,
+        Y2[2] * (xx - yy),
+        -Y3[0] * y * (3 * xx - yy),
+        Y3[1] * x * y * z,
+        -Y3[2] * y * (5 * zz - 1),
+        Y3[3] * z * (5 * zz - 3),
+        -Y3[2] * x * (5 * zz - 1),
+        Y3[4] * z * (xx - yy),
+        -Y3[0] * x * (xx - 3 * yy),
     ]
     return torch.stack(columns, dim=-1)

@@ -13,11 +13,10 @@ from torch import Tensor
 from ns_support.data.ply import Columns, read_ply
 from ns_support.data.warnings import warn_once
 from ns_support.errors import UserError
+from ns_support.kernels.harmonics import Y0
 
 _COLORS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 _SPLAT_COLORS = ("f_dc_0", "f_dc_1", "f_dc_2")
-_Y0 = 0.28209479177387814
-"""The harmonic of degree 0, in which 3D Gaussian splatting's files store colours."""
 
 
 class SfmPoints(NamedTuple):
@@ -96,7 +95,7 @@ def _colors(columns: Columns) -> NDArray[np.uint8]:
             return values.astype(np.uint8)
         return (values // 257 if len(values) and values.max() > 255 else values).astype(np.uint8)
     if all(name in columns for name in _SPLAT_COLORS):
-        return _as_bytes(0.5 + _Y0 * np.stack([columns[name].astype(np.float64) for name in _SPLAT_COLORS], -1))
+        return _as_bytes(0.5 + Y0 * np.stack([columns[name].astype(np.float64) for name in _SPLAT_COLORS], -1))
     return np.zeros((0, 3), np.uint8)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ns_support.concurrency.threads import num_threads, run_on_threads
 from ns_support.kernels.arrays import FloatArray, IndexArray, float_array
+from ns_support.kernels.harmonics import Y0, Y1, Y2
 from ns_support.kernels.simd import (
     LANES,
     Pointer,
@@ -35,7 +36,6 @@ from ns_support.kernels.simd import (
     store,
     where,
 )
-from raygauss_ns.color.harmonics import Y0, Y1, Y2
 
 _A, _B, _C = Y2
 _TINY = 1e-12

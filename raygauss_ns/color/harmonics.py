@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ns_support.kernels.harmonics import Y0, Y1, Y2
+
 SH_DEGREE = 2
 SH_BASES = (SH_DEGREE + 1) ** 2
-Y0 = 0.28209479177387814
-"""1 / (2 sqrt(pi))"""
-Y1 = 0.4886025119029199
-"""sqrt(3 / (4 pi))"""
-Y2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
-"""sqrt(15 / (4 pi)), sqrt(5 / (16 pi)), sqrt(15 / (16 pi))"""
 
 
 def rgb_to_sh_base(rgb: Tensor) -> Tensor:

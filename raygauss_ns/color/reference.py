@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-from raygauss_ns.color.harmonics import Y0, sh_basis
+from ns_support.kernels.harmonics import Y0
+from raygauss_ns.color.harmonics import sh_basis
 
 
 class ColorBasis(NamedTuple):

@@ -17,8 +17,8 @@ from torch import Tensor
 from ns_support.data.ply import Columns
 from ns_support.data.warnings import warn_once
 from ns_support.errors import UserError
+from ns_support.kernels.harmonics import Y0
 from ns_support.lenses.lens import Lens
-from raygauss_ns.color.harmonics import Y0
 from raygauss_ns.gaussians.projection import in_camera_space
 
 SCALES = tuple(f"scale_{i}" for i in range(3))

@@ -59,7 +59,8 @@ from torch.nn.functional import normalize, softplus
 from ns_support.data.ply import Columns, Ply, read_ply
 from ns_support.data.warnings import warn_once
 from ns_support.errors import UserError
-from raygauss_ns.color.harmonics import SH_DEGREE, Y0, sh_basis
+from ns_support.kernels.harmonics import Y0
+from raygauss_ns.color.harmonics import SH_DEGREE, sh_basis
 from raygauss_ns.color.reference import ColorBasis
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.foreign_splats import (

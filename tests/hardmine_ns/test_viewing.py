@@ -92,20 +92,20 @@ def test_hard_samples_are_counted_while_the_viewer_shows_them(model, camera, mon
     step()
     look(model, monkeypatch, "rgb", SimpleNamespace())
     step()
-    assert model.run.shares is None
+    assert model.run.fractions is None
     look(model, monkeypatch, HARD_SAMPLES, SimpleNamespace())
     step()
     mined = model.mining.statistics
-    assert model.run.shares.seen.sum() == mined.rows
-    assert model.run.shares.chosen.sum() == mined.selected < mined.rows
+    assert model.run.fractions.seen.sum() == mined.rows
+    assert model.run.fractions.chosen.sum() == mined.selected < mined.rows
     outputs = model.get_outputs_for_camera(camera)
     share, accumulation = outputs[HARD_SAMPLES], outputs["accumulation"]
     assert bool(((share >= 0) & (share <= accumulation + 1e-5)).all())
     assert 0.1 < share.sum() / accumulation.sum() < 0.9
     look(model, monkeypatch, "rgb", SimpleNamespace())
     step()
-    assert model.run.shares.seen.sum() == mined.rows
-    model.run.shares = None
+    assert model.run.fractions.seen.sum() == mined.rows
+    model.run.fractions = None
 
 
 def test_controls_set_the_mining_of_the_training():

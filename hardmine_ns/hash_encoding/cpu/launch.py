@@ -25,7 +25,7 @@ from ns_support.concurrency.threads import num_threads, run_on_threads
 # Level by level over many points, 4 MB of table stay in cache while all of them read it: 1.6 times as fast at 2^16 as
 # at 2^10 points. Beyond 2^16 the strided writes to the output take over.
 _POINTS_PER_PASS = 1 << 16
-# Below this, waking a thread costs more than its share of the work saves.
+# Below this, waking a thread costs more than its chunk of the work saves.
 _POINTS_WORTH_A_THREAD = 256
 # The same for rows of the gradient to copy.
 _ROWS_WORTH_A_THREAD = 1 << 14
@@ -48,8 +48,8 @@ def _levels(levels: GridLevels, features: int) -> list[tuple[Level, slice]]:
     ]
 
 
-def _share_points(points: int, work: Callable[[int, int], None]) -> None:
-    """Call `work(start, stop)` on every thread for its share of the points, a pass at a time."""
+def _in_chunks(points: int, work: Callable[[int, int], None]) -> None:
+    """Call `work(start, stop)` on every thread for its chunk of the points, a pass at a time."""
 
     def worker(thread: int, threads: int) -> None:
         stop = points * (thread + 1) // threads
@@ -78,7 +78,7 @@ def forward(positions: Array, table: Array, levels: GridLevels) -> Array:
         for level, part in plan:
             kernels.forward(positions, table[part], output, level, start, stop, width)
 
-    _share_points(len(positions), work)
+    _in_chunks(len(positions), work)
     return output
 
 
@@ -102,7 +102,7 @@ def position_gradient(positions: Array, table: Array, levels: GridLevels, cotang
         for level, part in plan:
             kernels.add_position_gradient(positions, table[part], cotangent, gradient, level, start, stop, width)
 
-    _share_points(len(positions), work)
+    _in_chunks(len(positions), work)
     return gradient
 
 

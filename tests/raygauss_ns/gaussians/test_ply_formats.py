@@ -6,9 +6,10 @@ import torch
 
 from ns_support.data.ply import write_ply
 from ns_support.errors import UserError
+from ns_support.kernels.harmonics import Y0
 from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 from raygauss_ns.color.api import view_colors
-from raygauss_ns.color.harmonics import Y0, sh_basis
+from raygauss_ns.color.harmonics import sh_basis
 from raygauss_ns.color.reference import colors_reference
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import random_points

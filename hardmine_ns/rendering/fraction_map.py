@@ -1,4 +1,4 @@
-"""Where the hard samples are: the share of samples that mining chose, in each cell of the field's unit cube."""
+"""Where the hard samples are: the fraction of samples that mining chose, in each cell of the field's unit cube."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _MEMORY = 0.99
 """Factor on a cell's counts at each step: the map tells of the last hundred steps or so."""
 
 
-class ShareMap:
-    """Counts of samples seen and of samples chosen, from which training draws no conclusion: for pictures only.
+class FractionMap:
+    """Counts of samples seen and of samples chosen, from which training draws no conclusion: for display only.
 
     Not a module, so that checkpoints don't hold it.
 
@@ -38,7 +38,7 @@ class ShareMap:
             counts.mul_(_MEMORY).index_add_(0, new, torch.ones_like(new, dtype=counts.dtype))
 
     def at(self, unit_positions: Tensor) -> Tensor:
-        """Share [n], in [0, 1], of the samples around points [n, 3] that were chosen; 0 where none was seen."""
+        """Fraction [n], in [0, 1], of the samples around points [n, 3] that were chosen; 0 where none was seen."""
         cells = self._cells(unit_positions)
         return self.chosen[cells] / self.seen[cells].clamp(min=torch.finfo(self.seen.dtype).tiny)
 
