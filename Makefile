@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-verbose test-slow lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "Setting up $(VENV): nerfstudio and PyTorch are up to 8 GB, which takes some minutes. README.md has a leaner way."
@@ -21,6 +21,9 @@ demo: $(VENV)/.installed  ## train, evaluate and picture `raygauss` on a self-ma
 
 test: $(VENV)/.installed-dev  ## the tests
 	$(BIN)/python -m pytest -m "not slow"
+
+test-verbose: $(VENV)/.installed-dev  ## the tests by name, and which take longest
+	$(BIN)/python -m pytest -m "not slow" --verbose --durations=50
 
 test-slow: $(VENV)/.installed-dev  ## the minutes-long checks
 	$(BIN)/python -m pytest -m slow

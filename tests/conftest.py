@@ -1,4 +1,3 @@
-import hashlib
 import inspect
 import math
 import multiprocessing
@@ -11,29 +10,35 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import numba_cache
 import numpy as np
 import pytest
 import torch
 
-
-def _kernel_cache() -> Path:
-    """A folder for Numba's compiled kernels that changes with the kernels' sources.
-
-    Numba recompiles a function when its own file changes, not when a file that it calls into does: without this, an
-    edit of `simd.py` would be tested against kernels of yesterday.
-    """
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for package in ("raygauss_ns", "hardmine_ns", "ns_support"):
-        for path in sorted((root / package).rglob("*.py")):
-            source = path.read_bytes()
-            if b"from numba" in source or path.name in ("steps.py", "layout.py"):  # what kernels compile
-                digest.update(str(path).encode() + source)
-    return Path(tempfile.gettempdir()) / f"numba-of-tests-{digest.hexdigest()[:16]}"
+numba_cache.install()  # before anything imports Numba
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-# Before anything imports Numba, which reads this once.
-os.environ["NUMBA_CACHE_DIR"] = str(_kernel_cache())
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "interpreted: runs in Triton's interpreter, in the process that test_triton_interpreter.py starts"
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Triton decides at import whether kernels are interpreted, for the whole process."""
+    for item in items:
+        if bool(item.get_closest_marker("interpreted")) != INTERPRETED:
+            reason = "is not for the interpreter" if INTERPRETED else "test_triton_interpreter.py runs it"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session):
+    """Tests of one module may be work for another process, which begins before the first test."""
+    if not session.config.option.collectonly:
+        for item in session.items:
+            if item.name == "test_in_the_interpreter":
+                item.module.start_early(session)
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +122,12 @@ class TritonBuild(NamedTuple):
     ptx: str
 
 
+@pytest.fixture(params=[90, pytest.param(80, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.slow)])
+def capability(request):
+    """Of the GPUs that kernels are built for: H100 and H200, A100, RTX 50. A build takes a second or more."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def triton_build():
     """`triton_build(kernel, types, constants, capability, num_warps)`: a kernel built for a GPU that is not there.
@@ -124,8 +135,6 @@ def triton_build():
     `types` names the type of each argument that is not constant; pointers count as aligned, as PyTorch's are.
     """
     triton = pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("nothing is compiled in the interpreter")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

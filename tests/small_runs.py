@@ -1,21 +1,18 @@
-"""A scene of a few pixels, and trainings of a few steps on it, begun as `ns-train` begins them."""
+"""Trainings of a few steps, begun as `ns-train` begins them."""
 
 import copy
-import json
-import math
 
-import numpy as np
 import pytest
+from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
-from PIL import Image
 
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from ns_support.runs.saved_runs import checkpoints_in
+from raygauss_ns import method as raygauss_methods
 from raygauss_ns.method import raygauss
 
-SIDE = 24
 FIELDS = {
     "raygauss": {"num_random": 300, "step_size": 0.02, "training_window": 12},
     "instant-ngp-hardmine": {
@@ -28,24 +25,8 @@ FIELDS = {
 }
 FIELDS["instant-ngp-hardmine-bounded"] = FIELDS["instant-ngp-hardmine"]
 METHODS = {s.config.method_name: s.config for s in (raygauss, instant_ngp_hardmine, instant_ngp_hardmine_bounded)}
+RAYGAUSS = {s.config.method_name: s.config for s in vars(raygauss_methods).values() if hasattr(s, "config")}
 both = pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
-
-
-def write_scene(folder, views=4, away=4.0, fov=0.6):
-    """A disc seen from all sides, in Blender's format."""
-    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
-    rgba = np.stack([u, v, 1 - u, inside], -1) * inside[..., None]
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", views), ("val", 1), ("test", 1)):
-        frames = []
-        for i in range(count):
-            c, s = math.cos(math.pi * i / 2), math.sin(math.pi * i / 2)
-            pose = [[c, 0, s, away * s], [0, 1, 0, 0], [-s, 0, c, away * c], [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
-            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": fov, "frames": frames}))
-    return folder
 
 
 def configure(method, scene, output, steps=8, **options):
@@ -59,6 +40,21 @@ def configure(method, scene, output, steps=8, **options):
     if method != "raygauss":
         config.pipeline.target_num_samples = 1024
     for name, value in FIELDS[method].items():
+        setattr(config.pipeline.model, name, value)
+    return config
+
+
+def configure_growing(scene, output, steps, method="raygauss", **fields):
+    """A method of raygauss' whose Gaussians are cloned, split and pruned within a few steps, on a Blender scene."""
+    config = copy.deepcopy(RAYGAUSS[method])
+    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers["blender-data"])
+    config.pipeline.datamanager.data = scene
+    config.output_dir, config.experiment_name, config.timestamp = output, "test", "run"
+    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    growing = {"num_random": 400, "step_size": 0.02, "densify_from": 0, "densify_least": 3, "prune_every": 2}
+    for name, value in (growing | fields).items():
         setattr(config.pipeline.model, name, value)
     return config
 

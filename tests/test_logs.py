@@ -1,15 +1,12 @@
 """What a training writes to TensorBoard and to wandb, read back from their files."""
 
 import copy
-import json
-import math
 
-import numpy as np
 import pytest
 import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.utils import writer
-from PIL import Image
+from small_scenes import write_disc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hardmine_ns.method import instant_ngp_hardmine
@@ -43,19 +40,7 @@ SPEED = {"Train Steps / Sec", "Train Rays / Sec", "Train Iter (time)"}
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """A disc seen from four sides."""
-    folder = tmp_path_factory.mktemp("scene")
-    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
-    rgba = np.stack([u, v, 1 - u, inside], -1) * inside[..., None]
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-        frames = []
-        for i in range(count):
-            c, s = math.cos(math.pi * i / 2), math.sin(math.pi * i / 2)
-            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
-            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
-    return folder
+    return write_disc(tmp_path_factory.mktemp("scene"), SIDE)
 
 
 @pytest.fixture

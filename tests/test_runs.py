@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_runs import METHODS, SIDE, begin, both, configure, said, steps_in, write_scene
+from small_runs import METHODS, begin, both, configure, said, steps_in
+from small_scenes import write_disc
 
 from ns_support import trainer as module
 from ns_support.errors import UserError
@@ -24,7 +25,7 @@ from ns_support.runs.summary import resume_command
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return write_scene(tmp_path_factory.mktemp("scene") / "disc")
+    return write_disc(tmp_path_factory.mktemp("scene") / "disc")
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_data_than_the_runs_are_refused_unless_one_insists(method, change, finished, tmp_path, capsys):
     options, sentence = CHANGES[change]
-    other = write_scene(tmp_path / "other", **options)
+    other = write_disc(tmp_path / "other", **options)
     config = configure(method, other, tmp_path, 1, load_dir=finished[method].base_dir)
     with pytest.raises(UserError, match=sentence):
         begin(config)
@@ -210,9 +211,9 @@ def test_an_older_runs_normalization_is_compared(finished, scene, tmp_path):
 
 
 def test_a_smaller_resolution_is_not_other_data(finished, scene, tmp_path):
-    half = write_scene(tmp_path / "half")
+    half = write_disc(tmp_path / "half")
     for path in half.glob("*.png"):
-        Image.open(path).resize((SIDE // 2, SIDE // 2)).save(path)
+        Image.open(path).resize((12, 12)).save(path)
     assert steps_in(begin(configure("raygauss", half, tmp_path, 1, load_dir=finished["raygauss"].base_dir))) == [8]
 
 

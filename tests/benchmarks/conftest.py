@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_scenes import write_disc
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,6 +24,4 @@ def script():
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
     """A disc of 24 x 24 pixels, in Blender's format."""
-    from small_runs import write_scene  # imports nerfstudio, which not every benchmark needs
-
-    return write_scene(tmp_path_factory.mktemp("scene"))
+    return write_disc(tmp_path_factory.mktemp("scene"))

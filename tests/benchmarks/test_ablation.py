@@ -22,7 +22,8 @@ def test_every_variant_is_a_valid_configuration(ablation):
         check_config(config)
 
 
-def test_runs_are_written_compared_and_not_repeated(ablation, scene, tmp_path, capsys, monkeypatch):
+@pytest.mark.slow
+def test_smoke_runs_are_written_compared_and_not_repeated(ablation, scene, tmp_path, capsys, monkeypatch):
     for variant in ("default", "SH only"):
         for name, value in {"num_random": 100, "step_size": 0.05}.items():
             monkeypatch.setitem(ablation.VARIANTS[variant], name, value)
@@ -56,6 +57,7 @@ def test_table_gives_means_ranges_and_differences(ablation):
     ]
 
 
+@pytest.mark.slow
 def test_a_step_is_halved_or_doubled_from_the_one_found_for_the_scene(ablation, scene, monkeypatch):
     steps = {}
     for variant in ("default", "dt halved", "dt doubled"):

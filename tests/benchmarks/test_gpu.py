@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_scenes import write_blender
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +20,15 @@ def blender_scene(tmp_path):
     y, x = np.mgrid[:24, :24]
     image = np.zeros((24, 24, 4), np.uint8)
     image[(x - 12) ** 2 + (y - 12) ** 2 < 60] = [90, 90, 90, 255]
-    frames = []
-    for name, sign in (("a", 1.0), ("b", -1.0)):
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-        pose = np.diag([sign, 1.0, sign, 1.0])
-        pose[2, 3] = 4 * sign
-        frames.append({"file_path": f"./{name}", "transform_matrix": pose.tolist()})
-    meta = json.dumps({"camera_angle_x": 0.69, "frames": frames})
-    for split in ("train", "test"):
-        (tmp_path / f"transforms_{split}.json").write_text(meta)
-    return tmp_path
+    poses = [np.diag([sign, 1.0, sign, 1.0]) for sign in (1.0, -1.0)]
+    for pose in poses:
+        pose[2, 3] = 4 * pose[2, 2]
+    views = [(name, image, pose) for name, pose in zip("ab", poses, strict=True)]
+    return write_blender(tmp_path, 0.69, train=views, test=views)
 
 
-def test_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
+@pytest.mark.slow
+def test_smoke_everything_at_a_small_size(benchmark, blender_scene, tmp_path, capsys):
     pytest.importorskip("gsplat")
     path = tmp_path / "out" / "gpu.json"
     arguments = ["--device", "cpu", "--small", "--train", str(blender_scene), "--json", str(path)]

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from small_scenes import write_blender
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,8 @@ def test_colours_count_by_their_alpha(scenes):
 
 def test_a_blender_scene(scenes, tmp_path):
     source, target = tmp_path / "lego", tmp_path / "lego_4"
-    for split in ("train", "val", "test"):
-        (source / split).mkdir(parents=True)
-        Image.fromarray(np.full((8, 8, 4), 77, np.uint8)).save(source / split / "r_0.png")
-        frames = [{"file_path": f"./{split}/r_0", "transform_matrix": np.eye(4).tolist()}]
-        (source / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": frames}))
+    image, pose = np.full((8, 8, 4), 77, np.uint8), np.eye(4)
+    write_blender(source, 0.7, **{split: [(f"{split}/r_0", image, pose)] for split in ("train", "val", "test")})
     scenes.main(["blender", str(source), str(target), "--side", "4"])
     for split in ("train", "val", "test"):
         with Image.open(target / split / "r_0.png") as image:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils.eval_utils import eval_setup
-from small_runs import FIELDS, begin, write_scene
+from small_runs import FIELDS, begin
+from small_scenes import write_disc
 
 from hardmine_ns import method as hardmine
 from raygauss_ns import method as raygauss
@@ -97,7 +98,7 @@ def write(method):
 if __name__ == "__main__":
     os.chdir(HERE)
     if not Path("scene").exists():
-        write_scene(Path("scene"))
+        write_disc(Path("scene"))
     for name in sys.argv[1:] or CONFIGS:
         if (HERE / "runs" / "disc" / name).exists():
             sys.exit(f"{name} is there already: what an earlier version wrote is never written again.")

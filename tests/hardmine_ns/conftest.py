@@ -1,13 +1,12 @@
 """A scene of a few pixels, made on the spot, in both of the formats that the methods are used with."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_scenes import write_blender, write_nerfstudio
 
 SIZE = 24
 FOV = 0.8
@@ -40,47 +39,27 @@ def picture(pose: np.ndarray, radius: float) -> np.ndarray:
     return (rgba.clip(0, 1) * 255).astype(np.uint8)
 
 
-def write_blender(folder: Path, views: int, radius: float = 0.9) -> Path:
-    for split in ("train", "val", "test"):
-        frames = []
-        for i in range(views if split == "train" else 2):
-            pose = look_at(2 * math.pi * i / views + (0.3 if split == "test" else 0))
-            (folder / split).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture(pose, radius)).save(folder / split / f"r_{i}.png")
-            frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": pose.tolist()})
-        meta = {"camera_angle_x": FOV, "frames": frames}
-        (folder / f"transforms_{split}.json").write_text(json.dumps(meta))
-    return folder
+def _views(count: int, radius: float = 0.9, folder: str = "", turn: float = 0.0) -> list[tuple]:
+    """All around the ball."""
+    poses = [look_at(2 * math.pi * i / count + turn) for i in range(count)]
+    return [(f"{folder}{i}", picture(pose, radius), pose) for i, pose in enumerate(poses)]
 
 
-def write_nerfstudio(folder: Path, views: int, mask: int | None = None) -> Path:
-    focal = 0.5 * SIZE / math.tan(0.5 * FOV)
-    frames = []
-    (folder / "images").mkdir(parents=True)
-    for i in range(views):
-        pose = look_at(2 * math.pi * i / views)
-        rgba = picture(pose, 0.9)
-        Image.fromarray(rgba[..., :3]).save(folder / "images" / f"{i}.png")
-        frame = {"file_path": f"images/{i}.png", "transform_matrix": pose.tolist()}
-        if mask is not None:
-            Image.fromarray(np.full((SIZE, SIZE), mask, np.uint8)).save(folder / "images" / f"mask_{i}.png")
-            frame["mask_path"] = f"images/mask_{i}.png"
-        frames.append(frame)
-    camera = {"w": SIZE, "h": SIZE, "fl_x": focal, "fl_y": focal, "cx": SIZE / 2, "cy": SIZE / 2}
-    (folder / "transforms.json").write_text(json.dumps({**camera, "camera_model": "OPENCV", "frames": frames}))
-    return folder
+def _blender(folder: Path, count: int, radius: float = 0.9) -> Path:
+    train, val = _views(count, radius, "train/r_"), _views(count, radius, "val/r_")[:2]
+    return write_blender(folder, FOV, train=train, val=val, test=_views(count, radius, "test/r_", turn=0.3)[:2])
 
 
 @pytest.fixture
 def ball(tmp_path: Path) -> Path:
     """Six views of a ball, `blender-data`."""
-    return write_blender(tmp_path / "ball", views=6)
+    return _blender(tmp_path / "ball", 6)
 
 
 @pytest.fixture
 def blank(tmp_path: Path) -> Path:
     """Three views of nothing, `blender-data`."""
-    return write_blender(tmp_path / "blank", views=3, radius=0.0)
+    return _blender(tmp_path / "blank", 3, radius=0.0)
 
 
 @pytest.fixture
@@ -88,6 +67,10 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
     """Writes views of a ball for `nerfstudio-data`: `photos(8, mask=255)`."""
 
     def write(views: int, mask: int | None = None) -> Path:
-        return write_nerfstudio(tmp_path / "photos", views, mask)
+        focal = 0.5 * SIZE / math.tan(0.5 * FOV)
+        camera = {"w": SIZE, "h": SIZE, "fl_x": focal, "fl_y": focal, "cx": SIZE / 2, "cy": SIZE / 2}
+        seen = [(name, image[..., :3], pose) for name, image, pose in _views(views, folder="images/")]
+        masks = None if mask is None else [np.full((SIZE, SIZE), mask, np.uint8)] * views
+        return write_nerfstudio(tmp_path / "photos", seen, masks, **camera, camera_model="OPENCV")
 
     return write

@@ -114,3 +114,12 @@ def test_stacked_masks_are_kept_in_little_memory_and_looked_at_once():
         mask.zero_()  # too late
     held = [x for owner in (sampler, sampler._pixels) for x in vars(owner).values() if isinstance(x, torch.Tensor)]
     assert sum(x.nbytes for x in held if x is not mask) < 5000  # a list of the pixels: 480,000
+
+
+def test_masks_limit_the_pixels():
+    sampler = MaskedPixelSamplerConfig().setup(num_rays_per_batch=64)
+    mask = torch.zeros(2, 5, 5, 1, dtype=torch.bool)
+    mask[1, 2, 3] = True  # fewer pixels than rays
+    pixels = sampler.sample_method(64, 2, 5, 5, mask=mask)
+    assert pixels.unique(dim=0).tolist() == [[1, 2, 3]]
+    assert sampler.sample_method(10, 2, 5, 5).shape == (10, 3)

@@ -7,6 +7,7 @@ import torch
 from nerfstudio.utils import writer
 
 from hardmine_ns.method import instant_ngp_hardmine_bounded
+from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig, next_num_rays
 
 STEPS = 20
 
@@ -47,7 +48,7 @@ def train(folder, output, rank, size, **model):
     return pipeline.model.state_dict(), losses, pipeline.num_rays, pipeline.model.sample_counts.visible
 
 
-@pytest.mark.parametrize("rule", ["poisson", "topk", "off"])
+@pytest.mark.parametrize("rule", ["poisson", "off", pytest.param("topk", marks=pytest.mark.slow)])
 def test_processes_hold_one_field_one_grid_and_one_tau(ball, tmp_path, rule, run_processes):
     """Of rays of their own. The loss falls, and each loss is its process's share of the mean."""
 
@@ -83,3 +84,15 @@ def test_mining_follows_the_viewer_of_process_0(ball, run_processes):
 
     for found in run_processes(work):
         assert found == [("poisson", 0.05, 0.5), ("topk", 0.3, 0.7)]
+
+
+def test_rays_per_batch_follow_the_samples_within_their_limits():
+    config = AdaptiveRaysPipelineConfig(
+        target_num_samples=1000, max_searched_ratio=4.0, min_num_rays=64, max_num_rays=512
+    )
+    assert next_num_rays(100, 800, 800, config) == 125
+    assert next_num_rays(100, 100, 100, config) == 150  # grows by half at most
+    assert next_num_rays(400, 0, 0, config) == 512
+    assert next_num_rays(100, 10**7, 10**7, config) == 64
+    assert next_num_rays(400, 1000, 8000, config) == 200  # the search is what costs
+    assert next_num_rays(101, 1000, 1000, config) == 101

@@ -1,8 +1,6 @@
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
+from small_scenes import write_blender, write_nerfstudio
 
 WIDTH, HEIGHT, FOCAL = 40, 30, 40.0
 
@@ -12,13 +10,8 @@ def blender_scene(tmp_path):
     """Writes a scene in Blender's format and gives its folder: `blender_scene(train=3, val=1)`."""
 
     def write(**frames_of_split):
-        for split, count in frames_of_split.items():
-            names = [f"{split}_{i}" for i in range(count)]
-            _write_images(tmp_path, names)
-            frames = [{"file_path": f"./{name}", "transform_matrix": np.eye(4).tolist()} for name in names]
-            meta = {"camera_angle_x": 0.7, "frames": frames}
-            (tmp_path / f"transforms_{split}.json").write_text(json.dumps(meta))
-        return tmp_path
+        splits = {split: _views(f"{split}_", _noise(count)) for split, count in frames_of_split.items()}
+        return write_blender(tmp_path, 0.7, **splits)
 
     return write
 
@@ -28,25 +21,20 @@ def nerfstudio_scene(tmp_path):
     """Writes a scene in nerfstudio's format and gives its folder: `nerfstudio_scene(5, masks=True, k1=0.1)`."""
 
     def write(count, masks=False, images=None, **camera):
-        names = [f"image_{i}" for i in range(count)]
-        _write_images(tmp_path, names, images)
-        frames = [{"file_path": f"{name}.png", "transform_matrix": np.eye(4).tolist()} for name in names]
-        if masks:
-            _write_images(tmp_path, [f"mask_{i}" for i in range(count)], [_left_half()] * count)
-            for i, frame in enumerate(frames):
-                frame["mask_path"] = f"mask_{i}.png"
         intrinsics = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": WIDTH / 2, "cy": HEIGHT / 2, "w": WIDTH, "h": HEIGHT}
-        (tmp_path / "transforms.json").write_text(json.dumps({**intrinsics, **camera, "frames": frames}))
-        return tmp_path
+        views = _views("image_", _noise(count) if images is None else images[:count])
+        return write_nerfstudio(tmp_path, views, [_left_half()] * count if masks else None, **intrinsics | camera)
 
     return write
 
 
-def _write_images(folder, names, images=None):
+def _noise(count):
     noise = np.random.default_rng(0)
-    for i, name in enumerate(names):
-        image = noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) if images is None else images[i]
-        Image.fromarray(image).save(folder / f"{name}.png")
+    return [noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def _views(prefix, images):
+    return [(f"{prefix}{i}", image, np.eye(4)) for i, image in enumerate(images)]
 
 
 def _left_half():

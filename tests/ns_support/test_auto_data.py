@@ -188,7 +188,9 @@ def test_a_parser_named_on_the_command_line_loads_sfm_points_too(nerfstudio_scen
 
 
 @pytest.mark.parametrize(
-    "first", ["nerfstudio.configs.dataparser_configs", "ns_support.data.checks", "raygauss_ns.method"]
+    "first",
+    ["nerfstudio.configs.dataparser_configs"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("ns_support.data.checks", "raygauss_ns.method")],
 )
 def test_imports_in_any_order(first, monkeypatch):
     """Registered, as by the entry point, whichever module comes first."""

@@ -1,24 +1,23 @@
-"""A model of a few Gaussians, cameras around it and a scene of a few pixels, for tests to ask for by name."""
+"""A model of a few Gaussians, cameras around it and a scene of a few pixels, for tests to ask for by name.
 
-import json
+nerfstudio is imported by who asks: the kernels' tests below this folder do without it.
+"""
+
 import math
 
-import numpy as np
 import pytest
 import torch
-from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.engine.optimizers import Optimizers
-from PIL import Image
-
-from ns_support.schedulers import FloatExponentialDecayConfig
-from raygauss_ns.config import FusedAdamConfig, RayGaussModelConfig
+from small_scenes import write_disc
 
 SIDE = 20
 """Pixels on a side of the scene's images."""
 
 
 def _make_model(side=3.0, seed_points=None, cameras=None, checkpoint_follows=False, **fields):
+    from nerfstudio.data.scene_box import SceneBox
+
+    from raygauss_ns.config import RayGaussModelConfig
+
     torch.manual_seed(0)
     half = side / 2
     defaults = {"num_random": 300, "step_size": 0.02, "initial_scale": 1.0}
@@ -28,17 +27,33 @@ def _make_model(side=3.0, seed_points=None, cameras=None, checkpoint_follows=Fal
     return config.setup(scene_box=box, num_train_data=2, metadata=metadata, device="cpu", seed_points=seed_points)
 
 
-def _make_cameras(count=2, height=21, width=30, kind=CameraType.PERSPECTIVE, radius=4.0):
+def _make_cameras(count=2, height=21, width=30, kind=None, radius=4.0):
+    from nerfstudio.cameras.cameras import Cameras, CameraType
+
     poses = []
     for i in range(count):
         angle = 2 * math.pi * i / count
         c, s = math.cos(angle), math.sin(angle)
         # Looks along -z of its own at the origin, y up.
         poses.append([[c, 0, s, radius * s], [0, 1, 0, 0], [-s, 0, c, radius * c]])
-    return Cameras(torch.tensor(poses), 40.0, 40.0, width / 2, height / 2, width, height, camera_type=kind)
+    return Cameras(
+        torch.tensor(poses),
+        40.0,
+        40.0,
+        width / 2,
+        height / 2,
+        width,
+        height,
+        camera_type=kind or CameraType.PERSPECTIVE,
+    )
 
 
 def _optimizers_of(model):
+    from nerfstudio.engine.optimizers import Optimizers
+
+    from ns_support.schedulers import FloatExponentialDecayConfig
+    from raygauss_ns.config import FusedAdamConfig
+
     config = {
         name: {
             "optimizer": FusedAdamConfig(lr=0.1),
@@ -67,16 +82,4 @@ def optimizers_of():
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
     """A ball, blue to yellow from left to right, seen from four sides."""
-    folder = tmp_path_factory.mktemp("scene")
-    v, u = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    inside = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.12
-    for split, count in (("train", 4), ("val", 1), ("test", 1)):
-        frames = []
-        for i in range(count):
-            c, s = math.cos(2 * math.pi * i / count), math.sin(2 * math.pi * i / count)
-            pose = [[c, 0, s, 4 * s], [0, 1, 0, 0], [-s, 0, c, 4 * c], [0, 0, 0, 1]]
-            frames.append({"file_path": f"./{split}_{i}", "transform_matrix": pose})
-            rgba = np.stack([u, u * c * c + v * s * s, 1 - u, inside], -1) * inside[..., None]
-            Image.fromarray((rgba * 255).astype(np.uint8)).save(folder / f"{split}_{i}.png")
-        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
-    return folder
+    return write_disc(tmp_path_factory.mktemp("scene"), SIDE, turning=True)

@@ -1,30 +1,22 @@
 """Several processes, joined by gloo, against one process that renders the same images."""
 
-import copy
-
 import pytest
 import torch
-from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils import writer
+from small_runs import configure_growing
 
 from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import random_points
-from raygauss_ns.method import raygauss
 from raygauss_ns.pipeline import RayGaussPipeline
 
 STEPS = 24
 FIELDS = {
-    "num_random": 400,
-    "step_size": 0.02,
-    "densify_from": 0,
-    "densify_least": 3,
     "densify_threshold": 1e-4,
     "densify_until": 20_000,
     "max_gaussians": 900,
-    "prune_every": 2,
     "background_color": "random",
     "training_window": 15,
     "accumulate_images": 1,
@@ -32,18 +24,10 @@ FIELDS = {
 
 
 def configure(scene, folder, images=1, steps=STEPS, **fields):
-    config = copy.deepcopy(raygauss.config)
-    config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers["blender-data"])
+    config = configure_growing(scene, folder, steps, **(FIELDS | fields))
     config.pipeline.datamanager.dataparser.alpha_color = None
-    config.pipeline.datamanager.data = scene
     config.pipeline.images_per_batch = images
-    config.output_dir, config.experiment_name, config.timestamp = folder, "test", "run"
-    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
     config.save_only_latest_checkpoint, config.steps_per_save = False, 10
-    config.viewer.quit_on_train_completion = True
-    config.logging.local_writer.enable = False
-    for field, value in (FIELDS | fields).items():
-        setattr(config.pipeline.model, field, value)
     return config
 
 

@@ -37,7 +37,9 @@ def test_exports(saved):
 
 def test_evaluates(saved, tmp_path):
     ComputePSNR(load_config=saved[0], output_path=tmp_path / "eval.json").main()
-    assert json.loads((tmp_path / "eval.json").read_text())["results"]["psnr"] > 0
+    expected = saved[1].eval().get_average_eval_image_metrics()  # of the view of "val", which looks as that of "test"
+    results = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert results["psnr"] == pytest.approx(float(expected["psnr"]), abs=1e-3)
 
 
 def test_renders_both_splits(saved, tmp_path):

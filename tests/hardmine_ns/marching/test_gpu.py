@@ -1,10 +1,5 @@
-"""The marching kernels: in Triton's interpreter the same samples as the PyTorch twin, and built for absent GPUs.
+"""The marching kernels: in Triton's interpreter the same samples as the PyTorch twin, and built for absent GPUs."""
 
-Triton decides at import whether kernels are interpreted, for the whole process: the first test starts one of its own.
-"""
-
-import os
-import subprocess
 import sys
 
 import pytest
@@ -17,21 +12,10 @@ from hardmine_ns.marching.reference import march_rays_torch
 
 pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
 UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout
-
-
-@interpreted
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("levels", "cone", "occupied", "step"),
     [(1, 0.0, 0.3, 0.021), (1, 0.0, 1.0, 0.05), (3, 0.0, 0.3, 0.1), (3, 0.02, 0.5, 0.03), (1, 0.0, 0.0, 0.05)],
@@ -56,7 +40,7 @@ def test_agrees_with_pytorch(levels, cone, occupied, step):
     torch.testing.assert_close(actual.t_ends, expected.t_ends, rtol=tolerance, atol=0)
 
 
-@interpreted
+@pytest.mark.interpreted
 def test_no_rays():
     empty = torch.zeros(0, 3)
     rays = RayLattices(empty, empty, empty[:, 0], empty[:, 0], 0.1, 0.0)
@@ -66,9 +50,6 @@ def test_no_rays():
 
 
 def test_triton_missing(monkeypatch):
-    import hardmine_ns.marching as package
-
-    monkeypatch.delattr(package, "gpu", raising=False)
     monkeypatch.setitem(sys.modules, "hardmine_ns.marching.gpu", None)
     zero = torch.zeros(1, 3)
     rays = RayLattices(zero, zero, zero[:, 0], zero[:, 0], 0.1, 0.0)
@@ -76,7 +57,6 @@ def test_triton_missing(monkeypatch):
         march_rays_triton(rays, OccupancyGrid(UNIT_BOX, 8))
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
 @pytest.mark.parametrize("cone", [False, True])
 @pytest.mark.parametrize("write", [False, True])
 def test_builds_without_spilling(write, cone, capability, triton_build):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardmine_ns.mining import HardSampleMining, poisson_probabilities, select_rows, undo_activations
+from hardmine_ns.mining import HardSampleMining, undo_activations
 from ns_support.concurrency.processes import Processes
 
 ROWS = 257
@@ -229,36 +229,6 @@ def test_no_rows_at_all(field):
     assert all((g == 0).all() for g in grads)
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk"])
-def test_fewer_hard_rows_than_wanted(rule):
-    hardness = torch.zeros(100, dtype=torch.float64)
-    hardness[[3, 70]] = torch.tensor([1.0, 1e-6], dtype=torch.float64)
-    rows, weights = select_rows(hardness, 40, rule)
-    assert sorted(rows.tolist()) == [3, 70]
-    assert weights is None or torch.equal(weights, torch.ones(2, dtype=torch.float64))
-
-
-def test_multinomial_draws_in_proportion():
-    torch.manual_seed(0)
-    hardness = torch.tensor([1.0, 2.0, 5.0])
-    first = torch.stack([select_rows(hardness, 1, "multinomial")[0] for _ in range(4000)]).flatten()
-    assert torch.bincount(first, minlength=3) / 4000 == pytest.approx([0.125, 0.25, 0.625], abs=0.03)
-
-
-@pytest.mark.parametrize("expected", [1, 30, 500, 999])
-@pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_poisson_probabilities_sum_to_the_wanted_count(expected, spread):
-    torch.manual_seed(0)
-    hardness = torch.exp(spread * torch.randn(1000, dtype=torch.float64))
-    probability = poisson_probabilities(hardness, expected)
-    assert (probability >= 0).all()
-    assert (probability <= 1).all()
-    assert probability.sum().item() == pytest.approx(expected, rel=0.02)
-    free = probability < 1
-    ratio = probability[free] / hardness[free]
-    assert ratio.max().item() == pytest.approx(ratio.min().item(), rel=1e-9)
-
-
 def test_hardness_before_the_activations(x):
     """Mining exp/sigmoid outputs with `undo_activations` draws what mining the raw outputs draws."""
     raw = TwoHeads()
@@ -281,23 +251,6 @@ def test_hardness_before_the_activations(x):
     loss_after(wrapped(activated, raw.parameters(), (x,), before_activation=undo)).backward()
     assert_equal(gradients(raw), expected)
     assert wrapped.tau == pytest.approx(direct.tau.item(), rel=1e-6)
-
-
-def test_undo_activations_matches_autograd():
-    functions = {
-        "exp": torch.exp,
-        "sigmoid": torch.sigmoid,
-        "softplus": nn.functional.softplus,
-        "relu": torch.relu,
-        "none": torch.clone,
-    }
-    z = torch.randn(50, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn(50, dtype=torch.float64)
-    for name, function in functions.items():
-        y = function(z)
-        (expected,) = torch.autograd.grad(y, z, cotangent)
-        (actual,) = undo_activations(name)([y.detach()], [cotangent])
-        assert torch.allclose(actual, expected, atol=1e-12), name
 
 
 def test_autocast_is_restored_in_the_second_run(x):
@@ -410,9 +363,6 @@ def test_an_observer_is_told_which_rows_were_used(field, rule):
         assert len(told[0]) == mining.statistics.selected == field.rows_seen[-1] < ROWS
 
 
-# ---- several processes ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("split", [100, 0], ids=["uneven", "none in one"])
 @pytest.mark.parametrize(("rule", "fraction"), [("topk", 0.2), ("topk", 1.0), ("off", 0.2)])
 def test_processes_mine_their_rows_as_one_batch(field, x, rule, fraction, split, run_processes):
@@ -434,17 +384,6 @@ def test_processes_mine_their_rows_as_one_batch(field, x, rule, fraction, split,
         assert_equal(found, expected)
         assert tau == pytest.approx(float(alone.tau), rel=1e-6)
     assert sum(selected for *_, selected in results) == alone.statistics.selected
-
-
-def test_inclusion_probabilities_of_a_divided_batch(run_processes):
-    hardness = torch.rand(500, generator=torch.Generator().manual_seed(0)) ** 8  # some are certain
-    whole = poisson_probabilities(hardness, 100.0)
-    assert (whole == 1).any()
-
-    def work(rank):
-        return poisson_probabilities(hardness[:50] if rank == 0 else hardness[50:], 100.0, Processes.current())
-
-    torch.testing.assert_close(torch.cat(run_processes(work)), whole)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])

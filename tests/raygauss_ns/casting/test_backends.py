@@ -1,6 +1,5 @@
 """Which back end casts, and what is said where the one that was asked for cannot."""
 
-import os
 import subprocess
 import sys
 
@@ -10,12 +9,8 @@ import torch
 from raygauss_ns.casting import CastSettings, Rays, cast
 
 SETTINGS = CastSettings(step=0.05, density_threshold=0.02)
-not_interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes tensors of the CPU"
-)
 
 
-@not_interpreted
 def test_gpu_needs_tensors_on_a_gpu(random_scene, image_rays, cast_scene):
     pytest.importorskip("triton")
     with pytest.raises(ValueError, match=r'backend "gpu" needs tensors on a GPU, got cpu: move them with \.cuda\(\)'):
@@ -23,15 +18,11 @@ def test_gpu_needs_tensors_on_a_gpu(random_scene, image_rays, cast_scene):
 
 
 def test_triton_missing(random_scene, image_rays, cast_scene, monkeypatch):
-    import raygauss_ns.casting.api as package
-
-    monkeypatch.delattr(package, "gpu", raising=False)
     monkeypatch.setitem(sys.modules, "raygauss_ns.casting.gpu.kernels", None)
     with pytest.raises(ImportError, match=r'backend "gpu" needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
         cast_scene(random_scene(2), image_rays(2, 2), SETTINGS, "gpu", 2)
 
 
-@not_interpreted
 def test_tensors_on_several_devices(random_scene, image_rays):
     pytest.importorskip("triton")
     scene, rays = random_scene(2), image_rays(2, 2)

@@ -175,6 +175,7 @@ def test_bad_input_is_named(name, value, message, random_scene, image_rays):
         _cast(**call)
 
 
-def _cast(means, scales, quats, densities, origins, directions, nears, fars, image_width=0, **rest):
-    rays = Rays(origins, directions, nears, fars, image_width)
-    return cast(Gaussians(means, scales, quats, densities), rays=rays, **rest)
+def _cast(image_width, **call):
+    gaussians = Gaussians(*(call.pop(name) for name in Gaussians._fields))
+    rays = Rays(*(call.pop(name) for name in ("origins", "directions", "nears", "fars")), image_width)
+    return cast(gaussians, rays=rays, **call)

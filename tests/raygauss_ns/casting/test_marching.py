@@ -79,8 +79,8 @@ def test_every_ray_has_its_own_ends(width, scene, rays, cotangent, differentiate
     assert bool((actual.outputs[~empty] != EMPTY).any(-1).double().mean() > 0.9)
 
 
-@pytest.mark.parametrize("width", [0, WIDTH])
-@pytest.mark.parametrize("samples", [16, 64])
+@pytest.mark.parametrize("width", [WIDTH, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [16, pytest.param(64, marks=pytest.mark.slow)])
 def test_what_lies_behind_empty_space_is_found(samples, width, scene, rays, differentiate, gradient_errors):
     """Twice the scene, many slabs apart, and 30 small Gaussians strewn between: slabs without anything are skipped."""
     generator = torch.Generator().manual_seed(8)

@@ -72,7 +72,9 @@ def test_only_what_is_unlocked_counts(degree, lobes):
     torch.testing.assert_close(colors_reference(basis.active(degree, lobes), seen), colors_reference(locked, seen))
 
 
-@pytest.mark.parametrize(("degree", "lobes"), [(0, 0), (1, 0), (2, 0), (0, 1), (2, 7)])
+@pytest.mark.parametrize(
+    ("degree", "lobes"), [(0, 0), (1, 0), (2, 0), (0, 1), (2, 2), pytest.param(2, 7, marks=pytest.mark.slow)]
+)
 def test_gradients_of_the_reference(degree, lobes):
     torch.manual_seed(0)
     means = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)

@@ -27,11 +27,17 @@ def cotangent():
     return torch.randn(13 * 9, 5, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.fixture
+def cast_again(scene, rays, cotangent, differentiate):
+    """`cast_again(width)`: the scene's outputs and gradients."""
+    return lambda width: differentiate(scene, rays, SETTINGS, cotangent, image_width=width)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("width", [0, 13])
-def test_repeats_bit_for_bit(width, threads, scene, rays, cotangent, differentiate, torch_threads):
+def test_repeats_bit_for_bit(width, threads, cast_again, torch_threads):
     torch_threads(threads)
-    first, second = (differentiate(scene, rays, SETTINGS, cotangent, image_width=width) for _ in range(2))
+    first, second = (cast_again(width) for _ in range(2))
     assert torch.equal(first.outputs, second.outputs)
     for name, gradient in first.gradients.items():
         assert torch.equal(gradient, second.gradients[name]), name
@@ -39,13 +45,11 @@ def test_repeats_bit_for_bit(width, threads, scene, rays, cotangent, differentia
 
 @pytest.mark.parametrize("threads", [2, 5, 300])
 @pytest.mark.parametrize("width", [0, 13])
-def test_number_of_threads_has_no_influence(
-    width, threads, scene, rays, cotangent, differentiate, gradient_errors, torch_threads, monkeypatch
-):
+def test_number_of_threads_has_no_influence(width, threads, cast_again, gradient_errors, torch_threads, monkeypatch):
     torch_threads(1)
-    expected = differentiate(scene, rays, SETTINGS, cotangent, image_width=width)
+    expected = cast_again(width)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # 300: more than there are rays
-    actual = differentiate(scene, rays, SETTINGS, cotangent, image_width=width)
+    actual = cast_again(width)
     assert torch.equal(actual.outputs, expected.outputs)
     for name, error in gradient_errors(actual.gradients, expected.gradients).items():
         assert error.below(1e-5), f"{name}: {error}"

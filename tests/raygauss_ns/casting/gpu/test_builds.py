@@ -4,7 +4,6 @@ import pytest
 
 pytest.importorskip("triton")
 
-CAPABILITIES = (80, 90, 120)  # A100, H100 and H200, RTX 50
 FLOATS = "origins directions nears records squared_cutoffs boxes shells out grad_out moments tree"
 CAST = (
     dict.fromkeys(FLOATS.split(), "*fp32")
@@ -17,8 +16,7 @@ REGISTERS = {"forward_kernel": 96, "backward_kernel": 168}
 """At most: with these, 21 and 12 warps of 32 lanes share the 65,536 registers of a multiprocessor."""
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("slab", [4, 8])
+@pytest.mark.parametrize("slab", [8, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tiled", "listed"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("name", list(REGISTERS))
 def test_caster(name, tiled, listed, slab, capability, triton_build):
@@ -45,7 +43,9 @@ GROWING_REGISTERS = {"growing_forward_kernel": 128, "growing_backward_kernel": 1
 
 
 @pytest.mark.parametrize(
-    ("capability", "slab", "tiled"), [(80, 8, True), (90, 8, True), (120, 8, True), (90, 8, False), (90, 4, True)]
+    ("capability", "slab", "tiled"),
+    [(90, 8, True), (90, 8, False)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((80, 8, True), (120, 8, True), (90, 4, True))],
 )
 @pytest.mark.parametrize("name", list(GROWING_REGISTERS))
 def test_caster_with_a_growing_step(name, capability, slab, tiled, triton_build):
@@ -58,7 +58,6 @@ def test_caster_with_a_growing_step(name, capability, slab, tiled, triton_build)
     assert "bar.sync" not in build.ptx
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_hierarchy(capability, triton_build):
     from raygauss_ns.casting.gpu import bvh as gpu_bvh
 

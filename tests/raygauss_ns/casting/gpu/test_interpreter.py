@@ -1,12 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on the CPU, against the reference in float64.
-
-Triton decides at import whether kernels are interpreted, for the whole process: the tests below run in a process of
-their own, which the first one starts.
-"""
-
-import os
-import subprocess
-import sys
+"""The Triton kernels in Triton's interpreter, on the CPU, against the reference in float64."""
 
 import numpy as np
 import pytest
@@ -16,34 +8,12 @@ from raygauss_ns.casting import CastSettings
 
 pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
-
+pytestmark = pytest.mark.interpreted
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 SETTINGS = CastSettings(
     step=0.08, density_threshold=0.02, sample_offset=0.5, transmittance_threshold=0.0, samples_per_slab=8
 )
-
-
-def run_interpreted(marker):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--durations=5", "-m", marker, __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    print(done.stdout[-3000:])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
-def test_in_the_interpreter():
-    run_interpreted("not slow")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
-def test_in_the_interpreter_at_length():
-    run_interpreted("slow")
 
 
 @pytest.fixture
@@ -87,7 +57,6 @@ def first(rays, count):
     return rays.apply(lambda tensor: tensor[:count])
 
 
-@interpreted
 @pytest.mark.parametrize("n", [0, 1, 40])
 def test_one_ray(n, image_rays, agree):
     rays = image_rays(1, 1)
@@ -97,28 +66,28 @@ def test_one_ray(n, image_rays, agree):
     agree(n, rays, 1)
 
 
-@interpreted
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("n", [1, 12, pytest.param(40, marks=pytest.mark.slow)])
 def test_31_rays_of_no_order(n, image_rays, agree):
     agree(n, first(image_rays(8, 4), 31), 0)
 
 
-@interpreted
-@pytest.mark.parametrize("slab", [4, 8, pytest.param(32, marks=pytest.mark.slow)])
-def test_an_image_whose_tiles_overhang(slab, image_rays, agree):
-    expected = agree(40, image_rays(5, 7), 5, SETTINGS._replace(samples_per_slab=slab))
+@pytest.mark.parametrize(
+    ("slab", "step"), [(8, 0.16)] + [pytest.param(slab, 0.08, marks=pytest.mark.slow) for slab in (4, 8, 32)]
+)
+def test_an_image_whose_tiles_overhang(slab, step, image_rays, agree):
+    expected = agree(40, image_rays(5, 7), 5, SETTINGS._replace(samples_per_slab=slab, step=step))
     assert expected.outputs[:, 3].min() < 0.5, "too little was seen"
 
 
-@interpreted
+@pytest.mark.parametrize("n", [12, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("width", [8, 0])
-def test_64_rays(width, image_rays, agree):
+def test_64_rays(width, n, image_rays, agree):
     shuffle = torch.arange(64) if width else torch.randperm(64, generator=torch.Generator().manual_seed(3))
-    agree(40, image_rays(8, 8).apply(lambda tensor: tensor[shuffle]), width, SETTINGS._replace(step=0.12))
+    agree(n, image_rays(8, 8).apply(lambda tensor: tensor[shuffle]), width, SETTINGS._replace(step=0.12))
 
 
-@interpreted
-def test_incoherent_rays(image_rays, agree):
+@pytest.mark.parametrize("n", [12, pytest.param(40, marks=pytest.mark.slow)])
+def test_incoherent_rays(n, image_rays, agree):
     """Rays from all sides, some of which begin inside the scene, miss it, or are empty."""
     generator = torch.Generator().manual_seed(1)
     origins = torch.nn.functional.normalize(torch.randn(40, 3, generator=generator), dim=-1)
@@ -133,10 +102,9 @@ def test_incoherent_rays(image_rays, agree):
         fars=fars,
     )
     rays.fars[3], rays.fars[5] = -1.0, rays.nears[5]
-    agree(40, rays, 0, SETTINGS._replace(step=0.12))
+    agree(n, rays, 0, SETTINGS._replace(step=0.12))
 
 
-@interpreted
 def test_axis_parallel_rays_and_dead_gaussians(random_scene, image_rays, agree):
     """Directions with zeros, also from a plane of a box; Gaussians below the threshold or not finite."""
     scene = random_scene(6)
@@ -147,7 +115,6 @@ def test_axis_parallel_rays_and_dead_gaussians(random_scene, image_rays, agree):
     agree(6, rays, 8, scene=scene)
 
 
-@interpreted
 def test_not_finite_means_absent(random_scene, image_rays, differentiate):
     scene, rays, cotangent = random_scene(5), image_rays(2, 2), torch.ones(4, 5)
     changed = scene.apply(torch.Tensor.clone)
@@ -167,7 +134,6 @@ GROWTHS = {
 }
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("growth", "width"),
     [("with distance", 5), ("with both", 0)]
@@ -196,7 +162,6 @@ def test_a_growing_step(growth, width, random_scene, image_rays, differentiate, 
     assert expected.outputs[:, 4].max() > 10, "nothing behind the gap was seen"
 
 
-@interpreted
 def test_a_growing_step_and_early_stop(random_scene, image_rays, differentiate, gradient_errors):
     """Dense Gaussians: transmittances differ within the packet, and so do steps; rays stop."""
     scene, rays = random_scene(8), image_rays(4, 2)
@@ -212,7 +177,6 @@ def test_a_growing_step_and_early_stop(random_scene, image_rays, differentiate, 
         assert gradient_error.below(2 * GRADIENT_TOLERANCE), f"{name}: {gradient_error}"
 
 
-@interpreted
 def test_early_stop_leaves_the_threshold_at_most(random_scene, image_rays, cast_scene):
     scene, rays = random_scene(20), image_rays(4, 2)
     scene = scene._replace(densities=20 * scene.densities)
@@ -224,7 +188,6 @@ def test_early_stop_leaves_the_threshold_at_most(random_scene, image_rays, cast_
     assert stopped[:, 3].max() > 0.05 or not torch.equal(stopped, complete)
 
 
-@interpreted
 def test_far_from_the_origin(random_scene, image_rays, agree):
     """Scene and camera at 32, where float32 resolves 4e-6."""
     shift = torch.tensor([32.0, -16.0, 8.0])
@@ -234,7 +197,6 @@ def test_far_from_the_origin(random_scene, image_rays, agree):
     agree(6, rays._replace(origins=rays.origins + shift), 4, scene=scene)
 
 
-@interpreted
 @pytest.mark.slow
 def test_thin_and_dense_gaussians(random_scene, image_rays, agree):
     """Needles and sheets 100 times longer than thick, optical depths of a step from 1e-4 to 12."""
@@ -248,7 +210,6 @@ def test_thin_and_dense_gaussians(random_scene, image_rays, agree):
     agree(30, image_rays(6, 3), 6, settings, scene, 5 * GRADIENT_TOLERANCE)
 
 
-@interpreted
 def test_rays_without_end_and_rays_that_begin_at_infinity(random_scene, image_rays, cast_scene):
     scene, rays = random_scene(4), image_rays(3, 1)
     rays.fars[:] = torch.inf
@@ -259,7 +220,6 @@ def test_rays_without_end_and_rays_that_begin_at_infinity(random_scene, image_ra
     assert outputs[1].tolist() == [0, 0, 0, 1, 0]
 
 
-@interpreted
 def test_a_direction_that_is_not_of_unit_length_shows(random_scene, image_rays, cast_scene):
     scene, rays = random_scene(2), image_rays(2, 1)
     directions = rays.directions.clone()
@@ -269,7 +229,6 @@ def test_a_direction_that_is_not_of_unit_length_shows(random_scene, image_rays, 
     assert outputs[1].isnan().all()
 
 
-@interpreted
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 1000])
 def test_hierarchy(n, random_scene):
     """Depth-first with skip links; every box is the union of its children's; leaves are the records in order."""
@@ -311,7 +270,6 @@ def test_hierarchy(n, random_scene):
     np.testing.assert_allclose(boxes[0], on_cpu.bounds, rtol=0, atol=1e-6)
 
 
-@interpreted
 def test_nothing_alive(random_scene, image_rays, differentiate):
     scene = random_scene(3)._replace(densities=torch.zeros(3))
     result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
@@ -319,7 +277,6 @@ def test_nothing_alive(random_scene, image_rays, differentiate):
     assert not any(bool(gradient.any()) for gradient in result.gradients.values())
 
 
-@interpreted
 @pytest.mark.parametrize("n", [0, 1, 40])
 def test_lists_for_one_ray(n, image_rays, agree, lists):
     rays = image_rays(1, 1)
@@ -331,8 +288,7 @@ def test_lists_for_one_ray(n, image_rays, agree, lists):
     assert None not in lists
 
 
-@interpreted
-@pytest.mark.parametrize(("slab", "slabs_per_shell"), [(4, 4), (8, 0.4)])
+@pytest.mark.parametrize(("slab", "slabs_per_shell"), [(8, 0.4), pytest.param(4, 4, marks=pytest.mark.slow)])
 def test_lists_for_an_image_whose_tiles_overhang(slab, slabs_per_shell, image_rays, agree, lists, monkeypatch):
     """Rays begin at different distances, shells may be thinner than a slab: a Gaussian in several counts once."""
     from raygauss_ns.casting.gpu import tile_lists as gpu_lists
@@ -347,7 +303,6 @@ def test_lists_for_an_image_whose_tiles_overhang(slab, slabs_per_shell, image_ra
     assert shells >= (2 if slab == 4 else 8)
 
 
-@interpreted
 @pytest.mark.parametrize("count", [31, 64])
 def test_lists_with_a_camera_among_the_gaussians(count, image_rays, agree, lists):
     rays = image_rays(count, 1) if count == 31 else image_rays(8, 8)
@@ -356,7 +311,6 @@ def test_lists_with_a_camera_among_the_gaussians(count, image_rays, agree, lists
     assert None not in lists
 
 
-@interpreted
 def test_lists_far_from_the_origin(random_scene, image_rays, agree, lists):
     shift = torch.tensor([32.0, -16.0, 8.0])
     scene = random_scene(6)
@@ -366,7 +320,6 @@ def test_lists_far_from_the_origin(random_scene, image_rays, agree, lists):
     assert None not in lists
 
 
-@interpreted
 def test_lists_with_early_stop(random_scene, image_rays, cast_scene, lists, monkeypatch):
     """Both ways to find Gaussians march the same slabs of the same samples, so that they stop at the same ones."""
     from raygauss_ns.casting.gpu import launch as gpu
@@ -381,7 +334,6 @@ def test_lists_with_early_stop(random_scene, image_rays, cast_scene, lists, monk
     assert len(lists) == 1
 
 
-@interpreted
 def test_rays_that_lists_cannot_serve(image_rays, agree, lists):
     rays = image_rays(4, 2)
     rays.origins[3, 0] += 0.1
@@ -389,7 +341,6 @@ def test_rays_that_lists_cannot_serve(image_rays, agree, lists):
     assert lists == [None]
 
 
-@interpreted
 def test_lists_of_nothing_alive(random_scene, image_rays, differentiate, lists):
     scene = random_scene(3)._replace(densities=torch.zeros(3))
     result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)

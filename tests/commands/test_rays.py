@@ -11,7 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from small_runs import METHODS, begin, both, configure, write_scene
+from small_runs import METHODS, begin, both, configure
+from small_scenes import write_disc
 
 from ns_support.commands.given_rays import given_rays
 from ns_support.commands.rendering import prepare_rendering
@@ -20,7 +21,7 @@ from ns_support.errors import UserError
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    scene = write_scene(tmp_path_factory.mktemp("scene") / "disc")
+    scene = write_disc(tmp_path_factory.mktemp("scene") / "disc")
     made = {}
     for method in METHODS:
         trainer = begin(configure(method, scene, tmp_path_factory.mktemp("runs"), 2))

@@ -12,14 +12,15 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.scripts import render
 from PIL import Image
-from small_runs import configure, write_scene
+from small_runs import configure
+from small_scenes import write_disc
 
 from ns_support.viewer.outputs import Outputs
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return write_scene(tmp_path_factory.mktemp("scene"))
+    return write_disc(tmp_path_factory.mktemp("scene"))
 
 
 @pytest.fixture(scope="module", params=["raygauss", "instant-ngp-hardmine"])

@@ -1,17 +1,10 @@
 """`ns-train --machine.num-devices 2` as a user types it, on a machine without CUDA."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="asks for processes on the CPU, where that is the default"),
@@ -22,32 +15,8 @@ SETTINGS = {
 }
 
 
-def run(*words, cwd, code=0):
-    executable = shutil.which(words[0], path=sysconfig.get_path("scripts"))
-    done = subprocess.run(
-        [executable, *map(str, words[1:])],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == (code == 0), output[-4000:]
-    return output
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scene")
-    options = {"output": folder, "resolution": 32, "train": 6, "val": 2, "test": 2, "samples": 1}
-    words = [str(w) for name, value in options.items() for w in (f"--{name}", value)]
-    subprocess.run([sys.executable, str(ROOT / "examples/make_scene.py"), *words], check=True, capture_output=True)
-    return folder
-
-
 @pytest.mark.parametrize("method", sorted(SETTINGS))
-def test_two_processes_train_and_the_run_evaluates(method, scene, tmp_path):
+def test_smoke_two_processes_train_and_the_run_evaluates(method, scene, tmp_path, run):
     words = ("--machine.num-devices", 2, "--max-num-iterations", 6, "--vis", "tensorboard", "--timestamp", "now")
     output = run("ns-train", method, *words, *SETTINGS[method], "--data", scene, cwd=tmp_path)
     assert output.count("Training Finished") == 1
@@ -56,7 +25,7 @@ def test_two_processes_train_and_the_run_evaluates(method, scene, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["results"]["psnr"] > 3
 
 
-def test_bad_input_ends_in_one_sentence(tmp_path):
+def test_bad_input_ends_in_one_sentence(tmp_path, run):
     words = ("--machine.num-devices", 2, "--vis", "tensorboard", "--data", tmp_path / "nowhere", "blender-data")
     output = run("ns-train", "raygauss", *words, cwd=tmp_path, code=1)
     assert "does not exist" in output.replace("\n", " ")

@@ -1,7 +1,6 @@
 """Both methods through nerfstudio's own commands, as a user types them, on a scene made on the spot."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,40 +9,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-MAKE_SCENE = ROOT / "examples" / "make_scene.py"
 pytestmark = pytest.mark.slow
-
-
-def run(*words, cwd, code=0):
-    executable = shutil.which(words[0], path=sysconfig.get_path("scripts"))
-    assert executable, f"{words[0]} is not installed"
-    done = subprocess.run(
-        [executable, *map(str, words[1:])],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == (code == 0), output[-4000:]
-    return output
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scene")
-    options = {"output": folder, "resolution": 32, "train": 6, "val": 2, "test": 2, "samples": 1}
-    words = [str(w) for name, value in options.items() for w in (f"--{name}", value)]
-    subprocess.run([sys.executable, str(MAKE_SCENE), *words], check=True, capture_output=True)
-    return folder
 
 
 _NEAREST = ("--interpolation-steps", 1, "--pose-source", "train", "--render-nearest-camera", True)
@@ -55,7 +26,7 @@ METHODS = {
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
-def trained(request, scene, tmp_path_factory):
+def trained(request, scene, tmp_path_factory, run):
     """A run of a few steps whose data parser nobody named: (method, its config.yml, the folder it ran in)."""
     folder = tmp_path_factory.mktemp("run")
     words = ("--max-num-iterations", 4, "--vis", "tensorboard", "--timestamp", "now", *METHODS[request.param])
@@ -63,7 +34,7 @@ def trained(request, scene, tmp_path_factory):
     return request.param, next(folder.rglob("config.yml")), folder
 
 
-def test_eval_writes_metrics_and_pictures(trained):
+def test_smoke_eval_writes_metrics_and_pictures(trained, run):
     _, config, folder = trained
     words = ("--load-config", config, "--output-path", "eval.json", "--render-output-path", "pictures")
     run("ns-eval", *words, cwd=folder)
@@ -84,7 +55,7 @@ def test_eval_writes_metrics_and_pictures(trained):
     ],
     ids=["dataset", "interpolate", "video", "spiral", "nearest"],
 )
-def test_render(trained, words):
+def test_render(trained, words, run):
     _, config, folder = trained
     run("ns-render", words[0], "--load-config", config, *words[1:], cwd=folder)
     output = folder / words[words.index("--output-path") + 1]
@@ -93,7 +64,7 @@ def test_render(trained, words):
     assert all(path.stat().st_size > 100 for path in written)
 
 
-def test_export_and_start_from_it(trained, scene):
+def test_export_and_start_from_it(trained, scene, run):
     method, config, folder = trained
     for kind in ("raygauss", "splat", "points"):
         words = (sys.executable, "-m", "raygauss_ns.export", kind, "--load-config", config)
@@ -115,7 +86,7 @@ def test_export_and_start_from_it(trained, scene):
 
 
 @pytest.mark.parametrize("kind", ["pointcloud", "tsdf", "poisson"])
-def test_nerfstudios_exporters(trained, kind):
+def test_nerfstudios_exporters(trained, kind, run):
     """Whatever a few steps have learned: a cloud within the scene, meshes with their textures."""
     pytest.importorskip("pymeshlab")
     try:
@@ -144,7 +115,7 @@ def test_nerfstudios_exporters(trained, kind):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("steps", [100_000, 3], ids=["while training", "after the end"])
 @pytest.mark.parametrize("method", ["raygauss", "instant-ngp-hardmine"])
-def test_a_signal_ends_the_command_well(method, steps, number, scene, tmp_path):
+def test_a_signal_ends_the_command_well(method, steps, number, scene, tmp_path, run):
     """With its viewer open, as by default: training is saved, and once it is over the command just ends."""
     words = ("ns-train", method, "--data", scene, "--max-num-iterations", steps, "--timestamp", "run", *METHODS[method])
     program = shutil.which(words[0], path=sysconfig.get_path("scripts"))
@@ -173,7 +144,7 @@ def test_a_signal_ends_the_command_well(method, steps, number, scene, tmp_path):
     assert f"Resuming at step {int(checkpoint.stem[5:]) + 1:,}, 1 more." in said
 
 
-def test_resume_goes_on_where_it_stopped(trained, scene):
+def test_resume_goes_on_where_it_stopped(trained, scene, run):
     method, config, folder = trained
     words = ("--max-num-iterations", 3, "--vis", "tensorboard", "--timestamp", "resumed", *METHODS[method])
     checkpoints = config.parent / "nerfstudio_models"
@@ -192,7 +163,7 @@ def test_resume_goes_on_where_it_stopped(trained, scene):
     ],
     ids=["missing", "empty"],
 )
-def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path):
+def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path, run):
     words = ("--vis", "tensorboard", "--data", make(tmp_path), "blender-data")
     output = run("ns-train", method, *words, cwd=tmp_path, code=1)
     assert re.search(sentence, output.replace("\n", " "))
@@ -200,21 +171,21 @@ def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_unknown_format_ends_in_one_sentence(method, tmp_path):
+def test_unknown_format_ends_in_one_sentence(method, tmp_path, run):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     output = run("ns-train", method, "--vis", "tensorboard", "--data", tmp_path, cwd=tmp_path, code=1)
     assert "is not known: looked for a Blender scene" in output.replace("\n", " ")
     assert "Traceback" not in output
 
 
-def test_bad_step_size_ends_in_one_sentence(scene, tmp_path):
+def test_bad_step_size_ends_in_one_sentence(scene, tmp_path, run):
     words = ("--vis", "tensorboard", "--pipeline.model.step-size", 0, "--data", scene, "blender-data")
     output = run("ns-train", "raygauss", *words, cwd=tmp_path, code=1)
     assert "--pipeline.model.step-size must be positive, got 0.0" in output
     assert "Traceback" not in output
 
 
-def test_losing_every_gaussian_ends_in_one_sentence(scene, tmp_path):
+def test_losing_every_gaussian_ends_in_one_sentence(scene, tmp_path, run):
     """Photographs of nothing but the background: whatever stands in the way of it fades."""
     nothing = tmp_path / "nothing"
     shutil.copytree(scene, nothing)
@@ -227,7 +198,7 @@ def test_losing_every_gaussian_ends_in_one_sentence(scene, tmp_path):
     assert "Traceback" not in output
 
 
-def test_help_describes_the_methods(tmp_path):
+def test_help_describes_the_methods(tmp_path, run):
     output = run("ns-train", "--help", cwd=tmp_path)
     for method in METHODS:
         assert method in output

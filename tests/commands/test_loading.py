@@ -10,7 +10,8 @@ import torch
 import yaml
 from nerfstudio.scripts.eval import ComputePSNR
 from nerfstudio.utils.eval_utils import eval_setup
-from small_runs import METHODS, begin, both, configure, said, write_scene
+from small_runs import METHODS, begin, both, configure, said
+from small_scenes import write_disc
 
 from ns_support.commands.loading import prepare_loading
 from ns_support.errors import UserError
@@ -20,7 +21,7 @@ from ns_support.trainer import SharedTrainerConfig
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return write_scene(tmp_path_factory.mktemp("scene") / "disc")
+    return write_disc(tmp_path_factory.mktemp("scene") / "disc")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,136 @@
+"""The occupancy grid: what it learns of a density, at which cost, alone and in several processes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hardmine_ns.marching import OccupancyGrid
+from hardmine_ns.marching.occupancy import locate
+from ns_support.concurrency.processes import Processes
+
+UNIT_BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_random_positions_lie_in_their_cells(levels):
+    grid = OccupancyGrid(torch.tensor([-1.0, -2.0, 0.0, 3.0, 2.0, 1.0]), resolution=8, levels=levels)
+    cells = torch.arange(grid.num_cells)
+    found, inside = locate(grid.random_positions(cells), grid)
+    assert inside.all()
+    own = found == cells
+    assert own[:512].all()
+    # Cells of an outer box that an inner box covers are never asked for.
+    assert (~own).sum() == (levels - 1) * 64
+
+
+def test_sweep_visits_every_cell_once():
+    grid = OccupancyGrid(UNIT_BOX, resolution=12)
+    seen = []
+    while len(seen) < grid.num_cells:
+        seen += grid._next_of_sweep(100).tolist()
+    assert sorted(seen[: grid.num_cells]) == list(range(grid.num_cells))
+
+
+def test_update_finds_a_ball_at_bounded_cost():
+    torch.manual_seed(0)
+    grid = OccupancyGrid(UNIT_BOX, resolution=16)
+    asked = []
+
+    def ball(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return (x.norm(dim=-1) < 0.5).float()
+
+    assert grid.binaries.all()
+    grid.update(ball, num_cells=512)
+    assert grid.binaries.float().mean() > 0.5  # not yet visited counts as occupied
+    for _ in range(39):
+        grid.update(ball, num_cells=512)
+    assert max(asked) <= 512
+    corners = grid.random_positions(torch.arange(grid.num_cells)).norm(dim=-1).view_as(grid.binaries[0])
+    assert grid.binaries[0][corners < 0.35].all()
+    assert not grid.binaries[0][corners > 0.75].any()
+
+
+def test_observed_densities_count_without_a_query():
+    grid = OccupancyGrid(UNIT_BOX, resolution=8)
+    grid.update(lambda x: 1e-3 * torch.rand(len(x)), num_cells=grid.num_cells)
+    where, outside = torch.tensor([[0.3, 0.3, 0.3]]), torch.tensor([[9.0, 0.0, 0.0]])
+    observed = torch.cat([where, where, outside]), torch.tensor([0.2, 0.5, 7.0])
+    grid.update(lambda x: torch.zeros(len(x)), num_cells=1, observed=observed)
+    cells, _ = locate(where, grid)
+    assert grid.thickness[cells].item() == 0.5
+    assert grid.binaries.view(-1)[cells].all()
+    assert grid.thickness.max() == 0.5
+
+
+def test_grid_that_empties_itself_reopens():
+    grid = OccupancyGrid(UNIT_BOX, resolution=8)
+    grid.update(lambda x: torch.zeros(len(x)), num_cells=grid.num_cells)
+    assert grid.binaries.all()
+    assert (grid.thickness < 0).all()
+
+
+def test_non_finite_density_does_not_poison_the_grid():
+    grid = OccupancyGrid(UNIT_BOX, resolution=8)
+    grid.update(lambda x: torch.full((len(x),), math.nan), num_cells=100)
+    assert torch.isfinite(grid.thickness).all()
+
+
+def test_mean_follows_updates_and_loaded_states():
+    grid, other = OccupancyGrid(UNIT_BOX, resolution=8), OccupancyGrid(UNIT_BOX, resolution=8)
+    assert grid.mean_thickness == 0.0
+    for thickness in (0.25, 0.5):
+        grid.update(lambda x, t=thickness: torch.full((len(x),), t), num_cells=grid.num_cells)
+        assert grid.mean_thickness == thickness
+    assert other.mean_thickness == 0.0
+    other.load_state_dict(grid.state_dict())
+    assert other.mean_thickness == 0.5
+
+
+def test_grid_is_saved():
+    grid = OccupancyGrid(UNIT_BOX, resolution=32, levels=2)
+    grid.binaries.copy_(torch.rand(grid.binaries.shape) < 0.3)
+    grid.update(lambda x: x.norm(dim=-1), num_cells=1000)
+    other = OccupancyGrid(UNIT_BOX, resolution=32, levels=2)
+    other.load_state_dict(grid.state_dict())
+    assert torch.equal(other.binaries, grid.binaries)
+    assert other.cursor == grid.cursor == 1000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"aabb": -UNIT_BOX}, {"resolution": 0}, {"levels": 0}, {"levels": 9}, {"levels": 2, "resolution": 6}],
+)
+def test_grid_checks_its_arguments(arguments):
+    with pytest.raises(ValueError, match="got"):
+        OccupancyGrid(**{"aabb": UNIT_BOX, "resolution": 8, **arguments})
+
+
+def test_processes_hold_the_same_grid(run_processes):
+    """Each queries its share of the cells; what one observed on its rays, all know."""
+
+    def found(grid, rows, processes=None):
+        seen = torch.linspace(-0.9, 0.9, 40)[rows, None].expand(-1, 3).contiguous()
+        queried = []
+
+        def inside(positions):
+            queried.append(len(positions))
+            return (positions.norm(dim=-1) < 10).float() * 0.002
+
+        for _ in range(3):
+            grid.update(inside, 100, (seen, seen[:, 0] + 1), processes)
+        return grid.thickness.clone(), grid.binaries.clone(), sum(queried)
+
+    thickness, binaries, queried = found(OccupancyGrid(UNIT_BOX, 8), slice(None))
+
+    def work(rank):
+        rows = slice(30) if rank == 0 else slice(30, None)
+        return found(OccupancyGrid(UNIT_BOX, 8), rows, Processes.current())
+
+    results = run_processes(work)
+    for ours, occupied, _ in results:
+        assert torch.equal(ours, thickness)
+        assert torch.equal(occupied, binaries)
+    assert sum(count for *_, count in results) == queried
