@@ -97,6 +97,28 @@ def _softplus_and_slope(x: Vector) -> tuple[Vector, Vector]:
     return maximum(x, 0.0) + z * p * 2.0, slope
 
 
+@njit(inline="always")
+def _harmonic(band: int, x: Vector, y: Vector, z: Vector) -> Vector:
+    """The spherical harmonic of a number, beyond degree 0, along directions (x, y, z)."""
+    if band == 0:
+        value = y * -Y1
+    elif band == 1:
+        value = z * Y1
+    elif band == 2:
+        value = x * -Y1
+    elif band == 3:
+        value = x * y * _A
+    elif band == 4:
+        value = y * z * -_A
+    elif band == 5:
+        value = (z * z * 2.0 - x * x - y * y) * _B
+    elif band == 6:
+        value = x * z * -_A
+    else:
+        value = (x * x - y * y) * _C
+    return value
+
+
 @njit(cache=True, nogil=True)
 def _forward(
     means: FloatArray,
@@ -131,22 +153,7 @@ def _forward(
         g = _at(ws, _BASE + 1) * Y0 + 0.5
         b = _at(ws, _BASE + 2) * Y0 + 0.5
         for i in range(bands):
-            if i == 0:
-                value = y * -Y1
-            elif i == 1:
-                value = z * Y1
-            elif i == 2:
-                value = x * -Y1
-            elif i == 3:
-                value = x * y * _A
-            elif i == 4:
-                value = y * z * -_A
-            elif i == 5:
-                value = (z * z * 2.0 - x * x - y * y) * _B
-            elif i == 6:
-                value = x * z * -_A
-            else:
-                value = (x * x - y * y) * _C
+            value = _harmonic(i, x, y, z)
             slot = _REST + 3 * i
             r, g, b = r + _at(ws, slot) * value, g + _at(ws, slot + 1) * value, b + _at(ws, slot + 2) * value
         if lobes > 0:
@@ -200,6 +207,30 @@ def _band_gradient(ws: Pointer, band: int, value: Vector, r: Vector, g: Vector, 
     return product
 
 
+@njit(inline="always")
+def _harmonics_gradient(
+    ws: Pointer, bands: int, x: Vector, y: Vector, z: Vector, r: Vector, g: Vector, b: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """Replace the harmonics' coefficients by their gradients, and return their part of dL/dd."""
+    dx, dy, dz = x * 0.0, y * 0.0, z * 0.0
+    if bands >= 3:
+        dy = dy - _band_gradient(ws, 0, y * -Y1, r, g, b) * Y1
+        dz = dz + _band_gradient(ws, 1, z * Y1, r, g, b) * Y1
+        dx = dx - _band_gradient(ws, 2, x * -Y1, r, g, b) * Y1
+    if bands >= 8:
+        q = _band_gradient(ws, 3, x * y * _A, r, g, b) * _A
+        dx, dy = dx + y * q, dy + x * q
+        q = _band_gradient(ws, 4, y * z * -_A, r, g, b) * -_A
+        dy, dz = dy + z * q, dz + y * q
+        q = _band_gradient(ws, 5, (z * z * 2.0 - x * x - y * y) * _B, r, g, b) * (2.0 * _B)
+        dx, dy, dz = dx - x * q, dy - y * q, dz + z * q * 2.0
+        q = _band_gradient(ws, 6, x * z * -_A, r, g, b) * -_A
+        dx, dz = dx + z * q, dz + x * q
+        q = _band_gradient(ws, 7, (x * x - y * y) * _C, r, g, b) * (2.0 * _C)
+        dx, dy = dx + x * q, dy - y * q
+    return dx, dy, dz
+
+
 @njit(cache=True, nogil=True)
 def _backward(
     means: FloatArray,
@@ -242,22 +273,7 @@ def _backward(
         _set(ws, _BASE, r * Y0)
         _set(ws, _BASE + 1, g * Y0)
         _set(ws, _BASE + 2, b * Y0)
-        dx, dy, dz = x * 0.0, y * 0.0, z * 0.0
-        if bands >= 3:
-            dy = dy - _band_gradient(ws, 0, y * -Y1, r, g, b) * Y1
-            dz = dz + _band_gradient(ws, 1, z * Y1, r, g, b) * Y1
-            dx = dx - _band_gradient(ws, 2, x * -Y1, r, g, b) * Y1
-        if bands >= 8:
-            q = _band_gradient(ws, 3, x * y * _A, r, g, b) * _A
-            dx, dy = dx + y * q, dy + x * q
-            q = _band_gradient(ws, 4, y * z * -_A, r, g, b) * -_A
-            dy, dz = dy + z * q, dz + y * q
-            q = _band_gradient(ws, 5, (z * z * 2.0 - x * x - y * y) * _B, r, g, b) * (2.0 * _B)
-            dx, dy, dz = dx - x * q, dy - y * q, dz + z * q * 2.0
-            q = _band_gradient(ws, 6, x * z * -_A, r, g, b) * -_A
-            dx, dz = dx + z * q, dz + x * q
-            q = _band_gradient(ws, 7, (x * x - y * y) * _C, r, g, b) * (2.0 * _C)
-            dx, dy = dx + x * q, dy - y * q
+        dx, dy, dz = _harmonics_gradient(ws, bands, x, y, z, r, g, b)
         if lobes > 0:
             _gather(ws, at_a, p_amplitudes, 3 * lobes, 3 * lobes, index, first, end)
             _gather(ws, at_l, p_sharpness, lobes, lobes, index, first, end)
