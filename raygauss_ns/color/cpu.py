@@ -11,7 +11,7 @@ backward pass recomputes the terms of the colours. With g = dL/dc, s_j = exp(lam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +78,13 @@ def _set(ws: Pointer, slot: int, value: Vector) -> None:
 
 
 @njit(inline="always")
+def _set3(ws: Pointer, slot: int, x: Vector, y: Vector, z: Vector) -> None:
+    _set(ws, slot, x)
+    _set(ws, slot + 1, y)
+    _set(ws, slot + 2, z)
+
+
+@njit(inline="always")
 def _softplus_and_slope(x: Vector) -> tuple[Vector, Vector]:
     """log(1 + e^x) and its derivative, relative error below 1e-6.
 
@@ -95,6 +102,23 @@ def _softplus_and_slope(x: Vector) -> tuple[Vector, Vector]:
     p = p * q + 1.0
     slope = where(x > 0.0, 1.0, e) / (e + 1.0)
     return maximum(x, 0.0) + z * p * 2.0, slope
+
+
+class Arrays(NamedTuple):
+    """The parameters of N Gaussians' colours, or their gradients; shapes as in `ColorBasis`."""
+
+    means: FloatArray
+    base: FloatArray
+    rest: FloatArray
+    amplitudes: FloatArray
+    sharpness: FloatArray
+    axes: FloatArray
+
+
+@njit(inline="always")
+def _pointers(arrays: Arrays) -> tuple[Pointer, Pointer, Pointer, Pointer, Pointer, Pointer]:
+    means, base, rest = pointer(arrays.means), pointer(arrays.base), pointer(arrays.rest)
+    return means, base, rest, pointer(arrays.amplitudes), pointer(arrays.sharpness), pointer(arrays.axes)
 
 
 @njit(inline="always")
@@ -121,12 +145,7 @@ def _harmonic(band: int, x: Vector, y: Vector, z: Vector) -> Vector:
 
 @njit(cache=True, nogil=True)
 def _forward(
-    means: FloatArray,
-    base: FloatArray,
-    rest: FloatArray,
-    amplitudes: FloatArray,
-    sharpness: FloatArray,
-    axes: FloatArray,
+    arrays: Arrays,
     center: FloatArray,
     rows: IndexArray,
     begin: int,
@@ -134,11 +153,10 @@ def _forward(
     workspace: FloatArray,
     colors: FloatArray,
 ) -> None:
-    """Colours of the Gaussians rows[begin:end]; arrays as in `ColorBasis`."""
-    bands, lobes = rest.shape[1], sharpness.shape[1]
-    ws, index = pointer(workspace), pointer(rows)
-    p_means, p_base, p_rest, p_colors = pointer(means), pointer(base), pointer(rest), pointer(colors)
-    p_amplitudes, p_sharpness, p_axes = pointer(amplitudes), pointer(sharpness), pointer(axes)
+    """Colours of the Gaussians rows[begin:end]."""
+    bands, lobes = arrays.rest.shape[1], arrays.sharpness.shape[1]
+    ws, index, p_colors = pointer(workspace), pointer(rows), pointer(colors)
+    p_means, p_base, p_rest, p_amplitudes, p_sharpness, p_axes = _pointers(arrays)
     ox, oy, oz = center[0], center[1], center[2]
     at_a = _REST + 3 * bands
     at_l, at_v = at_a + 3 * lobes, at_a + 4 * lobes
@@ -167,9 +185,7 @@ def _forward(
             value = exp(sharp * (u - 1.0))
             slot = at_a + 3 * j
             r, g, b = r + _at(ws, slot) * value, g + _at(ws, slot + 1) * value, b + _at(ws, slot + 2) * value
-        _set(ws, _BASE, r)
-        _set(ws, _BASE + 1, g)
-        _set(ws, _BASE + 2, b)
+        _set3(ws, _BASE, r, g, b)
         _scatter(ws, _BASE, p_colors, 3, 3, index, first, end)
 
 
@@ -186,13 +202,9 @@ def _lobe_gradients(
     value = exp(sharp * (u - 1.0))
     h = (r * _at(ws, at_a) + g * _at(ws, at_a + 1) + b * _at(ws, at_a + 2)) * value
     du = h * sharp
-    _set(ws, at_a, r * value)
-    _set(ws, at_a + 1, g * value)
-    _set(ws, at_a + 2, b * value)
+    _set3(ws, at_a, r * value, g * value, b * value)
     _set(ws, at_l, h * (u - 1.0) * slope)
-    _set(ws, at_v, du * (x - vx * u) * scale)
-    _set(ws, at_v + 1, du * (y - vy * u) * scale)
-    _set(ws, at_v + 2, du * (z - vz * u) * scale)
+    _set3(ws, at_v, du * (x - vx * u) * scale, du * (y - vy * u) * scale, du * (z - vz * u) * scale)
     return du * vx, du * vy, du * vz
 
 
@@ -201,63 +213,26 @@ def _band_gradient(ws: Pointer, band: int, value: Vector, r: Vector, g: Vector, 
     """Replace a harmonic's coefficients by their gradients, and return g . k."""
     slot = _REST + 3 * band
     product = r * _at(ws, slot) + g * _at(ws, slot + 1) + b * _at(ws, slot + 2)
-    _set(ws, slot, r * value)
-    _set(ws, slot + 1, g * value)
-    _set(ws, slot + 2, b * value)
+    _set3(ws, slot, r * value, g * value, b * value)
     return product
-
-
-@njit(inline="always")
-def _harmonics_gradient(
-    ws: Pointer, bands: int, x: Vector, y: Vector, z: Vector, r: Vector, g: Vector, b: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """Replace the harmonics' coefficients by their gradients, and return their part of dL/dd."""
-    dx, dy, dz = x * 0.0, y * 0.0, z * 0.0
-    if bands >= 3:
-        dy = dy - _band_gradient(ws, 0, y * -Y1, r, g, b) * Y1
-        dz = dz + _band_gradient(ws, 1, z * Y1, r, g, b) * Y1
-        dx = dx - _band_gradient(ws, 2, x * -Y1, r, g, b) * Y1
-    if bands >= 8:
-        q = _band_gradient(ws, 3, x * y * _A, r, g, b) * _A
-        dx, dy = dx + y * q, dy + x * q
-        q = _band_gradient(ws, 4, y * z * -_A, r, g, b) * -_A
-        dy, dz = dy + z * q, dz + y * q
-        q = _band_gradient(ws, 5, (z * z * 2.0 - x * x - y * y) * _B, r, g, b) * (2.0 * _B)
-        dx, dy, dz = dx - x * q, dy - y * q, dz + z * q * 2.0
-        q = _band_gradient(ws, 6, x * z * -_A, r, g, b) * -_A
-        dx, dz = dx + z * q, dz + x * q
-        q = _band_gradient(ws, 7, (x * x - y * y) * _C, r, g, b) * (2.0 * _C)
-        dx, dy = dx + x * q, dy - y * q
-    return dx, dy, dz
 
 
 @njit(cache=True, nogil=True)
 def _backward(
-    means: FloatArray,
-    rest: FloatArray,
-    amplitudes: FloatArray,
-    sharpness: FloatArray,
-    axes: FloatArray,
+    arrays: Arrays,
     center: FloatArray,
     gradient: FloatArray,
     rows: IndexArray,
     begin: int,
     end: int,
     workspace: FloatArray,
-    d_means: FloatArray,
-    d_base: FloatArray,
-    d_rest: FloatArray,
-    d_amplitudes: FloatArray,
-    d_sharpness: FloatArray,
-    d_axes: FloatArray,
+    targets: Arrays,
 ) -> None:
     """Gradients of the Gaussians rows[begin:end]; the other rows of the targets are not changed."""
-    bands, lobes = rest.shape[1], sharpness.shape[1]
-    ws, index = pointer(workspace), pointer(rows)
-    p_means, p_rest, p_gradient = pointer(means), pointer(rest), pointer(gradient)
-    p_amplitudes, p_sharpness, p_axes = pointer(amplitudes), pointer(sharpness), pointer(axes)
-    q_means, q_base, q_rest = pointer(d_means), pointer(d_base), pointer(d_rest)
-    q_amplitudes, q_sharpness, q_axes = pointer(d_amplitudes), pointer(d_sharpness), pointer(d_axes)
+    bands, lobes = arrays.rest.shape[1], arrays.sharpness.shape[1]
+    ws, index, p_gradient = pointer(workspace), pointer(rows), pointer(gradient)
+    p_means, _, p_rest, p_amplitudes, p_sharpness, p_axes = _pointers(arrays)
+    q_means, q_base, q_rest, q_amplitudes, q_sharpness, q_axes = _pointers(targets)
     ox, oy, oz = center[0], center[1], center[2]
     at_a = _REST + 3 * bands
     at_l, at_v = at_a + 3 * lobes, at_a + 4 * lobes
@@ -270,10 +245,23 @@ def _backward(
         scale = 1.0 / maximum(length, _TINY)
         x, y, z = x * scale, y * scale, z * scale
         r, g, b = _at(ws, _GRADIENT), _at(ws, _GRADIENT + 1), _at(ws, _GRADIENT + 2)
-        _set(ws, _BASE, r * Y0)
-        _set(ws, _BASE + 1, g * Y0)
-        _set(ws, _BASE + 2, b * Y0)
-        dx, dy, dz = _harmonics_gradient(ws, bands, x, y, z, r, g, b)
+        _set3(ws, _BASE, r * Y0, g * Y0, b * Y0)
+        dx, dy, dz = x * 0.0, y * 0.0, z * 0.0
+        if bands >= 3:
+            dy = dy - _band_gradient(ws, 0, y * -Y1, r, g, b) * Y1
+            dz = dz + _band_gradient(ws, 1, z * Y1, r, g, b) * Y1
+            dx = dx - _band_gradient(ws, 2, x * -Y1, r, g, b) * Y1
+        if bands >= 8:
+            q = _band_gradient(ws, 3, x * y * _A, r, g, b) * _A
+            dx, dy = dx + y * q, dy + x * q
+            q = _band_gradient(ws, 4, y * z * -_A, r, g, b) * -_A
+            dy, dz = dy + z * q, dz + y * q
+            q = _band_gradient(ws, 5, (z * z * 2.0 - x * x - y * y) * _B, r, g, b) * (2.0 * _B)
+            dx, dy, dz = dx - x * q, dy - y * q, dz + z * q * 2.0
+            q = _band_gradient(ws, 6, x * z * -_A, r, g, b) * -_A
+            dx, dz = dx + z * q, dz + x * q
+            q = _band_gradient(ws, 7, (x * x - y * y) * _C, r, g, b) * (2.0 * _C)
+            dx, dy = dx + x * q, dy - y * q
         if lobes > 0:
             _gather(ws, at_a, p_amplitudes, 3 * lobes, 3 * lobes, index, first, end)
             _gather(ws, at_l, p_sharpness, lobes, lobes, index, first, end)
@@ -286,15 +274,13 @@ def _backward(
             _scatter(ws, at_v, q_axes, 3 * lobes, 3 * lobes, index, first, end)
         along = x * dx + y * dy + z * dz
         scale = where(length > _TINY, scale, 0.0)  # for a Gaussian at the camera's centre d is undefined
-        _set(ws, _MEAN, (dx - x * along) * scale)
-        _set(ws, _MEAN + 1, (dy - y * along) * scale)
-        _set(ws, _MEAN + 2, (dz - z * along) * scale)
+        _set3(ws, _MEAN, (dx - x * along) * scale, (dy - y * along) * scale, (dz - z * along) * scale)
         _scatter(ws, _MEAN, q_means, 3, 3, index, first, end)
         _scatter(ws, _BASE, q_base, 3, 3, index, first, end)
         _scatter(ws, _REST, q_rest, 3 * bands, 3 * bands, index, first, end)
 
 
-def _on_threads(kernel: Any, before: list[Any], rows: IndexArray, after: list[FloatArray], vectors: int) -> None:
+def _on_threads(kernel: Any, before: list[Any], rows: IndexArray, after: list[Any], vectors: int) -> None:
     """Run a kernel over all rows; each thread takes a range of whole blocks and has its own workspace."""
     blocks = -(-len(rows) // LANES)
     threads = max(min(num_threads(), len(rows) // _MIN_ROWS_PER_THREAD), 1)
@@ -325,7 +311,7 @@ class KernelColors(torch.autograd.Function):
         colors = torch.zeros(len(means), 3)
         inputs = (means, sh_base, sh_rest, sg_amplitudes, sg_sharpness, sg_axes)
         vectors = _REST + 3 * sh_rest.shape[1] + 7 * sg_sharpness.shape[1]
-        before = [*map(float_array, inputs), float_array(center)]
+        before = [Arrays(*map(float_array, inputs)), float_array(center)]
         _on_threads(_forward, before, rows.numpy(), [colors.numpy()], vectors)
         ctx.save_for_backward(*inputs, center, rows)
         return colors
@@ -335,9 +321,10 @@ class KernelColors(torch.autograd.Function):
         """Gradients of the means and the basis; Gaussians whose colour has no gradient are skipped."""
         means, base, rest, amplitudes, sharpness, axes, center, rows = ctx.saved_tensors
         rows = rows[(gradient[rows] != 0).any(-1)]
-        targets = [torch.zeros_like(t) for t in (means, base, rest, amplitudes, sharpness, axes)]
+        parameters = (means, base, rest, amplitudes, sharpness, axes)
+        targets = [torch.zeros_like(parameter) for parameter in parameters]
         vectors = _REST + 3 * rest.shape[1] + 7 * sharpness.shape[1]
-        before = [*map(float_array, (means, rest, amplitudes, sharpness, axes, center, gradient))]
-        _on_threads(_backward, before, rows.numpy(), [t.numpy() for t in targets], vectors)
+        before = [Arrays(*map(float_array, parameters)), float_array(center), float_array(gradient)]
+        _on_threads(_backward, before, rows.numpy(), [Arrays(*(t.numpy() for t in targets))], vectors)
         needed = [t if needs else None for t, needs in zip(targets, ctx.needs_input_grad, strict=False)]
         return (*needed, None, None)
