@@ -17,6 +17,8 @@ import torch
 
 numba_cache.install()  # before anything imports Numba
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Where another process is busy, PyTorch's threads wait for one another by spinning: the interpreter's process is.
+torch.set_num_threads(1)
 
 
 def pytest_configure(config):
