@@ -4,9 +4,11 @@ import doctest
 import importlib
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
@@ -26,6 +28,28 @@ def test_examples_in_docstrings_give_what_they_say(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 0 or "doctest: +SKIP" in Path(importlib.import_module(name).__file__).read_text()
     assert result.failed == 0
+
+
+def test_examples_of_the_python_interface(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with torch.random.fork_rng():
+        result = doctest.testfile(
+            str(ROOT / "docs/api.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+        )
+    assert result.attempted >= 40
+    assert result.failed == 0
+
+
+def test_example_in_the_readme_renders_an_image():
+    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {}
+    with torch.random.fork_rng():
+        exec(example, names)
+    image = names["image"]
+    assert image.shape == (240, 320, 3)
+    # Black where rays miss the Gaussians, and grey where they don't.
+    assert image[0, 0].max() == 0
+    assert image.max() > 0.1
 
 
 def anchors(page):
