@@ -96,7 +96,7 @@ class RayGaussModel(Model):
 
     @property
     def unit(self) -> float:
-        """u, the length that counts as 1 (scene units); part of the checkpoint."""
+        """u, the scene scale (scene units); part of the checkpoint."""
         return self.cloud.unit
 
     @property

@@ -33,7 +33,7 @@ class GaussianCloud(nn.Module):
 
     Args:
         start: positions and colours.
-        unit: length that counts as 1 (scene units).
+        unit: scene scale u (scene units).
         density: peak density at the start, per unit of length.
         scale: scales at the start, in `neighbor_distances`.
         sh_degree: highest degree of the colour's spherical harmonics.
