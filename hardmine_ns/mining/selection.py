@@ -45,19 +45,27 @@ def select_rows(
     Args:
         hardness: [B] g, not negative, finite, not all zero.
         count: b, in [1, B]: exact for `multinomial` and `topk`, the mean for `poisson`.
-        rule: as in this module's head; not "off".
+        rule: as at the head of `hardmine_ns.mining.api`; not "off".
         processes: whose rows, all together, B and b speak of; each draws among its own.
 
     Returns:
         (indices [b] int64, weights [b] of hardness' dtype, or None where every weight is 1).
+
+    Raises:
+        ValueError: there is no way to draw by this rule.
     """
     if rule == "poisson":
         probability = poisson_probabilities(hardness, count, processes)
         (rows,) = torch.nonzero(torch.rand_like(probability) < probability, as_tuple=True)
         return rows, probability[rows].reciprocal()
-    # An exponential race: the b largest g_i / e_i with e_i ~ Exp(1) are b draws without replacement in proportion to g.
-    # Unlike torch.multinomial it has no limit of 2^24 rows, and it cannot raise.
-    key = hardness if rule == "topk" else hardness / torch.empty_like(hardness).exponential_()
+    if rule == "topk":
+        key = hardness
+    elif rule == "multinomial":
+        # An exponential race: the b largest g_i / e_i with e_i ~ Exp(1) are b draws without replacement in proportion
+        # to g. Unlike torch.multinomial it has no limit of 2^24 rows, and it cannot raise.
+        key = hardness / torch.empty_like(hardness).exponential_()
+    else:
+        raise ValueError(f"rows can't be drawn by the rule {rule!r}")
     values, rows = key.topk(min(count, len(key)), sorted=False)
     if processes.size > 1:
         # What this process draws is among its own `count` largest; the least key that is drawn anywhere is the limit.

@@ -46,3 +46,8 @@ def test_inclusion_probabilities_of_a_divided_batch(run_processes):
         return poisson_probabilities(hardness[:50] if rank == 0 else hardness[50:], 100.0, Processes.current())
 
     torch.testing.assert_close(torch.cat(run_processes(work)), whole)
+
+
+def test_a_rule_without_a_draw_is_refused():
+    with pytest.raises(ValueError, match="rows can't be drawn by the rule 'off'"):
+        select_rows(torch.ones(3), 2, "off")
