@@ -10,7 +10,7 @@ and for a loss whose gradient with respect to w_i is q_i,
     dL/dx_i = T_{i+1} q_i - sum over j > i of w_j q_j,   dL/dc_i = w_i dL/dcolor.
 
 Sums over a ray are never the difference of one float32 sum over all rays: at 258k samples that is wrong by 0.03. The
-PyTorch twins take differences of a float64 sum, in which no ray may drown those behind it: x counts as _OPAQUE at most,
+references take differences of a float64 sum, in which no ray may drown those behind it: x counts as _OPAQUE at most,
 and what is not finite spoils the rest of its own ray alone. In the backward pass a finite gradient 10^9 times those of
 the other rays would still blur them; the Numba kernels have no such limit.
 """

@@ -1,7 +1,7 @@
 """Numba kernels for marching and compositing on the CPU. Each thread takes a chunk of the rays.
 
 No fast-math: results must not depend on the machine, and a voxel is decided by the same float32 operations as in the
-PyTorch twin.
+reference.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def _composite_backward_share(
 
 
 def composite(thickness: Tensor, colors: Tensor, middles: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `compositing.composite_torch`, whose twin this is."""
+    """See `reference.composite_torch`, which defines the result."""
     weights, after = torch.empty_like(thickness), torch.empty_like(thickness)
     sums = thickness.new_empty(offsets.shape[0] - 1, 5)
     arrays = [as_array(x) for x in (thickness, colors, middles, offsets, weights, after, sums)]
@@ -356,7 +356,7 @@ def composite_backward(
     grad_sums: Tensor,
     grad_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See `compositing.composite_backward_torch`, whose twin this is."""
+    """See `reference.composite_backward_torch`, which defines the result."""
     grad_thickness, grad_colors = torch.empty_like(weights), torch.empty_like(colors)
     given = (colors, middles, offsets, weights, after, grad_sums, grad_weights, grad_thickness, grad_colors)
     arrays = [as_array(x) for x in given]

@@ -1,7 +1,7 @@
 """Ray marching on a GPU: Triton kernels, a program a ray, 128 points of its lattice at a time.
 
 Two passes over the same points: the first counts what each ray keeps, the second writes it. The host waits once, for
-the number of samples, which is the size of the result. Every float32 operation is the PyTorch twin's, in its order and
+the number of samples, which is the size of the result. Every float32 operation is the reference's, in its order and
 without fused multiply-adds, so that both keep the same samples.
 
 Importing this module needs Triton 3.2 or newer.
@@ -33,7 +33,7 @@ def _edge(k: ty.Lanes, lattice: ty.Fields, CONE: tl.constexpr) -> ty.Lanes:
     start, step, switch, t_switch, log2_growth = lattice
     linear = start + k.to(tl.float32) * step
     if CONE:
-        # In float64, as the twin: the exponent multiplies every rounding.
+        # In float64, as in the reference: the exponent multiplies every rounding.
         beyond = tl.maximum(k - switch, 0).to(tl.float64)
         grown = (t_switch * tl.exp2(beyond * log2_growth)).to(tl.float32)
         linear = tl.where(k <= switch, linear, grown)

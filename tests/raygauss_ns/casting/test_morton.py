@@ -1,4 +1,4 @@
-"""Morton codes against bits set one by one, and against the codes that the hierarchy on a CPU sorts by."""
+"""Morton codes against bits set one by one, and against the codes that the BVH on a CPU sorts by."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The hierarchy: complete boxes, every Gaussian once, and blocks that hold what lies below them."""
+"""The BVH: complete boxes, every Gaussian once, and blocks that hold what lies below them."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def arrangement(request):
 
 @pytest.fixture(params=[0, 1, 16, 17, 1000])
 def built(request, arrangement, random_scene):
-    """A hierarchy and the arrays that it was built from."""
+    """A BVH and the arrays that it was built from."""
     return arrangement(random_scene(request.param, seed=9))
 
 
