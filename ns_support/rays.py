@@ -14,12 +14,19 @@ from nerfstudio.utils.math import intersect_obb
 from torch import Tensor
 
 from ns_support.errors import UserError
-from ns_support.lenses.lens import Lens, LensType, LocalRays, make_lens, stack_lenses
+from ns_support.lenses.lens import (
+    Lens,
+    LensType,
+    LocalRays,
+    Window,
+    in_world,
+    make_lens,
+    pixel_centers,
+    stack_lenses,
+)
 
 _MOST_KEPT = 1 << 22
 """Maximum number of pixels of an image whose rays are cached (24 bytes each)."""
-Window = tuple[int, int, int, int]
-"""First row, first column, rows, columns."""
 
 
 def camera_lenses(cameras: Cameras) -> list[Lens]:
@@ -71,14 +78,14 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     top, left, rows, columns = window or (0, 0, int(camera.height), int(camera.width))
     pose = camera.camera_to_worlds.reshape(3, 4).float()
     if lens.is_pinhole:
-        column, row = _pixel_centers((top, left, rows, columns), pose.device)
+        column, row = pixel_centers((top, left, rows, columns), pose.device)
         x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
         y = ((row - lens.cy) / lens.fy).float().expand(-1, columns)
         directions = torch.stack([x, -y, -torch.ones_like(x)], -1) @ pose[:, :3].T
         directions = torch.nn.functional.normalize(directions, dim=-1)
         bundle = RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
     else:
-        bundle = _in_world(_LATEST.rays(lens, (top, left, rows, columns), pose.device), pose)
+        bundle = _bundle(in_world(_LATEST.rays(lens, (top, left, rows, columns), pose.device), pose))
     if obb_box is not None:
         _cut(bundle, obb_box)
     return bundle
@@ -125,7 +132,7 @@ class ExactRayGenerator(RayGenerator):
             local = self._local_rays(0, camera, column, row)
         else:
             local = self._mixed_rays(camera, column, row)
-        bundle = _in_world(local, poses)
+        bundle = _bundle(in_world(local, poses))
         bundle.camera_indices = camera[:, None]
         bundle.times = None if self.cameras.times is None else self.cameras.times.reshape(-1, 1)[camera]
         return bundle
@@ -148,13 +155,6 @@ class ExactRayGenerator(RayGenerator):
         return LocalRays(origins, directions, exist)
 
 
-def _pixel_centers(window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Columns [columns] and rows [rows, 1] of the pixel centres, float64."""
-    top, left, rows, columns = window
-    column = torch.arange(left, left + columns, dtype=torch.float64, device=device) + 0.5
-    return column, torch.arange(top, top + rows, dtype=torch.float64, device=device)[:, None] + 0.5
-
-
 class _LatestLens:
     """A cache of the latest distorted lens's rays, since usually all images of a scene have the same lens.
 
@@ -168,14 +168,14 @@ class _LatestLens:
     def rays(self, lens: Lens, window: Window, device: torch.device) -> LocalRays:
         """Rays [rows, columns] of a crop."""
         if not lens.distortion or lens.width * lens.height > _MOST_KEPT:
-            return lens.rays(*_pixel_centers(window, device))
+            return lens.rays(*pixel_centers(window, device))
         kept = self._kept  # read once: another thread may replace it
         if kept is None or kept[:2] != (lens, device):
             self._kept = lens, device, None
-            return lens.rays(*_pixel_centers(window, device))
+            return lens.rays(*pixel_centers(window, device))
         whole = kept[2]
         if whole is None:
-            whole = lens.rays(*_pixel_centers((0, 0, int(lens.height), int(lens.width)), device))
+            whole = lens.rays(*pixel_centers((0, 0, int(lens.height), int(lens.width)), device))
             self._kept = lens, device, whole
         top, left, rows, columns = window
         cut = slice(top, top + rows), slice(left, left + columns)
@@ -185,30 +185,14 @@ class _LatestLens:
 _LATEST = _LatestLens()
 
 
-def _in_world(local: LocalRays, pose: Tensor) -> RayBundle:
-    """Transform rays from camera space to the scene, float32.
-
-    Args:
-        local: rays of shape [*].
-        pose: camera to world: [3, 4], or [*, 3, 4] one per ray.
-    """
-    rotation = pose[..., :3].double()
-    directions = torch.nn.functional.normalize(_rotated(rotation, local.directions), dim=-1)
-    origins = pose[..., 3].expand(directions.shape)
-    if local.origins is not None:
-        origins = (_rotated(rotation, local.origins) + pose[..., 3]).to(pose)
-    bundle = RayBundle(origins, directions.to(pose), torch.ones_like(directions[..., :1]).to(pose))
-    if local.exist is not None:
-        exist = local.exist[..., None]
+def _bundle(rays: LocalRays) -> RayBundle:
+    """Rays of the scene as nerfstudio has them."""
+    assert rays.origins is not None
+    bundle = RayBundle(rays.origins, rays.directions, torch.ones_like(rays.directions[..., :1]))
+    if rays.exist is not None:
         bundle.nears = torch.zeros_like(bundle.pixel_area)
-        bundle.fars = torch.where(exist, torch.inf, bundle.nears)
+        bundle.fars = torch.where(rays.exist[..., None], torch.inf, bundle.nears)
     return bundle
-
-
-def _rotated(rotation: Tensor, vectors: Tensor) -> Tensor:
-    if rotation.ndim == 2:
-        return vectors @ rotation.T
-    return (rotation @ vectors[..., None])[..., 0]
 
 
 def _cut(bundle: RayBundle, box: OrientedBox) -> None:

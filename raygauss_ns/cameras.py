@@ -7,8 +7,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from ns_support.lenses.lens import Lens
-from ns_support.rays import Window, camera_lenses
+from ns_support.lenses.lens import Lens, Window
+from ns_support.rays import camera_lenses
 from raygauss_ns.casting import Rays
 from raygauss_ns.gaussians.projection import View
 

@@ -32,6 +32,10 @@ EYES_APART = 0.064
 """Distance between the eyes of stereo cameras (scene units): nerfstudio takes the scene to be in metres."""
 
 
+Window = tuple[int, int, int, int]
+"""First row, first column, rows, columns."""
+
+
 class LensType(Enum):
     """How a lens projects; nerfstudio's names."""
 
@@ -66,7 +70,7 @@ class Projection(NamedTuple):
 
 
 class LocalRays(NamedTuple):
-    """Rays in camera space, float64.
+    """Rays in camera space, float64; or in the scene (`in_world`).
 
     Attributes:
         origins: [*, 3], or None if all rays start at the camera's centre.
@@ -289,6 +293,37 @@ def make_lens(
         limit = math.pi if kind is LensType.FISHEYE else math.inf
         distortion = (plane_map(tuple(coefficients[:4]), (p1, p2), limit=limit),)
     return Lens(kind, *focal, *center, *size, distortion)
+
+
+def pixel_centers(window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Columns [columns] and rows [rows, 1] of the pixel centres, float64."""
+    top, left, rows, columns = window
+    column = torch.arange(left, left + columns, dtype=torch.float64, device=device) + 0.5
+    return column, torch.arange(top, top + rows, dtype=torch.float64, device=device)[:, None] + 0.5
+
+
+def in_world(local: LocalRays, pose: Tensor) -> LocalRays:
+    """Transform rays from camera space to the scene.
+
+    Args:
+        local: rays of shape [*].
+        pose: camera to world: [3, 4], or [*, 3, 4] one per ray.
+
+    Returns:
+        Origins and directions [*, 3] of the pose's type, normalised before they are rounded to it.
+    """
+    rotation = pose[..., :3].double()
+    directions = torch.nn.functional.normalize(_rotated(rotation, local.directions), dim=-1)
+    origins = pose[..., 3].expand(directions.shape)
+    if local.origins is not None:
+        origins = (_rotated(rotation, local.origins) + pose[..., 3]).to(pose)
+    return LocalRays(origins, directions.to(pose), local.exist)
+
+
+def _rotated(rotation: Tensor, vectors: Tensor) -> Tensor:
+    if rotation.ndim == 2:
+        return vectors @ rotation.T
+    return (rotation @ vectors[..., None])[..., 0]
 
 
 def stack_lenses(lenses: Sequence[Lens]) -> Lens:

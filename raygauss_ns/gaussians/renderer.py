@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ns_support.lenses.lens import Lens
+from ns_support.lenses.lens import Lens, in_world, pixel_centers
 from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
 from raygauss_ns.color import ColorBasis, colors_reference, view_colors
 
@@ -89,17 +89,13 @@ def image_rays(lens: Lens, camera_to_world: Tensor, near: float = 0.0) -> Rays:
     Returns:
         height * width rays, float32; those of pixels that the lens has no ray for are empty.
     """
-    width, height, device = int(lens.width), int(lens.height), camera_to_world.device
-    column = torch.arange(width, dtype=torch.float64, device=device) + 0.5
-    row = torch.arange(height, dtype=torch.float64, device=device)[:, None] + 0.5
-    local = lens.rays(column, row)
-    rotation, center = camera_to_world[:, :3].double(), camera_to_world[:, 3].double()
-    directions = torch.nn.functional.normalize(local.directions @ rotation.T, dim=-1).reshape(-1, 3)
-    origins = center.expand_as(directions)
-    if local.origins is not None:
-        origins = (local.origins @ rotation.T).reshape(-1, 3) + center
+    width, height = int(lens.width), int(lens.height)
+    local = lens.rays(*pixel_centers((0, 0, height, width), camera_to_world.device))
+    origins, directions, exist = in_world(local, camera_to_world.float())
+    assert origins is not None
+    origins, directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
     nears = torch.full_like(directions[:, 0], near)
     fars = torch.full_like(nears, torch.inf)
-    if local.exist is not None:
-        fars = torch.where(local.exist.reshape(-1), fars, nears)
-    return Rays(origins.float(), directions.float(), nears.float(), fars.float(), width)
+    if exist is not None:
+        fars = torch.where(exist.reshape(-1), fars, nears)
+    return Rays(origins, directions, nears, fars, width)

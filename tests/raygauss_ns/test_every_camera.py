@@ -6,10 +6,12 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from scipy.spatial.transform import Rotation
 
 from ns_support.concurrency.processes import Processes
-from raygauss_ns.cameras import camera_view
+from ns_support.rays import camera_rays
+from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
 from raygauss_ns.casting.reference import cast_reference
 from raygauss_ns.casting.types import Rays, WhitenedGaussians, sample_counts, whitening_matrices
 from raygauss_ns.color.reference import ColorBasis, colors_reference
+from raygauss_ns.gaussians.renderer import image_rays
 
 WIDTH, HEIGHT = 21, 15
 OPENCV = (0.1, -0.05, 0.01, -0.002, 0.002, -0.003)
@@ -120,3 +122,18 @@ def test_a_camera_without_rays_at_its_rim_shows_the_background_there(make_model)
     assert outputs["rgb"][0, 0].equal(outputs["background"][0, 0])
     assert outputs["rgb"].isfinite().all()
     assert outputs["accumulation"].max() > 0.5
+
+
+@pytest.mark.parametrize(("kind", "distortion", "away"), CAMERAS)
+def test_rays_without_nerfstudio_are_those_of_its_cameras(kind, distortion, away):
+    camera = make_camera(kind, distortion, away)
+    _, (lens,) = posed_lenses(camera, torch.device("cpu"))
+    expected = flat_rays(camera_rays(camera), near=0.1)
+    rays = image_rays(lens, camera.camera_to_worlds.reshape(3, 4), near=0.1)
+    exist = rays.fars > rays.nears
+    assert torch.equal(exist, expected.fars > expected.nears)
+    assert rays.image_width == expected.image_width
+    # A pinhole's are computed in single precision there.
+    torch.testing.assert_close(rays.directions[exist], expected.directions[exist], rtol=0, atol=2e-7)
+    torch.testing.assert_close(rays.origins[exist], expected.origins[exist], rtol=0, atol=2e-7)
+    assert bool((rays.nears[exist] == 0.1).all())

@@ -22,7 +22,7 @@ from torch import Tensor
 from ns_support.kernels import triton_types as ty
 from raygauss_ns.casting.gpu.candidates import next_in_bvh
 from raygauss_ns.casting.gpu.kernels import _collect_colors, _collect_gradients, _differentiate, _load_gradients
-from raygauss_ns.casting.gpu.launch import GpuRays, GpuScene, slab_of
+from raygauss_ns.casting.gpu.launch import GpuRays, GpuScene, rays_and_records, slab_of
 from raygauss_ns.casting.gpu.packets import (
     box_interval,
     load_vector,
@@ -346,16 +346,7 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
     schedule, bvh = step_schedule(settings), scene.bvh
     step = float(np.float32(schedule.step))
     return (
-        rays.origins,
-        rays.directions,
-        rays.nears,
-        rays.ends,
-        rays.order,
-        len(rays.nears),
-        rays.width,
-        bvh.records,
-        bvh.squared_cutoff,
-        bvh.boxes,
+        *rays_and_records(scene, rays),
         bvh.links,
         len(bvh.links),
         step,

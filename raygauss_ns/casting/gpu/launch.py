@@ -139,6 +139,13 @@ def _spread(codes: Tensor) -> Tensor:
     return codes
 
 
+def rays_and_records(scene: GpuScene, rays: GpuRays) -> tuple[object, ...]:
+    """The arguments that the kernels of either step begin with."""
+    bvh = scene.bvh
+    lines = (rays.origins, rays.directions, rays.nears, rays.ends, rays.order, len(rays.nears), rays.width)
+    return *lines, bvh.records, bvh.squared_cutoff, bvh.boxes
+
+
 def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
     """The arguments that both kernels begin with."""
     step = np.float32(settings.step)
@@ -148,16 +155,7 @@ def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[
     else:
         candidates = (lists.entries, 0, lists.starts, lists.shells, (len(lists.starts) - 1) // rays.packets)
     return (
-        rays.origins,
-        rays.directions,
-        rays.nears,
-        rays.ends,
-        rays.order,
-        len(rays.nears),
-        rays.width,
-        bvh.records,
-        bvh.squared_cutoff,
-        bvh.boxes,
+        *rays_and_records(scene, rays),
         *candidates,
         float(step),
         settings.step - float(step),  # the rounding error: Triton passes a number as float32
