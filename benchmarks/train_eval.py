@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from common.report import machine_line, write_json
-from common.training import configure, evenly_spread, train
+from common.training import chosen_views, configure, evaluate, train
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.trainer import Trainer
 from PIL import Image
@@ -43,29 +42,12 @@ def build_nerfacto_offline() -> None:
         lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: NoLPIPS()
 
 
-def evaluate(trainer: Trainer, views: int) -> dict[str, float]:
-    """Mean metrics over `views` test views, spread evenly over the split."""
-    pipeline = trainer.pipeline
-    pipeline.eval()
-    found = [
-        pipeline.model.get_image_metrics_and_images(pipeline.model.get_outputs_for_camera(camera), batch)[0]
-        for camera, batch in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, views).values()
-    ]
-    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
-
-
-def chosen_views(views: Any, count: int) -> dict[int, Any]:
-    """`count` of the views, spread evenly, by index."""
-    chosen = set(evenly_spread(len(views), count))
-    return {i: view for i, view in enumerate(views) if i in chosen}
-
-
 def save_pictures(trainer: Trainer, folder: Path, count: int = 4) -> None:
     """Write `count` test views, spread evenly over the split, as PNG files: ground truth beside prediction."""
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = trainer.pipeline
     pipeline.eval()
-    for i, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, count).items():
+    for i, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, count):
         outputs = pipeline.model.get_outputs_for_camera(camera)
         _, images = pipeline.model.get_image_metrics_and_images(outputs, batch)
         image = (images["img"].cpu().clamp(0, 1).numpy() * 255).astype(np.uint8)
@@ -92,10 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         trainer, timings = train(config, given.minutes, given.seed)
-        if given.views is None:
-            scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
-        else:
-            scores = evaluate(trainer, given.views) | {"views": given.views}
+        scores = evaluate(trainer, given.views)
         if given.pictures is not None:
             save_pictures(trainer, given.pictures)
     results = {"method": given.method, "data": given.data.name, "machine": machine_line()} | timings | scores

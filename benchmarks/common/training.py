@@ -6,7 +6,7 @@ import ast
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +99,21 @@ def train(
 def evenly_spread(total: int, count: int) -> list[int]:
     """Indices of `count` of `total` elements, evenly spread from the first to the last; all if there are fewer."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def evaluate(trainer: Trainer, views: int | None = None) -> dict[str, float]:
+    """Mean metrics over `views` test views, spread evenly over the split; None: all. "views" is their number."""
+    pipeline = trainer.pipeline
+    pipeline.eval()
+    found = [
+        pipeline.model.get_image_metrics_and_images(pipeline.model.get_outputs_for_camera(camera), batch)[0]
+        for _, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, views)
+    ]
+    means = {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+    return means | {"views": float(len(found))}
+
+
+def chosen_views(views: Any, count: int | None) -> Iterator[tuple[int, Any]]:
+    """`count` of the views, spread evenly, each with its index; None: all."""
+    chosen = set(evenly_spread(len(views), len(views) if count is None else count))
+    yield from ((i, view) for i, view in enumerate(views) if i in chosen)
