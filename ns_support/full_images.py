@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,19 +19,18 @@ from rich.progress import track
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.export_rays import RaysWanted, image_rays
 from ns_support.concurrency.processes import Processes
-from ns_support.data.checks import ChecksData, explained_data_errors, own_configuration, parser_name
+from ns_support.data.checks import ChecksData, own_configuration
 from ns_support.data.formats.recognition import names_points
-from ns_support.errors import UserError
+from ns_support.data.images import header
+from ns_support.data.store import Batch, ImageStore
+from ns_support.errors import UserError, require
 from ns_support.help import documented
 from ns_support.lenses.triangulation import cameras_inside, triangulated_points
-from ns_support.rays import camera_lenses
+from ns_support.rays import camera_lenses, downscaled
 from ns_support.terminal import say
 
 _FEWEST_POINTS = 100
 """With fewer triangulated points, initial positions are random."""
-
-Batch = dict[str, Any]
-"""An image's data: "image" [H, W, 3 or 4] float in [0, 1] (or uint8), "image_idx", "mask" [H, W, 1] bool if any."""
 
 
 @documented
@@ -52,6 +51,10 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     nerfstudio-data unless told otherwise. False: as the data parser says."""
     resumes: tyro.conf.Suppress[bool] = False
     """Whether a checkpoint will be loaded, so that no initial points are needed. Set by `SharedTrainer`."""
+    image_memory: float = 4.0
+    """Memory that training images may take (GiB), > 0, and evaluation images a quarter of it. Images for which there is
+    no room are read again whenever they are used. Reduced images, as training begins with, come on top: at most a third
+    more."""
     triangulated_points: int = 30_000
     """Maximum number of points, >= 0, to triangulate from the training images before training, if the scene has no SfM
     points and its cameras are inside the scene box, as in a capture; 0: none."""
@@ -75,11 +78,14 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
     train_unseen_cameras: list[int]
     rays_per_step: int | None = None
     """Rays per training step, if the model sets it; None: a whole image. For the rays per second in the logs."""
+    downscales = 0
+    """How often the sides of the training images that are served next are halved."""
     _begun = False
     _images_per_step, _first, _every = 1, 0, 1
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
         config = own_configuration(config)
+        require("--pipeline.datamanager.image-memory", config.image_memory > 0, "positive", config.image_memory)
         if config.sfm_points:
             _ask_for_points(config)
         super().__init__(config, *args, **kwargs)
@@ -111,29 +117,45 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found.positions[chosen], found.colors[chosen]
         say(f"{len(chosen):,} points were triangulated.")
 
-    def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> list[Batch]:
-        # "cpu" pins memory for copies to a GPU. Without a GPU, "gpu" means the datamanager's own device.
-        where = cache_images_device if torch.device(self.device).type == "cuda" else "gpu"
+    def _load_images(self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]) -> ImageStore:
+        cuda = torch.device(self.device).type == "cuda"
+        pinned = cuda and cache_images_device == "cpu"
         dataset = self.train_dataset if split == "train" else self.eval_dataset
-        cameras = dataset.cameras
-        # The data set's own errors are explained already (`ChecksData`). What is left is nerfstudio's assertion that
-        # images and cameras have the same size. It is in a local function of the method below, which can't be wrapped,
-        # so only this type of error is explained here.
-        with explained_data_errors(self.config.dataparser.data, parser_name(self.config.dataparser), (AssertionError,)):
-            # nerfstudio would undistort the images of cameras with distortion: it is shown cameras without.
-            dataset.cameras = copy(cameras)
-            dataset.cameras.distortion_params = None
-            try:
-                images: list[Batch] = super()._load_images(split, where)
-            finally:
-                dataset.cameras = cameras
+        cameras, masked = dataset.cameras, dataset._dataparser_outputs.mask_filenames is not None
         radius = (cameras.metadata or {}).get("fisheye_crop_radius")
-        if radius is not None:
-            for batch in images:
+
+        def read(index: int) -> Batch:
+            batch: Batch = dataset.get_data(index, image_type=self.config.cache_images_type)
+            height, width = batch["image"].shape[:2]
+            if (height, width) != (int(cameras.height[index]), int(cameras.width[index])):
+                raise UserError(
+                    f"The image {dataset.image_filenames[index]} is {width} x {height} pixels and its camera "
+                    f"{int(cameras.width[index])} x {int(cameras.height[index])}: was it replaced just now?"
+                )
+            if radius is not None:
                 batch["mask"] = _within_circle(batch, float(radius) * self._resized)
+            return batch
+
+        def place(batch: Batch) -> Batch:
+            if not pinned:
+                return self._on_device(batch)
+            return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+        channels = 3 + any(header(path).alpha for path in dataset.image_filenames) + (masked or radius is not None)
+        channels *= 4 if self.config.cache_images_type == "float32" else 1
+        sizes = (cameras.width * cameras.height * channels).reshape(-1).tolist()
+        memory = int(self.config.image_memory * 2**30) // (1 if split == "train" else 4)
+        store = ImageStore(read, sizes, memory, place)
         if split == "train":
-            self.train_cameras = dataset.cameras.to(self.device if where == "gpu" else "cpu")
-        return images
+            self.train_cameras = cameras.to("cpu" if pinned else self.device)
+            if not store.fits:
+                say(
+                    f"The {len(store)} training images take {sum(sizes) / 2**30:.1f} GiB of memory, more than "
+                    f"--pipeline.datamanager.image-memory {self.config.image_memory:g}: those "
+                    "for which there is no room are read again whenever they are used."
+                )
+            store.load(self._factor, lambda images, total: _followed(images, "Reading the training images", total))
+        return store
 
     @property
     def _resized(self) -> float:
@@ -164,9 +186,18 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         if not self._begun:
             self._begun = True
             self._skip(step * self._images_per_step + self._first)
-        camera, batch = super().next_train(step)
+        index = self.train_unseen_cameras[0]
+        self._skip(1)
+        images, factor = self.cached_train, self._factor
+        batch, camera = images.at(index, factor), downscaled(self.train_cameras[index : index + 1], factor)
         self._skip(self._every - 1)
-        return camera, self._on_device(batch)
+        images.expect(self.train_unseen_cameras[0], factor)
+        camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
+        return camera.to(self.device), self._on_device(batch)
+
+    @property
+    def _factor(self) -> int:
+        return 1 << self.downscales
 
     def _skip(self, images: int) -> None:
         for _ in range(images):

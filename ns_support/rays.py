@@ -5,6 +5,8 @@ docs/cameras.md lists the inaccuracies of nerfstudio's `Cameras.generate_rays`, 
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
@@ -52,6 +54,20 @@ def camera_lenses(cameras: Cameras) -> list[Lens]:
                 raise UserError(f"Camera {len(lenses)} can't be used: {error}.") from error
         lenses.append(made[key])
     return lenses
+
+
+def downscaled(cameras: Cameras, factor: int) -> Cameras:
+    """The cameras of images of which each pixel is the average of factor x factor pixels (`downscaled_image`).
+
+    Rows and columns that fill no such block are cut off, so that the pixels that are left are exactly where they were.
+    """
+    if factor == 1:
+        return cameras
+    smaller = copy(cameras)
+    for name in ("fx", "fy", "cx", "cy"):
+        setattr(smaller, name, getattr(cameras, name) / factor)
+    smaller.width, smaller.height = cameras.width // factor, cameras.height // factor
+    return smaller
 
 
 def camera_rays(camera: Cameras, window: Window | None = None, obb_box: OrientedBox | None = None) -> RayBundle:

@@ -139,6 +139,13 @@ class RayGaussModelConfig(ModelConfig):
     training_window: int | None = None
     """Side of the random square crop that each training step uses (pixels), >= 11; 0: the whole image. None: the whole
     image on a GPU, 256 on a CPU."""
+    num_downscales: int | None = None
+    """Coarse to fine: how often the sides of the training images are halved at the start of training, >= 0; the step,
+    the minimum scale of a Gaussian and the windows follow. 0: images are always used as they are. None: as often as
+    leaves the shorter side 100 pixels."""
+    full_resolution_from: int = 18_000
+    """Training step (of 30,000) from which images are used as they are, >= 0; the smaller sizes share the steps before
+    it equally."""
     densify_from: int = 500
     """Training step (of 30,000) at which densification (cloning and splitting) begins, >= 0."""
     densify_until: int = 15_000
@@ -159,6 +166,9 @@ class RayGaussModelConfig(ModelConfig):
     reorder_every: int = 500
     """Training steps between two sorts of the Gaussians along a Z-order (Morton) curve, >= 0, as in RayGaussX. 0:
     never. Neighbours in space become neighbours in memory; the image stays the same."""
+    antialiased: bool = True
+    """Render images whose pixels are larger than the training's, such as small ones, with Gaussians widened by as much.
+    Without it, what is smaller than a pixel flickers."""
     limit_scales: bool = True
     """Keep every scale above half the size of a pixel in the training camera that resolves the Gaussian best."""
 
@@ -219,6 +229,8 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("accumulate_images", config.accumulate_images >= 1, "at least 1"),
         ("schedule_steps", config.schedule_steps >= 0, "at least 0"),
         ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
+        ("num_downscales", config.num_downscales is None or config.num_downscales >= 0, "at least 0"),
+        ("full_resolution_from", config.full_resolution_from >= 0, "at least 0"),
         ("densify_from", config.densify_from >= 0, "at least 0"),
         ("densify_until", config.densify_until >= 0, "at least 0"),
         ("densify_every", config.densify_every >= 1, "at least 1"),

@@ -79,6 +79,7 @@ def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
         densify_by_distance=True,
         max_gaussians=6_000_000,
         training_window=0,
+        num_downscales=0,
     )
 
 
@@ -107,6 +108,7 @@ raygauss_2408_03356 = _method(
         densify_threshold=4e-5,
         max_gaussians=6_000_000,
         training_window=0,
+        num_downscales=0,
     ),
     SYNTHETIC_RATES,
     "RayGauss trained as published (arXiv 2408.03356); for a GPU.",

@@ -28,12 +28,13 @@ from raygauss_ns.color import ColorBasis
 from raygauss_ns.config import RayGaussModelConfig, check_background, check_config
 from raygauss_ns.gaussians.densification import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
-from raygauss_ns.gaussians.projection import View
+from raygauss_ns.gaussians.projection import View, pixel_angle, widened
 from raygauss_ns.gaussians.renderer import render
 from raygauss_ns.gaussians.schedules import (
     PAPER_STEPS,
     Draw,
     active_colors,
+    downscales_at,
     step_generator,
     steps_per_update,
     stretched,
@@ -49,10 +50,12 @@ class Resolved(NamedTuple):
     Attributes:
         step_size: dt (u), where the configuration leaves it open.
         total_steps: length of training that the schedules are stretched to.
+        pixel_angle: size of the training images' pixels at distance 1; 0 if there were none.
     """
 
     step_size: float
     total_steps: int
+    pixel_angle: float = 0.0
 
 
 class RayGaussModel(Model):
@@ -83,7 +86,8 @@ class RayGaussModel(Model):
         views = TrainingViews(box, poses, lenses, self._seed_points)
         scale = resolve_scale(config, views)
         self.iso_weight = scale.iso_weight if config.iso_weight is None else config.iso_weight
-        self._resolved = Resolved(scale.step_size, config.schedule_steps or PAPER_STEPS)
+        self.most_downscales = scale.downscales
+        self._resolved = Resolved(scale.step_size, config.schedule_steps or PAPER_STEPS, scale.pixel_angle)
         self.cloud = initial_cloud(config, views, scale, metadata.get("checkpoint_follows", False))
         schedule = density_schedule(config, self.total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
@@ -116,8 +120,9 @@ class RayGaussModel(Model):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what a checkpoint says."""
-        step_size, total_steps = state.tolist()
-        self._resolved = Resolved(step_size, int(total_steps))
+        step_size, total_steps, *angle = state.tolist()
+        # Version 0.1.0 had no angle: the cameras at hand are then taken for those of the training.
+        self._resolved = Resolved(step_size, int(total_steps), *(angle or [self._resolved.pixel_angle]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         old = [state_dict.pop(f"{prefix}{name}", None) for name in ("_resolved_step", "_total_steps")]
@@ -132,17 +137,24 @@ class RayGaussModel(Model):
         return keys
 
     @property
+    def downscales(self) -> int:
+        """How often the sides of the training images are halved at the step at hand."""
+        full_from = stretched(self.config.full_resolution_from, self.total_steps)
+        return downscales_at(self.step, self.most_downscales, full_from)
+
+    @property
     def cast_settings(self) -> CastSettings:
-        """How rays are sampled, in the scene's own length."""
+        """How rays are sampled, in the scene's own length; in training as coarsely as its images are."""
+        step_size = self.step_size * (1 << self.downscales if self.training else 1)
         return CastSettings(
-            step=self.step_size * self.unit,
+            step=step_size * self.unit,
             density_threshold=self.config.density_threshold / self.unit,
             sample_offset=self.config.sample_offset,
             transmittance_threshold=self.config.transmittance_threshold,
             samples_per_slab=self.config.samples_per_slab,
             step_growth=self.config.step_growth,
             transmittance_exponent=self.config.transmittance_exponent,
-            max_step=max(self.config.max_step, self.step_size) * self.unit if self.config.max_step > 0 else 0.0,
+            max_step=max(self.config.max_step, step_size) * self.unit if self.config.max_step > 0 else 0.0,
         )
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -229,7 +241,7 @@ class RayGaussModel(Model):
         camera = ray_bundle
         height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render_all(camera_rays(camera), gaussians, settings)
+            return self._render_all(camera_rays(camera), *self._as_seen_by(camera, gaussians, settings))
         window = self._random_window(height, width)
         self.rays_per_step = window[2] * window[3]
         watched = self._watched(gaussians, camera_view(camera, window))
@@ -250,8 +262,9 @@ class RayGaussModel(Model):
             rays = camera_rays(camera.to(self.device), obb_box=obb_box)
             gaussians, settings = self.cloud.gaussians(), self.cast_settings
             if not viewer_asks():
-                return self._render_all(rays, gaussians, settings)
+                return self._render_all(rays, *self._as_seen_by(camera, gaussians, settings))
             gaussians, settings = self.pictures.gaussians(gaussians), self.pictures.settings(settings)
+            gaussians, settings = self._as_seen_by(camera, gaussians, settings)
             shown = self.run.shown()
             outputs = self.run.in_pieces(rays, lambda rows: self._render_all(rows, gaussians, settings).only(shown))
             outputs["depth"] = filled_depth(outputs["depth"], outputs["accumulation"])
@@ -275,6 +288,18 @@ class RayGaussModel(Model):
             for name, values in self._render(group, gaussians, settings).items():
                 found.setdefault(name, values.new_zeros(len(flat), values.shape[-1]))[own] = values
         return {name: values.view(*shape, -1) for name, values in found.items()}
+
+    def _as_seen_by(
+        self, camera: Cameras, gaussians: Gaussians, settings: CastSettings
+    ) -> tuple[Gaussians, CastSettings]:
+        """The same for an image whose pixels are no larger than the training's; else wider Gaussians, longer steps."""
+        pose, (lens,) = posed_lenses(camera, self.device)
+        trained = self._resolved.pixel_angle
+        coarser = pixel_angle(lens) / trained if trained > 0 else 1.0
+        if not self.config.antialiased or coarser <= 1:
+            return gaussians, settings
+        gaussians = widened(gaussians, pose[0], lens, trained)
+        return gaussians, settings._replace(step=settings.step * coarser, max_step=settings.max_step * coarser)
 
     def _render_all(self, bundle: RayBundle, gaussians: Gaussians, settings: CastSettings) -> Outputs:
         outputs, rays = self._render(bundle, gaussians, settings), self._flat(bundle)

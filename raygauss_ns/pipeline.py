@@ -109,6 +109,7 @@ class RayGaussPipeline(SharedPipeline):
         """
         model: RayGaussModel = self.model
         first = step * model.images_at_once + self.processes.rank
+        self.datamanager.downscales = model.downscales
         outputs: dict[str, Tensor] = {}
         all_losses, all_metrics = [], []
         for i in range(self.config.images_per_batch):

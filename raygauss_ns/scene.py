@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,9 +17,11 @@ from raygauss_ns.gaussians.foreign_splats import tell_if_unseen
 from raygauss_ns.gaussians.initialization import StartPoints, frustum_points, gap_points, random_points
 from raygauss_ns.gaussians.losses import ISO_WEIGHT_REAL, ISO_WEIGHT_SYNTHETIC
 from raygauss_ns.gaussians.ply_formats import read_cloud
+from raygauss_ns.gaussians.projection import pixel_angle
 from raygauss_ns.gaussians.scene_scale import (
     BLENDER_DISTANCE,
     camera_centers,
+    coarsest_downscales,
     content_distance,
     resolved_step,
     scene_unit,
@@ -49,12 +52,16 @@ class SceneScale(NamedTuple):
         step_size: dt, distance between samples (u).
         distance: from a camera to what it looks at (scene units); None where the cameras do not tell.
         capture: whether the cameras are inside the scene box, as those of photographs mostly are.
+        downscales: how often the images' sides are halved at the start of training.
+        pixel_angle: size of the images' pixels at distance 1, the median over the cameras; 0 if there is none.
     """
 
     unit: float
     step_size: float
     distance: float | None
     capture: bool
+    downscales: int
+    pixel_angle: float
 
     @property
     def iso_weight(self) -> float:
@@ -69,7 +76,9 @@ def resolve_scale(config: RayGaussModelConfig, views: TrainingViews) -> SceneSca
     distance = content_distance(views.world_to_cameras, points) if len(views.world_to_cameras) else None
     unit = config.scene_unit or scene_unit(views.box, distance if capture else None)
     step = config.step_size or resolved_step(views.lenses, unit, distance, PUBLISHED_STEP_SIZE)
-    return SceneScale(unit, step, distance, capture)
+    downscales = coarsest_downscales(views.lenses, config.num_downscales)
+    angle = median(map(pixel_angle, views.lenses)) if views.lenses else 0.0
+    return SceneScale(unit, step, distance, capture, downscales, angle)
 
 
 def initial_cloud(

@@ -73,7 +73,8 @@ class TrainingHooks:
         group = model.steps_per_update
         if (step + 1) % group:
             return
-        self.maintenance.after_update(range(step + 1 - group, step + 1), self.optimizers.optimizers, model.seed)
+        steps = range(step + 1 - group, step + 1)
+        self.maintenance.after_update(steps, self.optimizers.optimizers, model.seed, model.downscales)
         for name, parameter in model.cloud.params.items():
             self.optimizers.parameters[name] = [parameter]
 

@@ -11,6 +11,7 @@ in which floats are added up and in which random numbers are assigned to split G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,13 +75,14 @@ class Maintenance:
         self.processes = Processes.current()
 
     @torch.no_grad()
-    def after_update(self, steps: range, optimizers: dict[str, Optimizer], seed: int) -> None:
+    def after_update(self, steps: range, optimizers: dict[str, Optimizer], seed: int, downscales: int = 0) -> None:
         """Do what is due.
 
         Args:
             steps: the training steps whose gradients were used for this update.
             optimizers: one for each kind of parameter; their states are kept consistent with the Gaussians.
             seed: of the training; determines the positions of split Gaussians.
+            downscales: how often the sides of the images are halved at present, in which pixels are larger.
 
         Raises:
             UserError: no Gaussian is left.
@@ -91,7 +93,7 @@ class Maintenance:
         if every > 0 and any(s > 0 and s % every == 0 for s in steps):
             reorder(self.cloud.params, optimizers, self.control)
         if self.settings.limit_scales:
-            self._limit_scales(any(s % SCALE_FLOOR_EVERY == 0 for s in steps))
+            self._limit_scales(any(s % SCALE_FLOOR_EVERY == 0 for s in steps), downscales)
 
     def _densify(self, steps: range, optimizers: dict[str, Optimizer], seed: int) -> None:
         params, control, step = self.cloud.params, self.control, steps[-1]
@@ -105,12 +107,13 @@ class Maintenance:
             self.processes.check_same({"means": params["means"]}, f"at step {step}")
             control.densify(params, optimizers, self.extent, step_seed(seed, step, Draw.SPLIT))
 
-    def _limit_scales(self, due: bool) -> None:
+    def _limit_scales(self, due: bool, downscales: int) -> None:
         params, control = self.cloud.params, self.control
         means, scales = params["means"], params["scales"]
         if due or len(control.log_scale_floor) == 0:
             control.log_scale_floor = smallest_resolved_scale(means, self.world_to_cameras, self.lenses).log()
-        torch.maximum(scales, control.log_scale_floor[:, None], out=scales)
+        floor = control.log_scale_floor + downscales * math.log(2.0)
+        torch.maximum(scales, floor[:, None], out=scales)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ns_support.lenses.lens import Lens
+from raygauss_ns.casting.types import Gaussians
 
 
 class View(NamedTuple):
@@ -70,3 +71,41 @@ def smallest_resolved_scale(means: Tensor, world_to_cameras: Tensor, lenses: Seq
         size = torch.where(lens.project(points).seen, lens.pixel_size(points), torch.inf)
         finest = torch.minimum(finest, size)
     return torch.where(finest.isfinite(), 0.5 * finest, 0.0)
+
+
+PIXEL_DEVIATION = 12**-0.5
+"""Standard deviation of a pixel's square along one of its sides, in pixels."""
+
+
+def pixel_angle(lens: Lens) -> float:
+    """Size of the pixel that looks straight ahead, at distance 1 (scene units per scene unit; for orthophotos a size)."""
+    return float(lens.pixel_size(torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64)))
+
+
+@torch.no_grad()
+def widened(gaussians: Gaussians, world_to_camera: Tensor, lens: Lens, trained: float) -> Gaussians:
+    """The Gaussians as pixels show them that are larger than those of the training images.
+
+    A ray through a pixel's centre sees nothing of what lies between it and the next. So each Gaussian is averaged over
+    its share of a pixel, as the pixel of a downscaled photograph is: convolved with a Gaussian as wide as the pixel,
+    less what the training pixels had averaged already. With pixels of size p at a Gaussian,
+
+        s'^2 = s^2 + (p^2 - p_trained^2) / 12,      sigma' s1' s2' s3' = sigma s1 s2 s3.
+
+    Args:
+        gaussians: the N Gaussians.
+        world_to_camera: [3, 4]; the camera looks along its -z axis.
+        lens: of the image to render.
+        trained: `pixel_angle` of the training images.
+
+    Returns:
+        The same Gaussians if the pixels are no larger.
+    """
+    ratio = trained / pixel_angle(lens)
+    if ratio >= 1:
+        return gaussians
+    points = in_camera_space(gaussians.means, world_to_camera)
+    size = torch.where(lens.project(points).seen, lens.pixel_size(points), 0.0)[:, None]
+    scales = (gaussians.scales.square() + (PIXEL_DEVIATION * size).square() * (1 - ratio**2)).sqrt()
+    kept = (gaussians.scales / scales).prod(-1)
+    return gaussians._replace(scales=scales, densities=gaussians.densities * kept)

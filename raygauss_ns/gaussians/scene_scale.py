@@ -15,6 +15,11 @@ BLENDER_BOX = 3.0
 BLENDER_DISTANCE = 4.0
 """Distance of that data set's cameras from what they look at, in the same units."""
 
+COARSEST_SIDE = 100
+"""Shorter side of the smallest images that training begins with by itself (pixels)."""
+WINDOW_LEAST = 11
+"""Shortest side of an image that SSIM can be computed of (pixels)."""
+
 _MIN_CONVERGENCE = 1e-3
 _ENOUGH_POINTS = 10_000
 
@@ -90,3 +95,19 @@ def resolved_step(lenses: Sequence[Lens], unit: float, distance: float | None, l
     content = torch.tensor([[0.0, 0.0, -(BLENDER_DISTANCE * unit if distance is None else distance)]])
     sizes = torch.cat([lens.pixel_size(content) for lens in lenses])
     return max(0.5 * float(sizes.median()) / unit, least)
+
+
+def coarsest_downscales(lenses: Sequence[Lens], wanted: int | None) -> int:
+    """How often the sides of these images can be halved at the start of training.
+
+    Args:
+        lenses: of the training images.
+        wanted: at most so often, and until a side has 11 pixels; None: until the shorter side of an image would have
+            fewer than `COARSEST_SIDE`.
+    """
+    if not lenses:
+        return 0
+    side = min(min(int(lens.width), int(lens.height)) for lens in lenses)
+    least = COARSEST_SIDE if wanted is None else WINDOW_LEAST
+    possible = max((side // least).bit_length() - 1, 0)
+    return possible if wanted is None else min(possible, wanted)

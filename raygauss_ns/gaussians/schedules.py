@@ -86,6 +86,21 @@ def decayed(rate: tuple[float, ...], progress: float) -> float:
     return rate[0] * (rate[-1] / rate[0]) ** progress
 
 
+def downscales_at(step: int, most: int, full_from: int) -> int:
+    """How often the sides of the images are halved at a training step: `most` times first, then once less each time.
+
+    Args:
+        step: training step.
+        most: at the first step, >= 0.
+        full_from: step from which images are used as they are; the steps before it are divided equally.
+
+    Example:
+        >>> [downscales_at(step, most=2, full_from=600) for step in (0, 299, 300, 599, 600)]
+        [2, 2, 1, 1, 0]
+    """
+    return 0 if step >= full_from else most - step * most // full_from
+
+
 def active_colors(step: int, interval: int, sh_degree: int) -> tuple[int, bool]:
     """The active part of the colour basis: degree 1 after one interval, 2 after two, spherical Gaussians after three.
 

@@ -8,10 +8,12 @@ from nerfstudio.cameras.camera_utils import get_distortion_params
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
 
 from ns_support import full_images
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data.dataset import CheckedDataset
+from ns_support.data.store import downscaled_image
 from ns_support.errors import UserError
 from ns_support.full_images import FullImages, FullImagesConfig
 from ns_support.lenses.triangulation import Points
@@ -172,6 +174,38 @@ def test_a_failure_to_load_leaves_the_cameras_alone(nerfstudio_scene):
     with pytest.raises(UserError):
         datamanager.next_train(0)
     assert datamanager.train_dataset.cameras.distortion_params.any()
+
+
+@pytest.mark.parametrize("memory", [4.0, 1e-6])
+def test_smaller_images_are_served_with_cameras_and_masks_to_match(nerfstudio_scene, memory):
+    folder = nerfstudio_scene(3, k1=0.1, masks=True)
+    datamanager = start(folder, triangulated_points=0, image_memory=memory)
+    whole = {}
+    for downscales in (1, 1, 1, 0, 0, 0):
+        datamanager.downscales = downscales
+        camera, batch = datamanager.next_train(0)
+        rows, columns = HEIGHT >> downscales, WIDTH >> downscales
+        assert batch["image"].shape[:2] == batch["mask"].shape[:2] == (rows, columns)
+        assert (int(camera.height), int(camera.width), float(camera.fx)) == (rows, columns, FOCAL / 2**downscales)
+        whole[batch["image_idx"], downscales] = batch["image"]
+        assert camera.metadata["cam_idx"] == batch["image_idx"]
+    for index in range(3):
+        assert torch.equal(whole[index, 1], downscaled_image(whole[index, 0], 2))
+
+
+def test_images_that_do_not_fit_are_said(nerfstudio_scene, capsys):
+    start(nerfstudio_scene(2), triangulated_points=0, image_memory=1e-6).next_train(0)
+    assert "--pipeline.datamanager.image-memory 1e-06" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"image-memory .*positive"):
+        start(nerfstudio_scene(2), triangulated_points=0, image_memory=0.0)
+
+
+def test_an_image_that_was_replaced_is_named(nerfstudio_scene):
+    folder = nerfstudio_scene(1)
+    datamanager = start(folder, triangulated_points=0)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8)).save(folder / "image_0.png")
+    with pytest.raises(UserError, match=r"image_0\.png is 42 x 30 pixels and its camera 40 x 30: was it replaced"):
+        datamanager.next_train(0)
 
 
 def test_points_are_triangulated_when_there_are_none(nerfstudio_scene, capsys):

@@ -10,7 +10,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from scipy.spatial.transform import Rotation
 
 from ns_support.errors import UserError
-from ns_support.rays import ExactRayGenerator, camera_lenses, camera_rays
+from ns_support.rays import ExactRayGenerator, camera_lenses, camera_rays, downscaled
 
 WIDTH, HEIGHT = 31, 21
 CX, CY = 15.5, 10.2  # odd, and the principal point at a pixel's centre: there nerfstudio's fisheye is 0 / 0
@@ -195,3 +195,18 @@ def test_lenses_are_told_once_and_bad_ones_named():
     cameras.fx = torch.tensor([[25.0], [0.0], [25.0]])
     with pytest.raises(UserError, match="Camera 1 can't be used: focal lengths must be positive"):
         camera_lenses(cameras)
+
+
+@pytest.mark.parametrize(("kind", "distortion"), KINDS)
+def test_a_pixel_of_a_downscaled_camera_is_where_its_block_of_pixels_is(kind, distortion):
+    camera = make_cameras(kind, distortion)
+    before = camera.fx.clone()
+    smaller = downscaled(camera, 3)
+    assert (int(smaller.height), int(smaller.width)) == (HEIGHT // 3, WIDTH // 3)
+    rays, whole = camera_rays(smaller), camera_rays(camera)
+    # The middle of a block of 3 x 3 is its middle pixel.
+    middle = whole[1 : 3 * (HEIGHT // 3) : 3, 1 : 3 * (WIDTH // 3) : 3]
+    torch.testing.assert_close(rays.directions, middle.directions, rtol=0, atol=3e-7)
+    torch.testing.assert_close(rays.origins, middle.origins, rtol=0, atol=3e-7)
+    assert torch.equal(camera.fx, before)
+    assert downscaled(camera, 1) is camera

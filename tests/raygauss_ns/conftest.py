@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_scenes import write_disc
 
-SIDE = 20
+SIDE = 24
 """Pixels on a side of the scene's images."""
 
 

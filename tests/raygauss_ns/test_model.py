@@ -10,6 +10,7 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 
 from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
+from ns_support.rays import downscaled
 from raygauss_ns.color import view_colors
 from raygauss_ns.config import RayGaussModelConfig, check_background
 
@@ -347,3 +348,21 @@ def test_rgba_has_no_colour_that_a_byte_can_not_hold(make_model):
     outputs = {"rgb": rgb, "accumulation": torch.tensor([[1.0], [0.2]]), "background": torch.ones(2, 3)}
     wanted = torch.tensor([[1.0, 0.5, 0.0, 1.0], [0.5, 0.5, 0.5, 0.2]])
     torch.testing.assert_close(make_model().get_rgba_image(outputs), wanted)
+
+
+def test_small_images_are_averages_and_others_are_as_before(make_model, make_cameras):
+    """Of the size that was trained on, and larger: bit for bit the same. The size is part of the checkpoint."""
+    cameras = make_cameras(2, height=40, width=40)
+    model = make_model(cameras=cameras, initial_scale=0.1, initial_density=30.0).eval()
+    plain = make_model(cameras=cameras, initial_scale=0.1, initial_density=30.0, antialiased=False).eval()
+    small = downscaled(cameras, 4)
+    other = make_model(cameras=small, initial_scale=0.1, initial_density=30.0).eval()
+    with torch.no_grad():
+        whole = model(cameras[0:1])["rgb"]
+        assert torch.equal(whole, plain(cameras[0:1])["rgb"])
+        average = whole.view(10, 4, 10, 4, 3).mean((1, 3))
+        errors = [float((m(small[0:1])["rgb"] - average).square().mean()) for m in (model, plain, other)]
+        assert errors[0] < 0.2 * errors[1]
+        assert errors[2] == errors[1]  # trained on small images, so it takes them as they are
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(small[0:1])["rgb"], model(small[0:1])["rgb"])

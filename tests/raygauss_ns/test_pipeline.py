@@ -20,6 +20,7 @@ FIELDS = {
     "background_color": "random",
     "training_window": 15,
     "accumulate_images": 1,
+    "num_downscales": 1,
 }
 
 

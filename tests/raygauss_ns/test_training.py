@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from small_runs import RAYGAUSS, configure_growing
 
 from ns_support.concurrency.processes import Processes
@@ -15,6 +16,8 @@ from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import posed_lenses
 from raygauss_ns.gaussians.projection import smallest_resolved_scale
 from raygauss_ns.training import TrainingHooks, fit_learning_rates
+
+from .conftest import SIDE
 
 
 def learning_rate(optimizers, name):
@@ -154,7 +157,7 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path
     """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
 
     Clones, splits, prunes, re-orderings, windows of the image and random backgrounds fall on both sides of the stop,
-    which lies between two rounds of densification; the learning rates decay over all 32 steps and gradients are
+    which lies between two rounds of densification and where images are still half as large; the learning rates decay over all 32 steps and gradients are
     averaged late.
     """
     fields = {
@@ -166,6 +169,8 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path
         "training_window": 15,
         "accumulate_from": 25_000,
         "accumulate_images": 2000,  # 2 of 32 steps
+        "num_downscales": 1,
+        "full_resolution_from": 25_000,
     }
     once, again = (
         configure_growing(scene, tmp_path / "a", 32, **fields),
@@ -277,3 +282,42 @@ def test_scales_are_bounded_from_below_by_half_a_pixel(make_model, make_cameras,
         floor = smallest_resolved_scale(params["means"].detach(), *posed_lenses(cameras, torch.device("cpu")))
         torch.testing.assert_close(params["scales"].detach().exp(), floor[:, None].expand(-1, 3))
     assert len(model.cloud) == 10
+
+
+def test_images_grow_and_step_and_bounds_follow(scene, tmp_path):
+    """Half the size for 6 of 10 steps: rays, samples and smallest scales as of such images, then as they are."""
+    config = configure_growing(scene, tmp_path, 10, num_downscales=1, densify_until=0, max_step=0.03, step_growth=1e-3)
+    config.pipeline.model.training_window = 0
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    model, seen = trainer.pipeline.model, []
+    trained_on = model.get_outputs
+
+    def watched(camera):
+        settings = model.cast_settings
+        seen.append((int(camera.height), float(camera.fx), settings.step, settings.max_step))
+        return trained_on(camera)
+
+    model.get_outputs = watched
+    floors = []
+
+    def note(step):
+        ratio = model.cloud.params["scales"].min(-1).values.exp() / model.density_control.log_scale_floor.exp()
+        floors.append(float(ratio.min()))
+        model.cloud.params["scales"].data.fill_(-20.0)
+
+    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], note))
+    trainer.train()
+    focal = float(trainer.pipeline.datamanager.train_dataset.cameras.fx[0])
+    small = (SIDE // 2, pytest.approx(focal / 2), pytest.approx(0.04), pytest.approx(0.04))
+    assert seen == [small] * 6 + [(SIDE, pytest.approx(focal), pytest.approx(0.02), pytest.approx(0.03))] * 4
+    assert floors[1:] == [pytest.approx(2.0)] * 5 + [pytest.approx(1.0)] * 4
+    model.eval()
+    assert model.cast_settings.step == pytest.approx(0.02)
+
+
+def test_images_are_used_as_they_are_if_nothing_else_is_wanted(make_model, make_cameras):
+    cameras = make_cameras(2, height=300, width=500)
+    assert make_model(cameras=cameras).downscales == 1
+    assert make_model(cameras=cameras, num_downscales=0).downscales == 0
+    assert make_model(cameras=cameras, full_resolution_from=0).downscales == 0

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from ns_support.lenses.lens import LensType, make_lens
+from ns_support.lenses.lens import Lens, LensType, make_lens
 from raygauss_ns.gaussians.initialization import StartPoints, frustum_points, gap_points
 from raygauss_ns.gaussians.projection import in_camera_space
-from raygauss_ns.gaussians.scene_scale import content_distance, resolved_step, scene_unit
+from raygauss_ns.gaussians.scene_scale import coarsest_downscales, content_distance, resolved_step, scene_unit
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
 
@@ -135,3 +135,22 @@ def test_step_is_half_a_pixel_at_the_content_but_no_finer_than_wanted():
     assert resolved_step(lenses(8, 200.0), 1.0, None, 0.0025) == pytest.approx(0.01)
     assert resolved_step(lenses(8, 1e4), 0.225, 0.9, 0.0025) == 0.0025
     assert resolved_step([], 1.0, None, 0.0025) == 0.0025
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "found"),
+    [
+        ((800, 800), None, 3),
+        ((270, 480), None, 1),
+        ((199, 4000), None, 0),
+        ((4000, 3000), None, 4),
+        ((800, 800), 0, 0),
+        ((800, 800), 2, 2),
+        ((800, 800), 9, 6),  # 12 pixels are left: SSIM needs 11
+        ((30, 20), 1, 0),
+    ],
+)
+def test_images_are_halved_as_often_as_they_can_be(size, wanted, found):
+    small = Lens(LensType.PERSPECTIVE, 9.0, 9.0, 0.0, 0.0, *size)
+    assert coarsest_downscales([small._replace(width=5000, height=5000), small], wanted) == found
+    assert coarsest_downscales([], wanted) == 0

@@ -4,6 +4,7 @@ import torch
 from raygauss_ns.gaussians.schedules import (
     Draw,
     active_colors,
+    downscales_at,
     step_generator,
     step_seed,
     steps_per_update,
@@ -21,6 +22,14 @@ def test_colours_unlock_one_by_one():
     assert seen == [(0, False), (0, False), (1, False), (2, False), (2, False), (2, True), (2, True)]
     assert active_colors(5000, 1000, 1) == (1, True)
     assert active_colors(0, 0, 2) == (2, True)
+
+
+def test_images_grow_in_equal_parts_and_are_whole_in_the_end():
+    sizes = [downscales_at(step, 3, 90) for step in range(120)]
+    assert sizes == [3] * 30 + [2] * 30 + [1] * 30 + [0] * 30
+    assert [downscales_at(step, 2, 3) for step in range(5)] == [2, 2, 1, 0, 0]  # no step is of a size below 0
+    assert [downscales_at(step, 0, 90) for step in (0, 50)] == [0, 0]
+    assert downscales_at(0, 2, 0) == 0
 
 
 @pytest.mark.parametrize(("start", "first"), [(0, 0), (20, 20), (21, 40), (39, 40)])
