@@ -78,7 +78,7 @@ PIXEL_DEVIATION = 12**-0.5
 
 
 def pixel_angle(lens: Lens) -> float:
-    """Size of the pixel that looks straight ahead, at distance 1 (scene units per scene unit; for orthophotos a size)."""
+    """Size, at distance 1, of the pixel that looks straight ahead (scene units); of an orthophoto at any distance."""
     return float(lens.pixel_size(torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64)))
 
 

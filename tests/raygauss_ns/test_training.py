@@ -157,8 +157,8 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path
     """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
 
     Clones, splits, prunes, re-orderings, windows of the image and random backgrounds fall on both sides of the stop,
-    which lies between two rounds of densification and where images are still half as large; the learning rates decay over all 32 steps and gradients are
-    averaged late.
+    which lies between two rounds of densification and where images are still half as large. The learning rates decay
+    over all 32 steps, and gradients are averaged late.
     """
     fields = {
         "densify_threshold": 1e-4,
