@@ -22,7 +22,7 @@ from ns_support.lenses.lens import Lens, LensType, make_lens
 from raygauss_ns.casting import CastSettings, Rays
 from raygauss_ns.color.harmonics import SH_DEGREE
 from raygauss_ns.gaussians.cloud import GaussianCloud
-from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
+from raygauss_ns.gaussians.density.control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
 from raygauss_ns.gaussians.losses import ISO_WEIGHT_SYNTHETIC, isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.maintenance import Maintenance, MaintenanceSettings

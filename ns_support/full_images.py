@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ from ns_support.errors import UserError, require
 from ns_support.help import documented
 from ns_support.lenses.triangulation import cameras_inside, triangulated_points
 from ns_support.rays import camera_lenses, downscaled
+from ns_support.runs.surface_points import surface_points
+from ns_support.runs.trained_on import trained_on
 from ns_support.terminal import say
 
 _FEWEST_POINTS = 100
@@ -55,6 +58,11 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     """Memory that training images may take (GiB), > 0, and evaluation images a quarter of it. Images for which there is
     no room are read again whenever they are used. Reduced images, as training begins with, come on top: at most a third
     more."""
+    points_from: Path | None = None
+    """A finished run of any method on the same data (its folder or config.yml), whose surfaces are where to start:
+    points are taken from its depth, and replace those of the scene. A minute of instant-ngp-hardmine is enough."""
+    surface_points: int = 30_000
+    """Maximum number of points from `points_from`, >= 1."""
     triangulated_points: int = 30_000
     """Maximum number of points, >= 0, to triangulate from the training images before training, if the scene has no SfM
     points and its cameras are inside the scene box, as in a capture; 0: none."""
@@ -85,6 +93,9 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
 
     def __init__(self, config: FullImagesConfig, *args: Any, **kwargs: Any) -> None:
         config = own_configuration(config)
+        require(
+            "--pipeline.datamanager.surface-points", config.surface_points >= 1, "at least 1", config.surface_points
+        )
         require("--pipeline.datamanager.image-memory", config.image_memory > 0, "positive", config.image_memory)
         if config.sfm_points:
             _ask_for_points(config)
@@ -96,8 +107,17 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         self.train_dataset.metadata["checkpoint_follows"] = self.test_mode != "val" or config.resumes
         # Only for training ("val" is `ns-train`'s mode). Every rank gets the model that rank 0 makes of the points.
         starts = self.test_mode == "val" and not config.resumes and Processes.current().rank == 0
-        if starts and config.triangulated_points > 0:
+        if starts and config.points_from is not None:
+            self._look_for_surfaces(config.points_from, config.surface_points)
+        elif starts and config.triangulated_points > 0:
             self._triangulate(config.triangulated_points)
+
+    def _look_for_surfaces(self, run: Path, most: int) -> None:
+        """Take the points on another run's surfaces for those of the scene."""
+        found, metadata = surface_points(run, trained_on(self), most), self.train_dataparser_outputs.metadata
+        # nerfstudio's pipeline passes SfM points from here to the model.
+        metadata["points3D_xyz"], metadata["points3D_rgb"] = found
+        say(f"{len(found.positions):,} points are on surfaces of {run}.")
 
     def _triangulate(self, most: int) -> None:
         """Triangulate points from the images of a capture without SfM points."""

@@ -19,8 +19,9 @@ from raygauss_ns.color.harmonics import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""
-CPU_GAUSSIANS, GPU_GAUSSIANS = 100_000, 6_000_000
-"""Number of Gaussians that a training never exceeds unless told otherwise; the second is RayGaussX's."""
+CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS = 100_000, 1_000_000, 6_000_000
+"""Number of Gaussians that a training never exceeds unless told otherwise; the last is RayGaussX's, of which few scenes
+need a part, while relocation always reaches its number."""
 
 
 def _model_class() -> type:
@@ -146,21 +147,28 @@ class RayGaussModelConfig(ModelConfig):
     full_resolution_from: int = 18_000
     """Training step (of 30,000) from which images are used as they are, >= 0; the smaller sizes share the steps before
     it equally."""
+    strategy: Literal["relocation", "published"] = "relocation"
+    """Density control. "relocation": the number of Gaussians grows steadily to max_gaussians, and those that show
+    nothing are moved to where the image is worst, as in 3DGS-MCMC. "published": Gaussians are cloned and split wherever
+    their gradient exceeds densify_threshold, as in both papers."""
+    grow_until: int = 15_000
+    """Training step (of 30,000) at which relocation reaches max_gaussians, >= 0."""
     densify_from: int = 500
-    """Training step (of 30,000) at which densification (cloning and splitting) begins, >= 0."""
-    densify_until: int = 15_000
-    """Training step (of 30,000) after which densification ends, >= 0; 0: no densification."""
+    """Training step (of 30,000) at which density control begins, >= 0."""
+    densify_until: int = 25_000
+    """Training step (of 30,000) after which density control ends, >= 0; 0: none. The papers: 15,000."""
     densify_every: int = 300
-    """Training steps (of 30,000) between two rounds of densification, >= 1; never fewer than densify_least."""
+    """Training steps (of 30,000) between two rounds of density control, >= 1; never fewer than densify_least."""
     densify_least: int = 50
     """Minimum number of steps between two rounds, not stretched, >= 1: the statistic needs to see some images."""
     densify_threshold: float = 4e-5
-    """Mean of |dL/dmu| (1/u) above which a Gaussian is cloned or split, > 0. Lower gives more Gaussians."""
+    """Mean of |dL/dmu| (1/u) above which the published strategy clones or splits a Gaussian, > 0. Lower gives more
+    Gaussians."""
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int | None = None
-    """Maximum number of Gaussians that densification reaches, >= 1: near it, those with the largest gradients go first.
-    None: RayGaussX's 6,000,000 on a GPU, 100,000 on a CPU, where more would take hours."""
+    """Maximum number of Gaussians, >= 1; relocation always reaches it. None: 100,000 on a CPU, where more would take
+    hours; on a GPU 1,000,000 or, with the published strategy, RayGaussX's 6,000,000."""
     prune_every: int = 100
     """Training steps between two prunings of low-density Gaussians (below density_threshold), >= 1."""
     reorder_every: int = 500
@@ -231,6 +239,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
         ("num_downscales", config.num_downscales is None or config.num_downscales >= 0, "at least 0"),
         ("full_resolution_from", config.full_resolution_from >= 0, "at least 0"),
+        ("grow_until", config.grow_until >= 0, "at least 0"),
         ("densify_from", config.densify_from >= 0, "at least 0"),
         ("densify_until", config.densify_until >= 0, "at least 0"),
         ("densify_every", config.densify_every >= 1, "at least 1"),

@@ -80,6 +80,8 @@ def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
         max_gaussians=6_000_000,
         training_window=0,
         num_downscales=0,
+        strategy="published",
+        densify_until=15_000,
     )
 
 
@@ -109,6 +111,8 @@ raygauss_2408_03356 = _method(
         max_gaussians=6_000_000,
         training_window=0,
         num_downscales=0,
+        strategy="published",
+        densify_until=15_000,
     ),
     SYNTHETIC_RATES,
     "RayGauss trained as published (arXiv 2408.03356); for a GPU.",

@@ -26,7 +26,7 @@ from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, Rays
 from raygauss_ns.color import ColorBasis
 from raygauss_ns.config import RayGaussModelConfig, check_background, check_config
-from raygauss_ns.gaussians.densification import DensityControl
+from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.projection import View, pixel_angle, widened
 from raygauss_ns.gaussians.renderer import render

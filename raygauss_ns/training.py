@@ -12,8 +12,8 @@ from nerfstudio.engine.trainer import Trainer
 from ns_support.concurrency.processes import Processes
 from ns_support.schedulers import FloatExponentialDecayConfig, refit
 from raygauss_ns.cameras import camera_extent, posed_lenses
-from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, RayGaussModelConfig
-from raygauss_ns.gaussians.densification import DensitySchedule
+from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS, RayGaussModelConfig
+from raygauss_ns.gaussians.density.control import DensitySchedule
 from raygauss_ns.gaussians.maintenance import Maintenance, MaintenanceSettings
 from raygauss_ns.gaussians.schedules import stretched
 
@@ -100,11 +100,14 @@ def fit_learning_rates(optimizers: Optimizers, extent: float, total_steps: int) 
 
 def density_schedule(config: RayGaussModelConfig, total_steps: int, device_type: str) -> DensitySchedule:
     """When Gaussians are cloned and split in a training of `total_steps` on a kind of device ("cuda", "cpu")."""
+    relocates = config.strategy == "relocation"
+    most = CPU_GAUSSIANS if device_type != "cuda" else GPU_GAUSSIANS if relocates else PUBLISHED_GAUSSIANS
     return DensitySchedule(
         first=stretched(config.densify_from, total_steps),
         last=stretched(config.densify_until, total_steps),
         every=max(stretched(config.densify_every, total_steps), min(config.densify_least, config.densify_every)),
         threshold=config.densify_threshold,
-        max_gaussians=config.max_gaussians or (GPU_GAUSSIANS if device_type == "cuda" else CPU_GAUSSIANS),
+        max_gaussians=config.max_gaussians or most,
         distance_weighted=config.densify_by_distance,
+        grow_until=stretched(config.grow_until, total_steps) if relocates else None,
     )

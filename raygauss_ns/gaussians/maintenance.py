@@ -24,7 +24,7 @@ from ns_support.errors import UserError
 from ns_support.lenses.lens import Lens
 from raygauss_ns.casting.morton import morton_codes
 from raygauss_ns.gaussians.cloud import GaussianCloud
-from raygauss_ns.gaussians.densification import DensityControl
+from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.projection import smallest_resolved_scale
 from raygauss_ns.gaussians.schedules import Draw, step_seed
 
@@ -105,7 +105,11 @@ class Maintenance:
             )
         if any(map(control.is_due, steps)):
             self.processes.check_same({"means": params["means"]}, f"at step {step}")
-            control.densify(params, optimizers, self.extent, step_seed(seed, step, Draw.SPLIT))
+            seed = step_seed(seed, step, Draw.SPLIT)
+            if control.schedule.grow_until is None:
+                control.densify(params, optimizers, self.extent, seed)
+            else:
+                control.relocate(params, optimizers, self.cloud.unit, step, seed)
 
     def _limit_scales(self, due: bool, downscales: int) -> None:
         params, control = self.cloud.params, self.control

@@ -76,9 +76,8 @@ from raygauss_ns.gaussians.foreign_splats import (
     with_filter,
 )
 from raygauss_ns.gaussians.initialization import StartPoints
+from raygauss_ns.gaussians.optics import densities_of_depths, optical_depths
 
-THOMSEN = 1.6075
-"""p in Thomsen's formula for the surface of an ellipsoid."""
 _ROWS_AT_ONCE = 1 << 18
 _AXES = ("x", "y", "z")
 _QUAT = tuple(f"quat_{letter}" for letter in "wxyz")
@@ -91,28 +90,6 @@ _SPLAT_NAMES = (*_AXES, *BASE, "opacity", *SCALES, *ROTATION)
 
 
 # ---- the physics of the conversion -----------------------------------------------------------------------------------
-
-
-def effective_thickness(log_scales: Tensor) -> Tensor:
-    """h: the thickness of a Gaussian, averaged over directions weighted by the area it covers.
-
-    Args:
-        log_scales: [N, 3] log s.
-
-    Returns:
-        [N] power mean of s with the exponent -p; within 1.1 % of 1 / E|A d|.
-    """
-    return torch.exp(-(torch.logsumexp(-THOMSEN * log_scales, -1) - math.log(3)) / THOMSEN)
-
-
-def optical_depths(densities: Tensor, log_scales: Tensor) -> Tensor:
-    """Depth tau = sqrt(2 pi) sigma h of each Gaussian, [N]; densities [N] (1/length), log_scales [N, 3]."""
-    return math.sqrt(2 * math.pi) * densities * effective_thickness(log_scales)
-
-
-def densities_of_depths(depths: Tensor, log_scales: Tensor) -> Tensor:
-    """Inverse of `optical_depths`: sigma [N] (1/length)."""
-    return depths / (math.sqrt(2 * math.pi) * effective_thickness(log_scales))
 
 
 def lobes_as_harmonics(basis: ColorBasis) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -109,3 +110,39 @@ def widened(gaussians: Gaussians, world_to_camera: Tensor, lens: Lens, trained: 
     scales = (gaussians.scales.square() + (PIXEL_DEVIATION * size).square() * (1 - ratio**2)).sqrt()
     kept = (gaussians.scales / scales).prod(-1)
     return gaussians._replace(scales=scales, densities=gaussians.densities * kept)
+
+
+_WIDEST = math.radians(75)
+"""Half angle of a cone of rays from which hardly any Gaussian is outside of it."""
+_SLACK = 1e-3
+"""Angle for what float32 rounds off."""
+
+
+@torch.no_grad()
+def rows_in_cone(gaussians: Gaussians, center: Tensor, directions: Tensor, density_threshold: float) -> Tensor | None:
+    """The Gaussians that rays from one point may meet: their supports reach into the cone around the rays.
+
+    A Gaussian's support, where it is denser than eps, is inside the ball of radius s_max sqrt(2 log(sigma / eps)).
+
+    Args:
+        gaussians: the N Gaussians.
+        center: [3] where the rays begin.
+        directions: [R, 3] of unit length.
+        density_threshold: eps.
+
+    Returns:
+        Their rows, int64, ascending; None if the rays are too far apart for a cone to leave many out.
+    """
+    axis = torch.nn.functional.normalize(directions.mean(0), dim=0)
+    angle = torch.acos((directions @ axis).min().clamp(-1.0, 1.0))
+    if not bool(angle < _WIDEST):
+        return None
+    away = gaussians.means - center
+    distance = torch.linalg.vector_norm(away, dim=-1)
+    peak = (gaussians.densities / density_threshold).clamp_min(1.0)
+    radius = gaussians.scales.amax(-1) * (2.0 * peak.log()).sqrt()
+    apart = torch.acos(((away @ axis) / distance).clamp(-1.0, 1.0))
+    reach = torch.asin((radius / distance).clamp(max=1.0)) + (angle + _SLACK)
+    # Whatever is not finite stays: `cast` decides about it.
+    missed = (gaussians.densities <= density_threshold) | ((apart > reach) & (radius < distance))
+    return (~missed).nonzero()[:, 0]

@@ -15,6 +15,10 @@ from torch import Tensor
 from ns_support.lenses.lens import Lens, in_world, pixel_centers
 from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
 from raygauss_ns.color import ColorBasis, colors_reference, view_colors
+from raygauss_ns.gaussians.projection import rows_in_cone
+
+_MANY = 0.7
+"""Fraction of the Gaussians from which copying those that rays may meet costs more than it saves."""
 
 
 class Viewpoint(NamedTuple):
@@ -62,9 +66,11 @@ def render(
     Returns:
         Colour without a background, transmittance and depth, differentiable in the Gaussians and the basis.
     """
-    alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
     for viewpoint in viewpoints(rays):
+        if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
+            gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
+        alive = gaussians.densities.detach() > settings.density_threshold
         if viewpoint.center is not None:
             colors = view_colors(basis, gaussians.means, viewpoint.center, alive)
         else:
@@ -76,6 +82,20 @@ def render(
         parts.append(cast(gaussians, colors, rays.select(viewpoint.rows), settings, backend=backend))
     back = torch.argsort(torch.cat(rows))
     return RayOutputs(*(torch.cat(fields)[back] for fields in zip(*parts, strict=True)))
+
+
+def _met(
+    gaussians: Gaussians, basis: ColorBasis, center: Tensor, directions: Tensor, settings: CastSettings
+) -> tuple[Gaussians, ColorBasis]:
+    """Those that the rays may meet. On a GPU all: the host would have to wait for their number."""
+    if gaussians.means.device.type != "cpu":
+        return gaussians, basis
+    rows = rows_in_cone(gaussians, center, directions, settings.density_threshold)
+    if rows is None or len(rows) > _MANY * len(gaussians.means):
+        return gaussians, basis
+    # Indexing would do the same, but its gradient sorts the rows.
+    gaussians = Gaussians(*(value.index_select(0, rows) for value in gaussians))
+    return gaussians, ColorBasis(*(value.index_select(0, rows) for value in basis))
 
 
 def image_rays(lens: Lens, camera_to_world: Tensor, near: float = 0.0) -> Rays:

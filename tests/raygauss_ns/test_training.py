@@ -69,7 +69,7 @@ def test_all_faded_ends_in_a_sentence(make_model, make_cameras, optimizers_of):
 def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, optimizers_of):
     """The trainer holds gradients of these very parameters until the group's last image."""
     fields = {"schedule_steps": 30_000, "accumulate_from": 0, "accumulate_images": 4, "prune_every": 1}
-    model = make_model(**fields, densify_from=0, densify_every=3, densify_least=1)
+    model = make_model(**fields, densify_from=0, densify_every=3, densify_least=1, grow_until=0, max_gaussians=600)
     loop = TrainingHooks(model, optimizers_of(model), make_cameras())
     model.density_control.gradient_sum.fill_(1.0)
     counts = []
@@ -153,7 +153,8 @@ def train(config):
     return trainer
 
 
-def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path):
+@pytest.mark.parametrize("strategy", ["relocation", "published"])
+def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, scene, tmp_path):
     """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
 
     Clones, splits, prunes, re-orderings, windows of the image and random backgrounds fall on both sides of the stop,
@@ -161,6 +162,7 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(scene, tmp_path
     over all 32 steps, and gradients are averaged late.
     """
     fields = {
+        "strategy": strategy,
         "densify_threshold": 1e-4,
         "densify_until": 20_000,
         "max_gaussians": 900,
@@ -199,7 +201,8 @@ def test_schedules_follow_the_number_of_steps(scene, tmp_path):
     trainer = train(configure_growing(scene, tmp_path, 6))
     model = trainer.pipeline.model
     assert model.total_steps == 6
-    assert model.density_control.schedule.last == 3
+    assert model.density_control.schedule.last == 5
+    assert model.density_control.schedule.grow_until == 3
     final = trainer.optimizers.config["densities"]["scheduler"].lr_final
     assert learning_rate(trainer.optimizers, "densities") == pytest.approx(final)
     assert trainer.optimizers.optimizers["sg_amplitudes"].state[model.cloud.params["sg_amplitudes"]]["step"] > 0
@@ -208,7 +211,8 @@ def test_schedules_follow_the_number_of_steps(scene, tmp_path):
 def test_schedules_keep_the_length_they_are_given(scene, tmp_path):
     model = train(configure_growing(scene, tmp_path, 2, schedule_steps=3000)).pipeline.model
     assert model.total_steps == 3000
-    assert model.density_control.schedule.last == 1500
+    assert model.density_control.schedule.last == 2500
+    assert model.density_control.schedule.grow_until == 1500
 
 
 @pytest.mark.parametrize("config", RAYGAUSS.values(), ids=RAYGAUSS)

@@ -11,7 +11,8 @@ from ns_support.data.warnings import forget_warnings
 from ns_support.errors import UserError
 from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.gaussians.foreign_splats import tell_if_unseen
-from raygauss_ns.gaussians.ply_formats import cloud_columns, optical_depths, point_columns, read_cloud, splat_columns
+from raygauss_ns.gaussians.optics import optical_depths
+from raygauss_ns.gaussians.ply_formats import cloud_columns, point_columns, read_cloud, splat_columns
 
 N = 20
 

@@ -6,7 +6,7 @@ import torch
 
 from raygauss_ns.casting.morton import morton_codes
 from raygauss_ns.gaussians.cloud import GaussianCloud
-from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
+from raygauss_ns.gaussians.density.control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
 from raygauss_ns.gaussians.maintenance import reorder
 

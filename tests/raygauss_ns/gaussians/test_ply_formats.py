@@ -13,13 +13,11 @@ from raygauss_ns.color.harmonics import sh_basis
 from raygauss_ns.color.reference import colors_reference
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import random_points
+from raygauss_ns.gaussians.optics import densities_of_depths, effective_thickness, optical_depths
 from raygauss_ns.gaussians.ply_formats import (
     cloud_columns,
-    densities_of_depths,
-    effective_thickness,
     header_values,
     lobes_as_harmonics,
-    optical_depths,
     point_columns,
     read_cloud,
     splat_columns,

@@ -4,7 +4,7 @@ import torch
 from ns_support.concurrency.processes import Processes
 from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.gaussians.cloud import GaussianCloud
-from raygauss_ns.gaussians.densification import DensityControl, DensitySchedule
+from raygauss_ns.gaussians.density.control import DensityControl, DensitySchedule
 from raygauss_ns.gaussians.initialization import random_points
 from raygauss_ns.gaussians.projection import View
 

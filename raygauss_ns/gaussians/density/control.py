@@ -1,4 +1,8 @@
-"""Densification (adaptive density control): clone, split and prune Gaussians, together with the optimisers' state.
+"""Density control: where Gaussians are added and removed, together with the optimisers' state.
+
+Two strategies share a statistic. The published one (below) clones and splits wherever it exceeds a threshold, until
+there are as many Gaussians as allowed. Relocation (`relocation`) follows a number: the set grows by the same factor in
+each round, so that it is complete at a given step, and from then on Gaussians only move.
 
 The statistic of a Gaussian is the mean of |dL/dmu| over the steps that saw it. If it exceeds the threshold, a Gaussian
 whose largest scale is at most 0.01 camera extents is cloned, and a larger one is split in two (positions drawn from it,
@@ -29,6 +33,7 @@ stay coarse for that reason.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +42,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ns_support.concurrency.processes import Processes
+from raygauss_ns.gaussians.density.relocation import FAINT, divide, weighted_choice
+from raygauss_ns.gaussians.optics import optical_depths
 from raygauss_ns.gaussians.projection import View
 
 CLONE_SCALE = 0.01
@@ -53,6 +60,7 @@ class DensitySchedule(NamedTuple):
         threshold: statistic above which a Gaussian is cloned or split (1/u, times the unit of the loss).
         max_gaussians: number of Gaussians that cloning and splitting never exceed.
         distance_weighted: whether the statistic is multiplied by max(1, distance to the camera) (RayGaussX).
+        grow_until: relocation: step at which there are `max_gaussians`; None: the published strategy.
     """
 
     first: int
@@ -61,6 +69,22 @@ class DensitySchedule(NamedTuple):
     threshold: float
     max_gaussians: int
     distance_weighted: bool = False
+    grow_until: int | None = None
+
+    def grown(self, count: int, step: int) -> int:
+        """How many Gaussians there should be after a round, if there are `count` before it.
+
+        The rounds that are left until `grow_until` grow the set by the same factor each. That follows from the number
+        at hand, so it needs no memory, and whatever else removes Gaussians is made up for.
+
+        Example:
+            >>> schedule = DensitySchedule(0, 100, 10, 1.0, max_gaussians=800, grow_until=20)
+            >>> [schedule.grown(100, 0), schedule.grown(200, 10), schedule.grown(400, 20), schedule.grown(300, 30)]
+            [200, 400, 800, 800]
+        """
+        assert self.grow_until is not None
+        rounds = max((self.grow_until - step) // self.every + 1, 1)
+        return round(count * (self.max_gaussians / count) ** (1 / rounds))
 
 
 class DensityControl(nn.Module):
@@ -160,6 +184,36 @@ class DensityControl(nn.Module):
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 split(params, optimizers, {}, divided)
+        self._restart(len(params["means"]))
+        self.log_scale_floor = self.log_scale_floor.new_zeros(0)
+        return len(params["means"]) - before
+
+    @torch.no_grad()
+    def relocate(
+        self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], unit: float, step: int, seed: int
+    ) -> int:
+        """Remove the Gaussians that show nothing, divide others where the statistic is high, and reset it.
+
+        Args:
+            params: the parameters of `GaussianCloud`; replaced by others.
+            optimizers: an optimiser for each of them; divided Gaussians start without momentum.
+            unit: scene scale u (scene units).
+            step: the training step.
+            seed: of the draw; the state of the global generators is preserved.
+
+        Returns:
+            The number of Gaussians added, all in all. If all show nothing, none is touched.
+        """
+        before, state = len(self.gradient_sum), {"statistic": self.statistic}
+        faint = optical_depths(params["densities"] / unit, params["scales"]) < -math.log1p(-FAINT)
+        left = before - int(faint.sum())
+        if left == 0:
+            return 0
+        if left < before:
+            remove(params, optimizers, state, faint)
+        wanted = min(max(self.schedule.grown(before, step) - left, 0), left)
+        if wanted > 0:
+            divide(params, optimizers, weighted_choice(state["statistic"], wanted, seed))
         self._restart(len(params["means"]))
         self.log_scale_floor = self.log_scale_floor.new_zeros(0)
         return len(params["means"]) - before
