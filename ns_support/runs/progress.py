@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from time import monotonic
 from typing import Any
@@ -22,7 +23,7 @@ _UNTIMED = 2
 _WINDOW = 60.0
 """The remaining time is estimated from the steps of this period (s)."""
 _SMOOTHED = 20
-"""Number of logged PSNR values, each of a small part of the images, that are averaged."""
+"""Number of logged errors, each of a small part of the images, that are averaged."""
 _NARROW = 76
 """Terminal width below which no bar is shown (columns)."""
 
@@ -40,7 +41,7 @@ class TrainingProgress(LocalWriter):
         super().__init__(LocalWriterConfig(enable=True))
         self.first, self.end = first, first + steps
         self.gaussians: int | None = None
-        self._psnr: deque[float] = deque(maxlen=_SMOOTHED)
+        self._errors: deque[float] = deque(maxlen=_SMOOTHED)
         self._times: deque[tuple[float, int]] = deque()
         self._console, self._said = console, monotonic()
         self._progress: Progress | None = None
@@ -48,8 +49,12 @@ class TrainingProgress(LocalWriter):
 
     @property
     def psnr(self) -> float | None:
-        """PSNR in training (dB), the mean of the latest logged values; None before the first."""
-        return sum(self._psnr) / len(self._psnr) if self._psnr else None
+        """PSNR in training (dB) of the mean of the latest squared errors; None before the first.
+
+        A window that shows nothing but background may be without any error: a mean of decibels would be infinite.
+        """
+        error = sum(self._errors) / max(len(self._errors), 1)
+        return -10.0 * math.log10(error) if error > 0 else None
 
     def write_stats_log(self, step: int) -> None:
         """Called by nerfstudio after each step, with that step's events in its storage."""
@@ -61,7 +66,7 @@ class TrainingProgress(LocalWriter):
     def _take(self, metrics: dict[str, Any]) -> None:
         psnr = float(metrics.get("psnr", float("nan")))
         if psnr == psnr:
-            self._psnr.append(psnr)
+            self._errors.append(10.0 ** (-psnr / 10.0))
         if "gaussian_count" in metrics:
             self.gaussians = int(metrics["gaussian_count"])
 

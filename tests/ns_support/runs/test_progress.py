@@ -1,4 +1,5 @@
 import io
+import math
 
 import pytest
 import torch
@@ -95,7 +96,16 @@ def test_a_psnr_that_is_not_a_number_is_left_out(clock):
     assert progress.psnr is None
     log(progress, 1, psnr=20.0)
     log(progress, 2, psnr=22.0)
-    assert progress.psnr == 21.0
+    # The mean of the errors 0.01 and 0.01 * 10^-0.2.
+    assert progress.psnr == pytest.approx(20.8859, abs=1e-4)
+
+
+def test_windows_without_an_error_do_not_hide_the_others(clock):
+    progress = TrainingProgress(0, 10, console(False))
+    log(progress, 0, psnr=float("inf"))
+    assert progress.psnr is None
+    log(progress, 1, psnr=30.0)
+    assert progress.psnr == pytest.approx(30.0 + 10 * math.log10(2))
 
 
 def test_it_takes_the_place_of_nerfstudios_table(monkeypatch):
