@@ -19,6 +19,8 @@ from raygauss_ns.color.harmonics import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""
+CPU_WINDOW = 128
+"""Side of the window that a training step on a CPU sees (pixels)."""
 CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS = 100_000, 1_000_000, 6_000_000
 """Number of Gaussians that a training never exceeds unless told otherwise; the last is RayGaussX's, of which few scenes
 need a part, while relocation always reaches its number."""
@@ -139,7 +141,7 @@ class RayGaussModelConfig(ModelConfig):
     training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
     training_window: int | None = None
     """Side of the random square crop that each training step uses (pixels), >= 11; 0: the whole image. None: the whole
-    image on a GPU, 256 on a CPU."""
+    image on a GPU, 128 on a CPU."""
     num_downscales: int | None = None
     """Coarse to fine: how often the sides of the training images are halved at the start of training, >= 0; the step,
     the minimum scale of a Gaussian and the windows follow. 0: images are always used as they are. None: as often as

@@ -25,7 +25,7 @@ from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, Rays
 from raygauss_ns.color import ColorBasis
-from raygauss_ns.config import RayGaussModelConfig, check_background, check_config
+from raygauss_ns.config import CPU_WINDOW, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.projection import View, pixel_angle, widened
@@ -343,7 +343,7 @@ class RayGaussModel(Model):
     def _random_window(self, height: int, width: int) -> tuple[int, int, int, int]:
         side = self.config.training_window
         if side is None:
-            side = 0 if self.device.type == "cuda" else 256
+            side = 0 if self.device.type == "cuda" else CPU_WINDOW
         rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
         generator = step_generator(self.seed, self.image, Draw.WINDOW)
         top = int(torch.randint(height - rows + 1, (), generator=generator))

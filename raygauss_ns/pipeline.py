@@ -76,9 +76,11 @@ class RayGaussPipeline(SharedPipeline):
         """How many Gaussians there are and may be, and the lengths that everything else is given in."""
         model: RayGaussModel = self.model
         most = model.density_control.schedule.max_gaussians
+        smaller = 1 if self.datamanager.config.resumes else 1 << model.downscales
         return (
             f"{len(model.cloud):,} Gaussians to start with, at most {most:,}; "
             f"unit {model.unit:.3g} (scene units), step {model.step_size:.3g} units."
+            + (f" Images are at 1/{smaller} of their size at first." if smaller > 1 else "")
         )
 
     def describe_length(self, steps: int) -> str:

@@ -30,7 +30,7 @@ DEFAULT_RATES: Rates = {
     "means": (1.6e-4, 1.6e-6),
     "scales": (0.0115,),
     "quats": (1e-3,),
-    "densities": (0.2, 0.03),
+    "densities": (1.0, 0.1),
     "sh_base": (1e-2, 1e-3),
     "sh_rest": (2.5e-3, 2.6e-4),
     "sg_amplitudes": (2.5e-3, 3.6e-4),

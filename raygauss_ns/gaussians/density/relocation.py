@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 FAINT = 0.005
 """Opacity below which a Gaussian is removed, as in 3DGS-MCMC."""
-SHIFT = 0.7
+SHIFT = 0.85
 """a: distance of the halves from their common mean, in standard deviations."""
 
 

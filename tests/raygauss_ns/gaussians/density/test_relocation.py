@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from raygauss_ns.casting.types import whitening_matrices
 from raygauss_ns.gaussians.density.control import DensityControl, DensitySchedule
-from raygauss_ns.gaussians.density.relocation import divide, weighted_choice
+from raygauss_ns.gaussians.density.relocation import SHIFT, divide, weighted_choice
 from raygauss_ns.gaussians.optics import optical_depths
 
 from .test_control import assert_consistent, cloud_with_optimizers, record
@@ -47,7 +47,7 @@ def test_halves_keep_mass_mean_and_covariance():
     axes = normalize(apart, dim=-1)
     longest = torch.linalg.vector_norm(apart, dim=-1)
     # The longest axis is the second one of each.
-    torch.testing.assert_close(longest, 1.4 * torch.linspace(-4.0, -1.0, 18).view(6, 3)[[0, 2, 3], 2].exp())
+    torch.testing.assert_close(longest, 2 * SHIFT * torch.linspace(-4.0, -1.0, 18).view(6, 3)[[0, 2, 3], 2].exp())
     rotations = torch.linalg.inv(whitening_matrices(torch.ones(6, 3), cloud.params["quats"].detach()[:6]))
     torch.testing.assert_close((axes * rotations[[0, 2, 3], :, 1]).sum(-1).abs(), torch.ones(3))
 
