@@ -74,7 +74,6 @@ def run(variant: str, data: Path, parser: str, steps: int, seed: int) -> dict[st
 
         trainer, timings = train(config, float("inf"), seed, rescale_step)
         scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
-    writer.EVENT_WRITERS.clear()  # nerfstudio would use this run's log, whose folder is deleted, in the next run
     run = {"scene": data.name, "variant": variant, "seed": seed} | timings
     return run | {name: float(scores[name]) for name in COLUMNS if name in scores}
 

@@ -162,7 +162,7 @@ def main() -> None:
     training.add_argument("--views", type=int, default=5, help="test views at each point")
     training.add_argument("--last-views", type=int, help="test views at the end; all by default")
     training.add_argument("--seed", type=int, default=42)
-    training.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
+    training.add_argument("--option", action="append", default=[], help="field=value; see common.training.configure")
     training.add_argument("--output", type=Path, required=True, help="JSON file; checkpoints beside it")
     training.set_defaults(act=run)
     shown = commands.add_parser("show", help="print runs, and plot them")

@@ -17,6 +17,7 @@ from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
 
 from ns_support.startup.device import default_device_type
 
@@ -30,7 +31,8 @@ def configure(method: str, data: Path, parser: str, steps: int, folder: Path, op
         parser: name of the data parser in `ns-train`.
         steps: training steps.
         folder: output folder of the run.
-        options: "field=value" pairs of the model's configuration.
+        options: "field=value" pairs of the model's configuration, or of the trainer's if a dot is in the field:
+            "optimizers.densities.optimizer.lr=0.2".
     """
     config = copy.deepcopy(all_methods[method])
     config.pipeline.datamanager.dataparser = copy.deepcopy(all_dataparsers[parser])
@@ -44,13 +46,24 @@ def configure(method: str, data: Path, parser: str, steps: int, folder: Path, op
     config.viewer.quit_on_train_completion = True
     for option in options:
         name, text = option.split("=", 1)
-        getattr(config.pipeline.model, name)  # raises if there is no such field
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        setattr(config.pipeline.model, name, value)
+        _set(config, name.split(".") if "." in name else ["pipeline", "model", name], value)
     return config
+
+
+def _set(config: Any, path: list[str], value: Any) -> None:
+    """Set a field that is there, of a configuration of configurations and dictionaries."""
+    *parents, last = path
+    for name in parents:
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    if isinstance(config, dict):
+        config[last] = value if last in config else config[last]  # raises if there is no such key
+        return
+    getattr(config, last)  # raises if there is no such field
+    setattr(config, last, value)
 
 
 def train(
@@ -67,6 +80,7 @@ def train(
     Returns:
         The trainer, and its timings: number of steps, seconds of training, of the first step, and steps per second.
     """
+    writer.EVENT_WRITERS.clear()  # those of an earlier run in this process, whose folder may be gone
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -13,6 +13,7 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import yaml
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils.eval_utils import eval_setup
 from small_runs import FIELDS, begin
@@ -75,8 +76,12 @@ def loaded(folder):
 
 
 def resumed(folder):
-    """The figures after a few more steps of the saved run, begun as `ns-train --load-dir` begins them."""
+    """The figures after a few more steps of the saved run, begun as `ns-train --load-dir` begins them.
+
+    With the run's learning rates: a version with other defaults is not meant to give the same figures.
+    """
     config = small(folder.parent.name)
+    config.optimizers = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader).optimizers
     config.load_dir, config.max_num_iterations = folder / "nerfstudio_models", MORE_STEPS
     config.timestamp = "resumed"
     trainer = begin(config)

@@ -47,6 +47,8 @@ def test_a_run_of_other_data_is_refused(finished):
 
 def test_a_run_that_shows_nothing_is_refused(tmp_path):
     write_disc(tmp_path / "scene")
-    run = begin(configure_growing(tmp_path / "scene", tmp_path, 1, initial_density=0.11, densify_until=0))
+    config = configure_growing(tmp_path / "scene", tmp_path, 1, initial_density=0.11, densify_until=0)
+    config.optimizers["densities"]["optimizer"].lr = 1e-9
+    run = begin(config)
     with pytest.raises(UserError, match="shows no surface from its training cameras"):
         surface_points(run.base_dir, trained_on(run.pipeline.datamanager), 10)
