@@ -21,7 +21,6 @@ from common.report import machine_line, write_json
 from common.training import configure, train
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.trainer import Trainer
-from nerfstudio.utils import writer
 
 DEFAULT = "default"
 STEP_FACTOR = "factor of the step size"
