@@ -1,7 +1,7 @@
 r"""Quality against processor seconds: the scores of test views again and again while a method trains.
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/time_to_quality.py run raygauss SCENE \
-        --parser blender-data --steps 2500 --at 60 120 300 600 --output lego.json
+        --parser blender-data --steps 8000 --at 60 120 300 600 --output lego.json
     python benchmarks/time_to_quality.py show lego.json other.json --plot quality.png
 
 Seconds are those of the process and all its threads, from its start and with imports, data and compilation, but without
@@ -156,7 +156,7 @@ def main() -> None:
     training.add_argument("method")
     training.add_argument("data", type=Path)
     training.add_argument("--parser", default="nerfstudio-data", choices=sorted(all_dataparsers))
-    training.add_argument("--steps", type=int, default=2500, help="length of the training and its schedules")
+    training.add_argument("--steps", type=int, default=8000, help="length of the training and its schedules")
     training.add_argument("--seconds", type=float, default=float("inf"), help="processor seconds to break off after")
     training.add_argument("--at", type=float, nargs="*", default=[60, 120, 300, 600, 1200, 1800, 3600])
     training.add_argument("--views", type=int, default=5, help="test views at each point")

@@ -153,7 +153,7 @@ class RayGaussModelConfig(ModelConfig):
     """Density control. "relocation": the number of Gaussians grows steadily to max_gaussians, and those that show
     nothing are moved to where the image is worst, as in 3DGS-MCMC. "published": Gaussians are cloned and split wherever
     their gradient exceeds densify_threshold, as in both papers."""
-    grow_until: int = 15_000
+    grow_until: int = 25_000
     """Training step (of 30,000) at which relocation reaches max_gaussians, >= 0."""
     densify_from: int = 500
     """Training step (of 30,000) at which density control begins, >= 0."""

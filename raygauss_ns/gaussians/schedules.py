@@ -15,9 +15,9 @@ import torch
 
 PAPER_STEPS = 30_000
 """Length of the training that the papers' step counts refer to."""
-CPU_STEPS = 2_500
-"""Default length of a training on a CPU: about 20 minutes on two cores, whatever the size of the images, since a step
-renders a crop of at most 256 x 256 pixels."""
+CPU_STEPS = 8_000
+"""Default length of a training on a CPU: some ten minutes on two cores, whatever the size of the images, since a step
+renders a crop of at most 128 x 128 pixels."""
 
 _SEED_STRIDE = 0x9E3779B1
 """A prime close to 2^32 / golden ratio (Knuth's multiplicative hash): keeps the streams of different seeds apart."""

@@ -202,7 +202,7 @@ def test_schedules_follow_the_number_of_steps(scene, tmp_path):
     model = trainer.pipeline.model
     assert model.total_steps == 6
     assert model.density_control.schedule.last == 5
-    assert model.density_control.schedule.grow_until == 3
+    assert model.density_control.schedule.grow_until == 5
     final = trainer.optimizers.config["densities"]["scheduler"].lr_final
     assert learning_rate(trainer.optimizers, "densities") == pytest.approx(final)
     assert trainer.optimizers.optimizers["sg_amplitudes"].state[model.cloud.params["sg_amplitudes"]]["step"] > 0
@@ -212,7 +212,7 @@ def test_schedules_keep_the_length_they_are_given(scene, tmp_path):
     model = train(configure_growing(scene, tmp_path, 2, schedule_steps=3000)).pipeline.model
     assert model.total_steps == 3000
     assert model.density_control.schedule.last == 2500
-    assert model.density_control.schedule.grow_until == 1500
+    assert model.density_control.schedule.grow_until == 2500
 
 
 @pytest.mark.parametrize("config", RAYGAUSS.values(), ids=RAYGAUSS)
