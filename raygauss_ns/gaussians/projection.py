@@ -74,8 +74,9 @@ def smallest_resolved_scale(means: Tensor, world_to_cameras: Tensor, lenses: Seq
     return torch.where(finest.isfinite(), 0.5 * finest, 0.0)
 
 
-PIXEL_DEVIATION = 12**-0.5
-"""Standard deviation of a pixel's square along one of its sides, in pixels."""
+PIXEL_VARIANCE = 1 / 24
+"""Variance along one side of what a pixel averages, in pixels squared. That of its square is 1/12, which is right for
+what is transparent. What is opaque stays opaque when averaged, and its outline swells: half of it measured best."""
 
 
 def pixel_angle(lens: Lens) -> float:
@@ -91,7 +92,7 @@ def widened(gaussians: Gaussians, world_to_camera: Tensor, lens: Lens, trained: 
     its share of a pixel, as the pixel of a downscaled photograph is: convolved with a Gaussian as wide as the pixel,
     less what the training pixels had averaged already. With pixels of size p at a Gaussian,
 
-        s'^2 = s^2 + (p^2 - p_trained^2) / 12,      sigma' s1' s2' s3' = sigma s1 s2 s3.
+        s'^2 = s^2 + (p^2 - p_trained^2) / 24,      sigma' s1' s2' s3' = sigma s1 s2 s3.
 
     Args:
         gaussians: the N Gaussians.
@@ -107,7 +108,7 @@ def widened(gaussians: Gaussians, world_to_camera: Tensor, lens: Lens, trained: 
         return gaussians
     points = in_camera_space(gaussians.means, world_to_camera)
     size = torch.where(lens.project(points).seen, lens.pixel_size(points), 0.0)[:, None]
-    scales = (gaussians.scales.square() + (PIXEL_DEVIATION * size).square() * (1 - ratio**2)).sqrt()
+    scales = (gaussians.scales.square() + PIXEL_VARIANCE * (1 - ratio**2) * size.square()).sqrt()
     kept = (gaussians.scales / scales).prod(-1)
     return gaussians._replace(scales=scales, densities=gaussians.densities * kept)
 

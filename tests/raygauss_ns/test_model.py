@@ -362,7 +362,7 @@ def test_small_images_are_averages_and_others_are_as_before(make_model, make_cam
         assert torch.equal(whole, plain(cameras[0:1])["rgb"])
         average = whole.view(10, 4, 10, 4, 3).mean((1, 3))
         errors = [float((m(small[0:1])["rgb"] - average).square().mean()) for m in (model, plain, other)]
-        assert errors[0] < 0.2 * errors[1]
+        assert errors[0] < 0.4 * errors[1]
         assert errors[2] == errors[1]  # trained on small images, so it takes them as they are
         other.load_state_dict(model.state_dict())
         assert torch.equal(other(small[0:1])["rgb"], model(small[0:1])["rgb"])
