@@ -153,7 +153,7 @@ class RayGaussModelConfig(ModelConfig):
     """Density control. "relocation": the number of Gaussians grows steadily to max_gaussians, and those that show
     nothing are moved to where the image is worst, as in 3DGS-MCMC. "published": Gaussians are cloned and split wherever
     their gradient exceeds densify_threshold, as in both papers."""
-    grow_until: int = 25_000
+    grow_until: int = 15_000
     """Training step (of 30,000) at which relocation reaches max_gaussians, >= 0."""
     densify_from: int = 500
     """Training step (of 30,000) at which density control begins, >= 0."""
@@ -169,8 +169,9 @@ class RayGaussModelConfig(ModelConfig):
     densify_by_distance: bool = False
     """Multiply |dL/dmu| by max(1, distance to the camera / u), as RayGaussX does."""
     max_gaussians: int | None = None
-    """Maximum number of Gaussians, >= 1; relocation always reaches it. None: 100,000 on a CPU, where more would take
-    hours; on a GPU 1,000,000 or, with the published strategy, RayGaussX's 6,000,000."""
+    """Maximum number of Gaussians, >= 1; relocation reaches it, unless that is more than two for each pixel of a
+    training image at its present size. None: 100,000 on a CPU, where more would take hours; on a GPU 1,000,000 or, with
+    the published strategy, RayGaussX's 6,000,000."""
     prune_every: int = 100
     """Training steps between two prunings of low-density Gaussians (below density_threshold), >= 1."""
     reorder_every: int = 500

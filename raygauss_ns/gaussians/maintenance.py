@@ -28,6 +28,9 @@ from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.projection import smallest_resolved_scale
 from raygauss_ns.gaussians.schedules import Draw, step_seed
 
+GAUSSIANS_PER_PIXEL = 2.0
+"""Relocation: maximum number of Gaussians, in pixels of the largest training image at its present size. More are slow,
+and have nothing to show."""
 SCALE_FLOOR_EVERY = 100
 """Steps between two computations of the lower bounds on the scales, as published."""
 
@@ -72,6 +75,7 @@ class Maintenance:
     ) -> None:
         self.cloud, self.control, self.extent, self.settings = cloud, control, extent, settings
         self.world_to_cameras, self.lenses = world_to_cameras, lenses
+        self.pixels = max((float(lens.width * lens.height) for lens in lenses), default=math.inf)
         self.processes = Processes.current()
 
     @torch.no_grad()
@@ -88,14 +92,14 @@ class Maintenance:
             UserError: no Gaussian is left.
         """
         self.cloud.params["densities"].clamp_(min=0.0)
-        self._densify(steps, optimizers, seed)
+        self._densify(steps, optimizers, seed, downscales)
         every = self.settings.reorder_every
         if every > 0 and any(s > 0 and s % every == 0 for s in steps):
             reorder(self.cloud.params, optimizers, self.control)
         if self.settings.limit_scales:
             self._limit_scales(any(s % SCALE_FLOOR_EVERY == 0 for s in steps), downscales)
 
-    def _densify(self, steps: range, optimizers: dict[str, Optimizer], seed: int) -> None:
+    def _densify(self, steps: range, optimizers: dict[str, Optimizer], seed: int, downscales: int) -> None:
         params, control, step = self.cloud.params, self.control, steps[-1]
         prunes = any(s > 0 and s % self.settings.prune_every == 0 for s in steps)
         if prunes and control.prune(params, optimizers) == 0:
@@ -109,7 +113,8 @@ class Maintenance:
             if control.schedule.grow_until is None:
                 control.densify(params, optimizers, self.extent, seed)
             else:
-                control.relocate(params, optimizers, self.cloud.unit, step, seed)
+                limit = GAUSSIANS_PER_PIXEL * self.pixels / 4**downscales
+                control.relocate(params, optimizers, self.cloud.unit, step, seed, limit)
 
     def _limit_scales(self, due: bool, downscales: int) -> None:
         params, control = self.cloud.params, self.control

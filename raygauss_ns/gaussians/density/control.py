@@ -71,8 +71,8 @@ class DensitySchedule(NamedTuple):
     distance_weighted: bool = False
     grow_until: int | None = None
 
-    def grown(self, count: int, step: int) -> int:
-        """How many Gaussians there should be after a round, if there are `count` before it.
+    def grown(self, count: int, step: int, limit: float = math.inf) -> int:
+        """How many Gaussians there should be after a round, if there are `count` before it; never more than `limit`.
 
         The rounds that are left until `grow_until` grow the set by the same factor each. That follows from the number
         at hand, so it needs no memory, and whatever else removes Gaussians is made up for.
@@ -84,7 +84,7 @@ class DensitySchedule(NamedTuple):
         """
         assert self.grow_until is not None
         rounds = max((self.grow_until - step) // self.every + 1, 1)
-        return round(count * (self.max_gaussians / count) ** (1 / rounds))
+        return round(min(count * (self.max_gaussians / count) ** (1 / rounds), limit))
 
 
 class DensityControl(nn.Module):
@@ -190,7 +190,13 @@ class DensityControl(nn.Module):
 
     @torch.no_grad()
     def relocate(
-        self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], unit: float, step: int, seed: int
+        self,
+        params: nn.ParameterDict,
+        optimizers: dict[str, Optimizer],
+        unit: float,
+        step: int,
+        seed: int,
+        limit: float = math.inf,
     ) -> int:
         """Remove the Gaussians that show nothing, divide others where the statistic is high, and reset it.
 
@@ -200,6 +206,7 @@ class DensityControl(nn.Module):
             unit: scene scale u (scene units).
             step: the training step.
             seed: of the draw; the state of the global generators is preserved.
+            limit: number of Gaussians beyond which the set does not grow for the present.
 
         Returns:
             The number of Gaussians added, all in all. If all show nothing, none is touched.
@@ -211,7 +218,7 @@ class DensityControl(nn.Module):
             return 0
         if left < before:
             remove(params, optimizers, state, faint)
-        wanted = min(max(self.schedule.grown(before, step) - left, 0), left)
+        wanted = min(max(self.schedule.grown(before, step, limit) - left, 0), left)
         if wanted > 0:
             divide(params, optimizers, weighted_choice(state["statistic"], wanted, seed))
         self._restart(len(params["means"]))

@@ -105,6 +105,15 @@ def test_rounds_reach_the_number_and_stay_there():
     assert sizes == [8, 16, 16]
 
 
+def test_the_set_does_not_grow_beyond_the_limit_of_the_present():
+    cloud, optimizers = cloud_with_optimizers(4)
+    control = DensityControl(4, SCHEDULE, 0.1)
+    for limit, expected in ((6.5, 6), (3.0, 6), (float("inf"), 12)):
+        record(control, [1.0] * len(cloud))
+        control.relocate(cloud.params, optimizers, 1.0, 20, 0, limit)
+        assert_consistent(cloud, optimizers, expected)
+
+
 def test_no_round_more_than_doubles_and_too_many_stay():
     cloud, optimizers = cloud_with_optimizers(4)
     for most, expected in ((100, 8), (6, 8)):
