@@ -15,7 +15,6 @@ evaluations is given relative to that of a loop that only evaluates and accumula
 from __future__ import annotations
 
 import math
-import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import tyro
 from common.limits import limits
 from common.report import machine_facts, print_table, write_json
 from common.shells import FIELD_OF_VIEW, Case, Shell, build_time, camera_rays, cast_settings, kernel_case, shell
+from common.system import peak_mebibytes
 
 from ns_support.concurrency.threads import num_threads
 
@@ -138,10 +138,10 @@ def measure_memory(count: int, options: Options) -> None:
     """Run one step and print how much memory it added to the process."""
     scene, pixels = shell("shell", count), max(options.resolutions)
     kernel_case("small", shell("shell", 100), 16, cast_settings(options.slab), False).forward()  # compiles
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     case = kernel_case("large", scene, pixels, cast_settings(options.slab), False)
     case.clock.measure(case.forward, case.backward)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak_mebibytes() - before
     inputs = sum(tensor.numel() * tensor.element_size() for tensor in scene.leaves) / 2**20
     print(
         f"{count} Gaussians ({inputs:.0f} MiB), {pixels} px: {case.clock.wall_both[0]:.0f} ms, "

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from common.report import machine_line, write_json
+from common.system import peak_mebibytes
 from common.training import configure, train
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer
@@ -39,11 +39,6 @@ def write_photographs(folder: Path, count: int, width: int, height: int) -> None
     (folder / "transforms.json").write_text(json.dumps(lens | {"camera_model": "OPENCV", "frames": frames}))
 
 
-def peak_gib() -> float:
-    """Peak of this process's resident memory (GiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def main() -> None:
     """Parse the command line, run, print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +56,14 @@ def main() -> None:
             downscales = trainer.pipeline.model.downscales
             if not rows or rows[-1]["downscales"] != downscales or step + 1 == given.steps:
                 seconds = round(time.perf_counter() - begin, 1)
-                rows.append({"step": step + 1, "downscales": downscales, "seconds": seconds, "peak_gib": peak_gib()})
+                rows.append(
+                    {
+                        "step": step + 1,
+                        "downscales": downscales,
+                        "seconds": seconds,
+                        "peak_gib": peak_mebibytes() / 1024,
+                    }
+                )
                 print(rows[-1], flush=True)
 
         trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after))

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.report import machine_facts, print_table, write_json
+from common.system import peak_mebibytes
 from common.training import configure, evaluate, train
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -81,7 +81,7 @@ class Record:
     def measure(self, trainer: Trainer, step: int, last: bool) -> None:
         """Score test views, save a checkpoint and write the file."""
         seconds, begin = self.seconds, time.process_time()
-        peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, self._peak_before)
+        peak = max(peak_mebibytes(), self._peak_before)
         scores = evaluate(trainer, self.plan.last_views if last else self.plan.views)
         trainer.pipeline.train()
         count = scores.pop("gaussian_count", None)

@@ -74,7 +74,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = configure(given.method, given.data, given.parser, given.steps, Path(folder), given.option)
         trainer, timings = train(config, given.minutes, given.seed)
-        scores = evaluate(trainer, given.views)
+        if given.views is None:
+            scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
+        else:
+            scores = evaluate(trainer, given.views)
         if given.pictures is not None:
             save_pictures(trainer, given.pictures)
     results = {"method": given.method, "data": given.data.name, "machine": machine_line()} | timings | scores

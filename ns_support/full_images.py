@@ -60,7 +60,7 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     more."""
     points_from: Path | None = None
     """A finished run of any method on the same data (its folder or config.yml), whose surfaces are where to start:
-    points are taken from its depth, and replace those of the scene. A minute of instant-ngp-hardmine is enough."""
+    points are taken from its depth, and replace those of the scene."""
     surface_points: int = 30_000
     """Maximum number of points from `points_from`, >= 1."""
     triangulated_points: int = 30_000

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import tyro
@@ -19,6 +19,8 @@ from raygauss_ns.color.harmonics import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""
+Strategy: TypeAlias = Literal["relocation", "published"]
+"""Density control."""
 CPU_WINDOW = 128
 """Side of the window that a training step on a CPU sees (pixels)."""
 CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS = 100_000, 1_000_000, 6_000_000
@@ -149,7 +151,7 @@ class RayGaussModelConfig(ModelConfig):
     full_resolution_from: int = 18_000
     """Training step (of 30,000) from which images are used as they are, >= 0; the smaller sizes share the steps before
     it equally."""
-    strategy: Literal["relocation", "published"] = "relocation"
+    strategy: Strategy = "relocation"
     """Density control. "relocation": the number of Gaussians grows steadily to max_gaussians, and those that show
     nothing are moved to where the image is worst, as in 3DGS-MCMC. "published": Gaussians are cloned and split wherever
     their gradient exceeds densify_threshold, as in both papers."""
@@ -242,6 +244,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
         ("num_downscales", config.num_downscales is None or config.num_downscales >= 0, "at least 0"),
         ("full_resolution_from", config.full_resolution_from >= 0, "at least 0"),
+        ("strategy", config.strategy in get_args(Strategy), f"one of {', '.join(get_args(Strategy))}"),
         ("grow_until", config.grow_until >= 0, "at least 0"),
         ("densify_from", config.densify_from >= 0, "at least 0"),
         ("densify_until", config.densify_until >= 0, "at least 0"),

@@ -144,8 +144,10 @@ class RayGaussModel(Model):
 
     @property
     def cast_settings(self) -> CastSettings:
-        """How rays are sampled, in the scene's own length; in training as coarsely as its images are."""
-        step_size = self.step_size * (1 << self.downscales if self.training else 1)
+        """How rays are sampled, in the scene's own length."""
+        return self._settings(self.step_size)
+
+    def _settings(self, step_size: float) -> CastSettings:
         return CastSettings(
             step=step_size * self.unit,
             density_threshold=self.config.density_threshold / self.unit,
@@ -232,17 +234,17 @@ class RayGaussModel(Model):
             first column, rows and columns of the window; otherwise also the `extra_outputs`, each computed when it is
             looked up.
         """
-        gaussians, settings = self.cloud.gaussians(), self.cast_settings
+        gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
             rays = given_rays(ray_bundle, self.device)
             if not self.training:
-                return self._render_all(rays, gaussians, settings)
-            return self._render(rays, self._watched(gaussians, None), settings)
+                return self._render_all(rays, gaussians, self.cast_settings)
+            return self._render(rays, self._watched(gaussians, None), self.cast_settings)
         camera = ray_bundle
-        height, width = int(camera.height), int(camera.width)
         if not self.training:
-            return self._render_all(camera_rays(camera), *self._as_seen_by(camera, gaussians, settings))
-        window = self._random_window(height, width)
+            return self._render_all(camera_rays(camera), *self._as_seen_by(camera, gaussians, self.cast_settings))
+        settings = self._settings(self.step_size * (1 << self.downscales))  # as coarse as the image
+        window = self._random_window(int(camera.height), int(camera.width))
         self.rays_per_step = window[2] * window[3]
         watched = self._watched(gaussians, camera_view(camera, window))
         outputs = self._render(camera_rays(camera, window), watched, settings)

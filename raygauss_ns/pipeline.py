@@ -94,7 +94,7 @@ class RayGaussPipeline(SharedPipeline):
                 "`raygauss` has settings for a CPU."
             )
         if steps == CPU_STEPS:
-            return f"About 10 minutes on two cores; the papers' length is --max-num-iterations {PAPER_STEPS}."
+            return f"About 15 minutes on one core; the papers' length is --max-num-iterations {PAPER_STEPS}."
         return ""
 
     @property

@@ -58,12 +58,16 @@ def _set(config: Any, path: list[str], value: Any) -> None:
     """Set a field that is there, of a configuration of configurations and dictionaries."""
     *parents, last = path
     for name in parents:
-        config = config[name] if isinstance(config, dict) else getattr(config, name)
+        config = _get(config, name)
+    _get(config, last)  # raises if there is no such field
     if isinstance(config, dict):
-        config[last] = value if last in config else config[last]  # raises if there is no such key
-        return
-    getattr(config, last)  # raises if there is no such field
-    setattr(config, last, value)
+        config[last] = value
+    else:
+        setattr(config, last, value)
+
+
+def _get(config: Any, name: str) -> Any:
+    return config[name] if isinstance(config, dict) else getattr(config, name)
 
 
 def train(

@@ -89,9 +89,7 @@ def check_data_folder(path: Path) -> None:
 
 
 @contextmanager
-def explained_data_errors(
-    path: Path, parser: str, errors: tuple[type[Exception], ...] = _READING_ERRORS
-) -> Iterator[None]:
+def explained_data_errors(path: Path, parser: str) -> Iterator[None]:
     """Turn the errors of a call that reads the user's files into a one-sentence `UserError`.
 
     Only for calls that do nothing else: in here, every such error is taken to be the user's.
@@ -99,7 +97,6 @@ def explained_data_errors(
     Args:
         path: the data folder, to name it and to guess its format.
         parser: the parser's name on the command line.
-        errors: the exceptions to explain; others pass.
 
     Raises:
         UserError: names the parser, the folder, what was looked for, and the parser that fits the folder better.
@@ -108,7 +105,7 @@ def explained_data_errors(
         yield
     except UserError:
         raise
-    except errors as error:
+    except _READING_ERRORS as error:
         hint = _better_parser(path, parser)
         raise UserError(f"{parser} can't read the data in {path}: {_reason(error)}.{hint}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +64,7 @@ def downscaled_batch(batch: Batch, factor: int) -> Batch:
     return smaller
 
 
-class ImageStore(Sequence[Batch]):
+class ImageStore:
     """The images of a data set. Those that the memory has room for are decoded once, the others each time.
 
     Full-sized images are kept if all of them fit, and in addition those of the reduced size that was asked for last.
@@ -92,18 +92,11 @@ class ImageStore(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self._sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Batch: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Batch]: ...
-
-    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
-        if isinstance(index, slice):
-            return [self.at(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
+    def __getitem__(self, index: int) -> Batch:
+        """An image's data at its full size, as nerfstudio takes it from its list of images."""
+        if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return self.at(index % len(self))
+        return self.at(index)
 
     def load(self, factor: int, follow: Callable[[Iterable[Batch], int], Iterable[Batch]]) -> None:
         """Decode every image once, so that a broken one is found now.
@@ -136,8 +129,9 @@ class ImageStore(Sequence[Batch]):
     def _get(self, index: int, factor: int) -> Batch:
         with self._lock:
             full = self._kept.get(1, {}).get(index)
-        found = self._place(self._read(index)) if full is None else full
+        found = self._read(index) if full is None else full
         if self.fits and full is None:
+            found = self._place(found)
             self._keep(index, 1, found)
         if factor == 1 and self.fits:
             return found

@@ -6,15 +6,16 @@ there). Any method of nerfstudio will do that renders "depth" along the ray, "ac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
 from ns_support.errors import UserError
+from ns_support.lenses.triangulation import Points
 from ns_support.rays import camera_rays, downscaled
 from ns_support.runs.saved_runs import find_config
 from ns_support.runs.trained_on import moved, trained_on
@@ -27,20 +28,8 @@ _SOLID = 0.5
 """Accumulation from which a pixel shows a surface."""
 
 
-class SurfacePoints(NamedTuple):
-    """Points in the scene.
-
-    Attributes:
-        positions: [N, 3] (scene units).
-        colors: [N, 3] in [0, 255].
-    """
-
-    positions: Tensor
-    colors: Tensor
-
-
 @torch.no_grad()
-def surface_points(run: Path, here: Mapping[str, Any], count: int) -> SurfacePoints:
+def surface_points(run: Path, here: Mapping[str, Any], count: int) -> Points:
     """Points where the pixels of small images from a run's training cameras end.
 
     Args:
@@ -64,7 +53,7 @@ def surface_points(run: Path, here: Mapping[str, Any], count: int) -> SurfacePoi
     pixels = sum(int(cameras.width[i] * cameras.height[i]) for i in chosen)
     factor = max(int((pixels / (_PIXELS_PER_POINT * count)) ** 0.5), 1)
     found: list[Tensor] = []
-    for i in _followed(chosen):
+    for i in track(chosen, description="Looking for surfaces", transient=True):
         camera = cameras[i : i + 1]
         camera = downscaled(camera, min(factor, int(camera.width), int(camera.height)))
         outputs = pipeline.model.get_outputs_for_camera(camera)
@@ -77,8 +66,4 @@ def surface_points(run: Path, here: Mapping[str, Any], count: int) -> SurfacePoi
     if len(rows) == 0:
         raise UserError(f"The run {path} shows no surface from its training cameras: train it for longer.")
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]]
-    return SurfacePoints(rows[:, :3], rows[:, 3:])
-
-
-def _followed(cameras: list[int]) -> Iterable[int]:
-    return track(cameras, description="Looking for surfaces", transient=True)
+    return Points(rows[:, :3], rows[:, 3:].round().byte())

@@ -25,6 +25,7 @@ from ns_support.lenses.lens import Lens
 from raygauss_ns.casting.morton import morton_codes
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.density.control import DensityControl
+from raygauss_ns.gaussians.density.relocation import moments
 from raygauss_ns.gaussians.projection import smallest_resolved_scale
 from raygauss_ns.gaussians.schedules import Draw, step_seed
 
@@ -147,9 +148,7 @@ def reorder(
     for name, parameter in params.items():
         moved = [parameter] if parameter.grad is None else [parameter, parameter.grad]
         if name in optimizers:
-            state = optimizers[name].state.get(parameter, {})
-            # The number of steps, a scalar, is the same for all.
-            moved += [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+            moved += moments(optimizers[name], parameter)
         for tensor in moved:
             tensor.copy_(tensor[order])
     if control is not None:

@@ -66,11 +66,12 @@ def render(
     Returns:
         Colour without a background, transmittance and depth, differentiable in the Gaussians and the basis.
     """
+    alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
     for viewpoint in viewpoints(rays):
         if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
             gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
-        alive = gaussians.densities.detach() > settings.density_threshold
+            alive = gaussians.densities.detach() > settings.density_threshold
         if viewpoint.center is not None:
             colors = view_colors(basis, gaussians.means, viewpoint.center, alive)
         else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ns_support.lenses.lens import Lens
 from raygauss_ns.gaussians.projection import in_camera_space
+from raygauss_ns.ssim.api import WINDOW
 
 BLENDER_BOX = 3.0
 """Longest side of the scene box in nerfstudio's Blender parser, whose scenes are in the papers' own units."""
@@ -17,8 +18,6 @@ BLENDER_DISTANCE = 4.0
 
 COARSEST_SIDE = 100
 """Shorter side of the smallest images that training begins with by itself (pixels)."""
-WINDOW_LEAST = 11
-"""Shortest side of an image that SSIM can be computed of (pixels)."""
 
 _MIN_CONVERGENCE = 1e-3
 _ENOUGH_POINTS = 10_000
@@ -102,12 +101,12 @@ def coarsest_downscales(lenses: Sequence[Lens], wanted: int | None) -> int:
 
     Args:
         lenses: of the training images.
-        wanted: at most so often, and until a side has 11 pixels; None: until the shorter side of an image would have
+        wanted: at most so often, and while SSIM's window fits; None: until the shorter side of an image would have
             fewer than `COARSEST_SIDE`.
     """
     if not lenses:
         return 0
     side = min(min(int(lens.width), int(lens.height)) for lens in lenses)
-    least = COARSEST_SIDE if wanted is None else WINDOW_LEAST
+    least = COARSEST_SIDE if wanted is None else WINDOW
     possible = max((side // least).bit_length() - 1, 0)
     return possible if wanted is None else min(possible, wanted)

@@ -16,8 +16,8 @@ import torch
 PAPER_STEPS = 30_000
 """Length of the training that the papers' step counts refer to."""
 CPU_STEPS = 8_000
-"""Default length of a training on a CPU: some ten minutes on two cores, whatever the size of the images, since a step
-renders a crop of at most 128 x 128 pixels."""
+"""Default length of a training on a CPU: about a quarter of an hour on one core, whatever the size of the images, since
+a step renders a crop of at most 128 x 128 pixels."""
 
 _SEED_STRIDE = 0x9E3779B1
 """A prime close to 2^32 / golden ratio (Knuth's multiplicative hash): keeps the streams of different seeds apart."""

@@ -226,6 +226,10 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("strategy", "clone"),
+        ("grow_until", -1),
+        ("num_downscales", -1),
+        ("full_resolution_from", -1),
         ("step_size", 0.0),
         ("step_size", -1.0),
         ("density_threshold", 0.0),

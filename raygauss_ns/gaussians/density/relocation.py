@@ -5,7 +5,7 @@ Like 3DGS-MCMC (Kheradmand et al. 2024), with what is different for densities th
 1. removes the Gaussians that absorb hardly any light (opacity 1 - exp(-tau) < 0.005, `optics`);
 2. draws as many others as make up for them and for the growth of the set, without replacement and with a probability
    in proportion to the mean |dL/dmu| that `DensityControl` measures;
-3. divides each of these in two along its longest axis, so that the field stays almost what it was.
+3. divides each of these in two along its longest axis.
 
 A Gaussian of scale s along that axis becomes two at mu +- a s with scale b s, a^2 + b^2 = 1, and 1 / (2 b) of the
 density: mass, mean and covariance stay the same. (Clones in one place would leave the field exactly as it is, but would
@@ -27,6 +27,12 @@ FAINT = 0.005
 """Opacity below which a Gaussian is removed, as in 3DGS-MCMC."""
 SHIFT = 0.85
 """a: distance of the halves from their common mean, in standard deviations."""
+
+
+def moments(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
+    """What an optimiser remembers of each row of a parameter, in tensors of its shape; not the number of steps."""
+    state = optimizer.state.get(parameter, {})
+    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
 def weighted_choice(weights: Tensor, count: int, seed: int) -> Tensor:
@@ -65,6 +71,5 @@ def divide(params: nn.ParameterDict, optimizers: dict[str, Optimizer], chosen: T
         params["scales"][rows] = scales
         params["densities"][rows] *= 0.5 / shrunk
     for name, parameter in params.items():
-        for value in optimizers[name].state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value[first] = 0
+        for moment in moments(optimizers[name], parameter):
+            moment[first] = 0
