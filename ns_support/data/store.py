@@ -84,7 +84,7 @@ class ImageStore:
         self.fits = sum(sizes) <= memory
         """Whether all images are kept at their full size."""
         self._kept: dict[int, dict[int, Batch]] = {}  # by factor, then by image
-        self._used = 0
+        self._used, self._latest = 0, 1
         self._coming: dict[tuple[int, int], Future[Batch]] = {}
         self._lock = Lock()
         self._ahead = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
@@ -112,6 +112,9 @@ class ImageStore:
     def at(self, index: int, factor: int = 1) -> Batch:
         """An image's data at 1 / factor of its size; a new dictionary with the tensors that are kept."""
         with self._lock:
+            if factor != self._latest:  # the other sizes make room
+                self._latest, self._used = factor, 0
+                self._kept = {f: images for f, images in self._kept.items() if self._keeps(f)}
             kept = self._kept.get(factor, {}).get(index)
             coming = self._coming.pop((index, factor), None)
         if kept is None:
@@ -139,11 +142,13 @@ class ImageStore:
         self._keep(index, factor, smaller)
         return smaller
 
+    def _keeps(self, factor: int) -> bool:
+        return factor == self._latest or (self.fits and factor == 1)
+
     def _keep(self, index: int, factor: int, batch: Batch) -> None:
         with self._lock:
-            for other in [f for f in self._kept if f != factor and not (self.fits and 1 in (f, factor))]:
-                del self._kept[other]
-                self._used = 0
+            if not self._keeps(factor):  # decoded ahead, and then another size was asked for
+                return
             size = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
             if self.fits or self._used + size <= self._memory:
                 self._kept.setdefault(factor, {})[index] = batch

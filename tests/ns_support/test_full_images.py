@@ -193,6 +193,15 @@ def test_smaller_images_are_served_with_cameras_and_masks_to_match(nerfstudio_sc
         assert torch.equal(whole[index, 1], downscaled_image(whole[index, 0], 2))
 
 
+def test_the_next_image_is_decoded_ahead(nerfstudio_scene):
+    datamanager = start(nerfstudio_scene(4), triangulated_points=0, image_memory=1e-6)
+    expected, store = [], datamanager.cached_train
+    store.expect = lambda index, factor: expected.append((index, factor))
+    datamanager.downscales = 1
+    served = [datamanager.next_train(step)[1]["image_idx"] for step in range(9)]
+    assert expected[:-1] == [(index, 2) for index in served[1:]]
+
+
 def test_images_that_do_not_fit_are_said(nerfstudio_scene, capsys):
     start(nerfstudio_scene(2), triangulated_points=0, image_memory=1e-6).next_train(0)
     assert "--pipeline.datamanager.image-memory 1e-06" in " ".join(capsys.readouterr().out.split())

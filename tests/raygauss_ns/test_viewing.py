@@ -5,6 +5,7 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
+from ns_support.rays import downscaled
 from raygauss_ns import viewing
 from raygauss_ns.casting import CastSettings, Gaussians, Rays, whitening_matrices
 from raygauss_ns.viewing import RayGaussPictures, densities_at, expected_normals
@@ -113,6 +114,20 @@ def test_sliders_change_the_viewers_pictures_only(make_model, make_cameras, monk
             slider.default_value = untouched
             assert torch.equal(model.get_outputs_for_camera(camera)["rgb"], before), slider.name
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_viewers_coarse_frames_are_averages_too(make_model, make_cameras, monkeypatch):
+    """Nerfstudio asks for a small image while the camera moves: the one that `ns-render` would make."""
+    cameras = make_cameras(2, height=40, width=40)
+    model = make_model(cameras=cameras, initial_scale=0.1, initial_density=30.0).eval()
+    model.run.viewer = SimpleNamespace(trainer=None, control_panel=SimpleNamespace(output_render="rgb", split=False))
+    small = downscaled(cameras, 4)[0:1]
+    expected = model.get_outputs_for_camera(small)["rgb"]
+    model.config.antialiased = False
+    assert not torch.equal(model.get_outputs_for_camera(small)["rgb"], expected)
+    model.config.antialiased = True
+    monkeypatch.setattr("raygauss_ns.model.viewer_asks", lambda: True)
+    torch.testing.assert_close(model.get_outputs_for_camera(small)["rgb"], expected)
 
 
 def test_sliders_do_not_reach_training(make_model, make_cameras, optimizers_of, monkeypatch):

@@ -86,6 +86,7 @@ def test_the_memory_is_never_exceeded_and_every_image_is_served():
             images.store.expect((i + 1) % 5, 1)
             assert (images.store.at(i, 1)["image"] == i).all()
             assert images.kept() <= 200
+    assert images.kept() == 2 * 72  # all the room there is
     assert max(images.reads) > 2  # some are read again and again
     assert min(images.reads) == 2  # and some are kept
 
@@ -96,6 +97,29 @@ def test_an_expected_image_is_read_once_beside_the_others():
     images.store.expect(1, 1)
     assert images.store.at(1, 1)["image_idx"] == 1
     assert images.reads == [0, 1, 0]
+
+
+def test_what_comes_too_late_takes_no_room():
+    """An image was expected at half its size, and before it is there the others are asked for as they are."""
+    images = Counted(3, memory=200)
+    images.store.at(0, 2)
+    began, go_on = threading.Event(), threading.Event()
+
+    def slowly(index, read=images.read):
+        if index == 2:
+            began.set()
+            go_on.wait(10)
+        return read(index)
+
+    images.store._read = slowly
+    images.store.expect(2, 2)
+    assert began.wait(10)
+    images.store.at(0, 1)
+    images.store.at(1, 1)
+    go_on.set()
+    images.store._ahead.shutdown(wait=True)
+    assert {factor: list(kept) for factor, kept in images.store._kept.items()} == {1: [0, 1]}
+    assert images.kept() == 144
 
 
 def test_what_is_served_may_be_changed():
