@@ -85,9 +85,9 @@ def work():
 
 if __name__ == "__main__":
     children = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
-    for child in children:
-        child.start()
     with pass_signals_on() as was_stopped:
+        for child in children:
+            child.start()
         for child in children:
             child.join()
     sys.exit(3 if was_stopped() else 4)
