@@ -165,6 +165,8 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         if config.patch_size != 1:
             raise UserError(f"patch-size must be 1, got {config.patch_size}: single pixels are drawn, not patches.")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
+        # The pipeline passes the metadata to the model, which has no other access to the cameras.
+        self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
         if len(self.eval_dataset) == 0:
             self.fixed_indices_eval_dataloader = _NoEvalImages(self)
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.startup  # noqa: F401 - acts on import
+from hardmine_ns.config import HardMineModelConfig
 from hardmine_ns.data import RayDataManagerConfig
-from hardmine_ns.model import HardMineModelConfig
 from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
 from hardmine_ns.pipeline import CPU_STEPS, GPU_STEPS, AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.loading import LOCAL_HOST
+from ns_support.corrections.visits import VisitAdamConfig
 from ns_support.startup.device import default_device_type
 from ns_support.trainer import SharedTrainerConfig
 
 _ON_CPU = default_device_type() == "cpu"
 _STEPS_PER_DIAGONAL = 500 if _ON_CPU else 1000
+
+
+def _correction(rate: float, final: float) -> dict[str, Any]:
+    """Optimiser of a group that is there if poses or exposures are corrected."""
+    return {
+        "optimizer": VisitAdamConfig(lr=rate),
+        "scheduler": FullLengthDecayConfig(lr_final=final),
+    }
 
 
 def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelConfig) -> SharedTrainerConfig:
@@ -40,7 +51,9 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
             "fields": {
                 "optimizer": RowAdamOptimizerConfig(),
                 "scheduler": FullLengthDecayConfig(lr_final=1e-3),
-            }
+            },
+            "camera_opt": _correction(2e-4, 2e-6),
+            "exposure": _correction(1e-2, 1e-4),
         },
         logging=LoggingConfig(profiler="none"),
         viewer=ViewerConfig(num_rays_per_chunk=1 << 12, websocket_host=LOCAL_HOST),

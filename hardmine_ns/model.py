@@ -7,35 +7,33 @@ tiny-cuda-nn, its sampler CUDA, its LPIPS a download. Options that both have bea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
-from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from hardmine_ns.hash_encoding import Backend, HashEncoding, check_backend
+from hardmine_ns.config import HardMineModelConfig
+from hardmine_ns.hash_encoding import HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
-from hardmine_ns.mining import HardSampleMining, MiningRule
+from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering.field import HashField, to_unit_cube, truncated_exp
 from hardmine_ns.rendering.visibility import Rays, SampleCounts, Visible, groups_of_rays, render_visible, search
-from hardmine_ns.settings import check_settings
 from hardmine_ns.viewing import HardMineRun, OfRays, Scene, extra_outputs, in_pieces
 from ns_support.commands.export_rays import is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.model import CorrectedModel
+from ns_support.corrections.poses import aligned
 from ns_support.errors import UserError
-from ns_support.help import documented
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.rays import camera_rays
+from ns_support.rays import camera_extent, camera_rays
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
@@ -44,99 +42,14 @@ _SAMPLES_AT_ONCE = 1 << 19
 """Samples whose densities evaluation computes at once: bounds its memory to about 200 MB whatever the scene."""
 _RAYS_AT_ONCE = 1 << 13
 """Rays that evaluation marches at once: before the visibility pass a ray has some hundreds of samples of 16 bytes."""
+_RAYS_TO_ALIGN = 1 << 12
+"""Pixels that each step of aligning a held-out camera compares."""
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
 
 
-@documented
-@dataclass
-class HardMineModelConfig(ModelConfig):
-    """Settings of instant-ngp-hardmine."""
-
-    _target: type = field(default_factory=lambda: HardMineModel)
-    """Class to instantiate."""
-    enable_collider: tyro.conf.Suppress[bool] = False
-    """Not used: the occupancy grid's box bounds the rays."""
-    collider_params: tyro.conf.Suppress[dict[str, float] | None] = None
-    """Not used."""
-    loss_coefficients: tyro.conf.Suppress[dict[str, float]] = field(default_factory=dict)
-    """Not used: there is one loss."""
-    prompt: tyro.conf.Suppress[str | None] = None
-    """Not used."""
-    eval_num_rays_per_chunk: int = 8192
-    """Rays rendered at a time in evaluation and in the viewer, >= 1. Above 8192 only the memory of the images
-    themselves grows: samples are marched and evaluated in groups of bounded size."""
-
-    mining_rule: MiningRule = "poisson"
-    """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
-    inverse (unbiased); multinomial: drawn in proportion to hardness, not weighted (the published rule); topk: the
-    hardest; off: all of them."""
-    mining_min_fraction: float = 0.05
-    """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
-    mining_max_fraction: float = 0.5
-    """Greatest fraction b / B of the visible samples to backpropagate, from mining_min_fraction to 1."""
-    mining_decay: float = 0.99
-    """Decay per step of the running mean of tau, which sets b = B / tau; in [0, 1)."""
-
-    num_levels: int = 16
-    """Levels L of the hash encoding, >= 1."""
-    features_per_level: int = 2
-    """Features F per level and vertex, >= 1."""
-    log2_hashmap_size: int = 19
-    """Base-2 logarithm of the number T of rows that a level has at most, 3 to 30."""
-    base_res: int = 16
-    """Vertices per axis of the coarsest level, N_min, >= 1."""
-    max_res: int = 2048
-    """Vertices per axis of the finest level, N_max, >= base_res."""
-    hidden_dim: int = 64
-    """Units in each hidden layer of the networks, > 0."""
-    hash_backend: Backend = "auto"
-    """What evaluates the hash encoding. auto: cpu or gpu, by the device; cpu: Numba, on a CPU; gpu: Triton, on CUDA;
-    reference: PyTorch, on either, slow; tcnn: tiny-cuda-nn, on CUDA, if installed."""
-
-    grid_resolution: int = 128
-    """Voxels of the occupancy grid along an edge, >= 1; with grid_levels > 1 a multiple of 4."""
-    grid_levels: int = 4
-    """Nested boxes of the occupancy grid, each twice the size of the one before, 1 to 8."""
-    grid_update_every: int = 16
-    """Steps between updates of the occupancy grid, > 0."""
-    grid_warmup_steps: int = 256
-    """Steps, >= 0, during which updates are four times as frequent."""
-    grid_cells_per_update: int = 1 << 15
-    """Cells whose density an update looks up, > 0: the bound of what it costs. Cells on the training rays come free."""
-
-    alpha_thre: float = 0.01
-    """Opacity of a sample below which it is dropped, in [0, 1); never more than the grid's mean."""
-    early_stop_eps: float = 1e-4
-    """Transmittance below which the rest of a ray is dropped, in [0, 1)."""
-    cone_angle: float = 0.004
-    """Growth of the step with distance, >= 0: 0 for bounded scenes, 1/256 for real ones."""
-    render_step_size: float | None = None
-    """Smallest distance between samples in scene units, > 0; unset: the scene box's diagonal / steps_per_diagonal."""
-    steps_per_diagonal: int = 1000
-    """Smallest steps that fit the scene box's diagonal, > 0. Used while render_step_size is unset."""
-    near_plane: float = 0.05
-    """Distance in scene units at which rays start, >= 0."""
-    far_plane: float = 1e3
-    """Distance in scene units at which rays end, > near_plane."""
-    use_appearance_embedding: bool = False
-    """Whether each training image has an appearance of its own; evaluation uses their mean."""
-    background_color: Literal["random", "black", "white"] = "random"
-    """Colour behind the scene. random: a new one for each ray in training, black elsewhere."""
-    disable_scene_contraction: bool = False
-    """Whether space outside the scene box is left out instead of contracted into the field's cube."""
-
-    def check(self) -> None:
-        """Refuse settings that can't be trained or rendered with.
-
-        Raises:
-            UserError: names the setting, its value and what it must be.
-        """
-        check_settings(self)
-
-
-class HardMineModel(Model):
+class HardMineModel(CorrectedModel):
     """Instant-NGP on a CPU or on CUDA, backpropagating hard samples only."""
 
     config: HardMineModelConfig
@@ -180,21 +93,25 @@ class HardMineModel(Model):
         self._observed: tuple[Tensor, Tensor] | None = None
         self.plane = SlicePlane(aabb)
         self.run = HardMineRun(self.mining, self.plane)
+        cameras = (self.kwargs.get("metadata") or {}).get("train_cameras")
+        self.make_corrections(c, self.num_train_data, cameras)
+        self.look.join(self.run)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """All parameters: the hash table's and the networks'."""
-        return {"fields": list(self.field.parameters())}
+        """The hash table's and the networks' parameters, and those of the corrections."""
+        return {"fields": list(self.field.parameters())} | self.correction_groups()
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """The occupancy grid's update, before each step; fits the learning rates to the training's length."""
         trainer, optimizers = training_callback_attributes.trainer, training_callback_attributes.optimizers
+        length = None
         if trainer is not None and optimizers is not None:
-            fit_learning_rates(optimizers, trainer.config.max_num_iterations)
+            length = fit_learning_rates(optimizers, trainer.config.max_num_iterations)
         timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
         grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
-        return [timer.before(), grid, timer.after()]
+        return [timer.before(), grid, *self.correction_callbacks(length), timer.after()]
 
     def update_grid(self, step: int) -> None:
         """Visit a bounded number of the grid's cells, if it is time to.
@@ -221,7 +138,11 @@ class HardMineModel(Model):
             "depth" is then where they end.
         """
         if self.training:
-            return self._outputs(self.render_training(*self._march(given_rays(ray_bundle, self.device))))
+            bundle = given_rays(ray_bundle, self.device)
+            if self.refinement is not None:
+                bundle = self.refinement.corrected_rays(bundle)
+            photos = None if bundle.camera_indices is None else bundle.camera_indices[:, 0]
+            return self._outputs(self.render_training(*self._march(bundle)), photos)
         rays = given_rays(ray_bundle, self.device)
         shape, flat = rays.origins.shape[:-1], rays.reshape((-1,))
         some = flat if len(flat) > 0 else given_rays(RayBundle(flat.origins.new_zeros(1, 3), _UP, None), self.device)
@@ -305,7 +226,8 @@ class HardMineModel(Model):
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
         self._observed = positions, densities * self.step_size
         self.mining.observer = self.run.watcher(visible.unit_positions)
-        return render_visible(self.field, visible, rays, self.mining)
+        of_rays = self.to_unit if rays.origins.requires_grad or rays.directions.requires_grad else None
+        return render_visible(self.field, visible, rays, self.mining, of_rays)
 
     def to_unit(self, positions: Tensor) -> Tensor:
         """Map scene positions [n, 3] to the field's unit cube."""
@@ -324,25 +246,50 @@ class HardMineModel(Model):
             metrics["searched_per_visible"] = torch.tensor(counts.searched / max(counts.visible, 1))
             metrics["mining_fraction"] = torch.tensor(mined.fraction)
             metrics["mining_tau"] = torch.tensor(mined.tau)
-        return metrics
+        return metrics | self.correction_metrics()
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Mean squared error of the colours."""
+        """Mean squared error of the colours, and the corrections' penalties."""
         predicted, image = self.renderer_rgb.blend_background_for_loss_computation(
             pred_image=outputs["rgb"],
             pred_accumulation=outputs["accumulation"],
             gt_image=batch["image"].to(self.device),
         )
-        return {"rgb_loss": (predicted - image).square().mean()}
+        squares = (predicted - image).square()
+        if not self.training:
+            return {"rgb_loss": squares.mean()}
+        pixels = batch["indices"].to(self.device)
+        losses = {"rgb_loss": self.counting(pixels, squares).mean()}
+        return losses | self.correction_losses(pixels[:, 0])
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Scores and comparison images of one image: ground truth beside prediction beside error."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
-        return image_metrics(outputs["rgb"], image, self.lpips), comparison_images(outputs, image)
+        metrics = image_metrics(outputs["rgb"], image, self.lpips, self.exposure.corrects)
+        return metrics, comparison_images(outputs, image)
+
+    def aligned(self, camera: Cameras, batch: dict[str, Any]) -> Cameras:
+        """A held-out camera moved to where the trained scene fits its image best; nothing is trained."""
+        image = batch["image"].to(self.device)
+        generator = torch.Generator().manual_seed(0)
+        rows, columns = (torch.randint(n, (_RAYS_TO_ALIGN,), generator=generator) for n in image.shape[:2])
+        wanted, everything = self.renderer_rgb.blend_background(image[rows, columns]), HardSampleMining("off")
+
+        def loss(moved: Cameras, motion: Tensor) -> Tensor:
+            flat = camera_rays(moved)[rows, columns]
+            shift, turn = motion[:3], motion[3:].expand_as(flat.origins)
+            flat.origins = flat.origins + shift + torch.linalg.cross(turn, flat.origins)
+            flat.directions = flat.directions + torch.linalg.cross(turn, flat.directions)
+            rays, samples = self._march(given_rays(flat, self.device))
+            found = search(self.field, samples, rays, self.to_unit, *self._visibility_limits())
+            outputs = self._outputs(render_visible(self.field, found, rays, everything, self.to_unit))
+            return (outputs["rgb"] - wanted).square().mean()
+
+        return aligned(camera, loss, camera_extent(self.kwargs["metadata"]["train_cameras"]))
 
     def bounds(self, ray_bundle: RayBundle) -> tuple[Tensor, Tensor]:
         """Distances [R] at which rays begin and end."""
@@ -360,7 +307,7 @@ class HardMineModel(Model):
         nears, fars = self.bounds(ray_bundle)
         jitter = torch.rand_like(nears) if self.training else None
         steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
-        samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
+        samples = march_rays(origins.detach(), directions.detach(), nears, fars, self.grid, **steps, jitter=jitter)
         cameras = ray_bundle.camera_indices
         if not c.use_appearance_embedding:
             cameras = None
@@ -368,9 +315,12 @@ class HardMineModel(Model):
             cameras = torch.zeros_like(ray_bundle.origins[:, :1], dtype=torch.long)
         return Rays(origins, directions, None if cameras is None else cameras.reshape(-1)), samples
 
-    def _outputs(self, composite: Composite) -> dict[str, Tensor]:
+    def _outputs(self, composite: Composite, photos: Tensor | int | None = None) -> dict[str, Tensor]:
+        """Colours with the exposure of photographs (None: the mean) before the background, depth, accumulation."""
         accumulation = composite.accumulation[:, None]
-        rgb = composite.color + self._background(composite.color) * (1 - accumulation)
+        photos = self.photo_shown() if photos is None else photos
+        rgb = self.exposure(composite.color, accumulation, photos)
+        rgb = rgb + self._background(rgb) * (1 - accumulation)
         if not self.training:
             rgb = rgb.nan_to_num().clamp(0, 1)
         depth = composite.distance[:, None] / accumulation.clamp(min=1e-6)

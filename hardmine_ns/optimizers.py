@@ -51,7 +51,7 @@ class FullLengthDecay(FloatExponentialDecay):
         return scheduler
 
 
-def fit_learning_rates(optimizers: Optimizers, total_steps: int) -> None:
+def fit_learning_rates(optimizers: Optimizers, total_steps: int) -> int:
     """Tell each `FullLengthDecay` without a length of its own that of the training.
 
     The length goes into the scheduler's state, and with it into checkpoints. One that was loaded from there stays: a
@@ -60,10 +60,15 @@ def fit_learning_rates(optimizers: Optimizers, total_steps: int) -> None:
     Args:
         optimizers: those of the training, their states loaded.
         total_steps: its length, > 0.
+
+    Returns:
+        The length that the decays have now.
     """
+    length = total_steps
     for name, scheduler in optimizers.schedulers.items():
         config = optimizers.config[name]["scheduler"]
         if isinstance(config, FullLengthDecayConfig) and config.max_steps == 0:
             # What a scheduler has as an attribute, it saves and loads.
             length = vars(scheduler).setdefault("training_steps", total_steps)
             refit(optimizers.optimizers[name], scheduler, max_steps=length)
+    return length

@@ -13,6 +13,7 @@ import torch
 from nerfstudio.utils import colormaps
 from torch import Tensor
 
+from ns_support.corrections.exposure import color_corrected
 from ns_support.terminal import warn
 
 _SSIM_WINDOW = 11
@@ -21,6 +22,8 @@ _ALEXNET_MIN_SIZE = 31
 """Height and width below which AlexNet's strides and poolings leave nothing (pixels)."""
 _CONNECT_SECONDS = 5.0
 """Timeout for the server of the weights (s). torch.hub itself waits for minutes if packets are dropped."""
+SCORES = frozenset({"psnr", "ssim", "lpips", "cc_psnr", "cc_ssim"})
+"""What an image is scored by."""
 ERROR_RANGE = 0.2
 """Error, averaged over the three channels, that is shown in the brightest colour. Fixed, so that error images of
 different steps and methods are comparable."""
@@ -86,17 +89,20 @@ def _to_batch(image: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None = None) -> dict[str, float]:
+def image_metrics(
+    image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None = None, color_corrects: bool = False
+) -> dict[str, float]:
     """Scores of an image against the ground truth, both clamped to [0, 1].
 
     Args:
         image: [H, W, 3] float.
         ground_truth: [H, W, 3] float, same device.
         lpips: the model's LPIPS; None: not computed.
+        color_corrects: whether to compute "cc_psnr" and "cc_ssim" too, of the `color_corrected` image.
 
     Returns:
         "psnr" in dB; "ssim" (11-pixel Gaussian window, data range 1) unless the image is smaller than the window;
-        "lpips" (AlexNet) unless it is unavailable.
+        "lpips" (AlexNet) unless it is unavailable; perhaps "cc_psnr" and "cc_ssim".
 
     Raises:
         ValueError: the two are not [H, W, 3] of the same size.
@@ -112,12 +118,22 @@ def image_metrics(image: Tensor, ground_truth: Tensor, lpips: LazyLPIPS | None =
     perceptual = None if lpips is None else lpips(image, ground_truth)
     if perceptual is not None:
         metrics["lpips"] = perceptual
+    if color_corrects:
+        corrected = image_metrics(color_corrected(image, ground_truth), ground_truth)
+        metrics |= {f"cc_{name}": score for name, score in corrected.items()}
     return metrics
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
     """The scores in a metrics dictionary as text: "31.20 dB PSNR, 0.964 SSIM, 0.031 LPIPS"."""
-    known = {"psnr": "{:.2f} dB PSNR", "ssim": "{:.3f} SSIM", "lpips": "{:.3f} LPIPS"}
+    known = {
+        "psnr": "{:.2f} dB PSNR",
+        "cc_psnr": "{:.2f} dB with corrected colours",
+        "aligned_psnr": "{:.2f} dB from aligned poses",
+        "aligned_cc_psnr": "{:.2f} dB with both",
+        "ssim": "{:.3f} SSIM",
+        "lpips": "{:.3f} LPIPS",
+    }
     return ", ".join(text.format(metrics[name]) for name, text in known.items() if name in metrics)
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from rich.progress import track
 
 from ns_support.commands.loading import prepare_loading
 from ns_support.commands.rendering import prepare_rendering
 from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.help import documented
-from ns_support.metrics import in_words
+from ns_support.metrics import SCORES, in_words
 from ns_support.terminal import say
 
 
@@ -91,11 +94,42 @@ class SharedPipeline(VanillaPipeline):
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
     ) -> dict[str, Any]:
-        """The scores over all evaluation images; said on the terminal where it is `ns-eval` that asks."""
+        """The scores over all evaluation images; said on the terminal where it is `ns-eval` that asks.
+
+        If the training poses were refined, also "aligned_psnr" and so on: held-out poses err as much as the others did,
+        and the scene has followed the refined ones, so that each is aligned with the scene before it is scored.
+        """
         metrics: dict[str, Any] = super().get_average_eval_image_metrics(step, output_path, get_std)
+        if getattr(self.model, "refinement", None) is not None:
+            metrics |= self._aligned_metrics(get_std)
         if get_std:
             say(f"{in_words(metrics)}, the mean over {len(self.datamanager.eval_dataset)} images.")
         return metrics
+
+    def _aligned_metrics(self, get_std: bool) -> dict[str, Any]:
+        images = self.datamanager.fixed_indices_eval_dataloader
+        self.eval()
+        followed = track(images, "Aligning held-out poses", total=len(images), transient=True)
+        found = [self.aligned_scores(camera, batch) for camera, batch in followed]
+        self.train()
+        metrics: dict[str, Any] = {}
+        for name in found[0]:
+            values = torch.tensor([scores[name] for scores in found])
+            metrics[name] = float(values.mean())
+            if get_std:
+                metrics[f"{name}_std"] = float(values.std(correction=0))
+        return metrics
+
+    def aligned_scores(self, camera: Cameras, batch: dict[str, Any]) -> dict[str, float]:
+        """The scores of one held-out image from a camera that was aligned with the scene, as "aligned_psnr" and so on.
+
+        Args:
+            camera: one camera of shape [1], as the data have it.
+            batch: its image.
+        """
+        outputs = self.model.get_outputs_for_camera(self.model.aligned(camera, batch))
+        scores = self.model.get_image_metrics_and_images(outputs, batch)[0]
+        return {f"aligned_{name}": scores[name] for name in sorted(scores.keys() & SCORES)}
 
     def describe(self) -> str:
         """What is about to be trained, in a sentence."""

@@ -56,6 +56,15 @@ def camera_lenses(cameras: Cameras) -> list[Lens]:
     return lenses
 
 
+def camera_extent(cameras: Cameras) -> float:
+    """1.1 times the largest distance of a camera from the cameras' mean (scene units); 1 for fewer than two."""
+    centers = cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
+    if len(centers) == 0:
+        return 1.0
+    extent = 1.1 * float(torch.linalg.vector_norm(centers - centers.mean(0), dim=-1).max())
+    return extent if extent > 0 else 1.0
+
+
 def downscaled(cameras: Cameras, factor: int) -> Cameras:
     """The cameras of images of which each pixel is the average of factor x factor pixels (`downscaled_image`).
 

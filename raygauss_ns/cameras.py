@@ -1,4 +1,4 @@
-"""From nerfstudio's cameras to plain tensors: poses with their lenses, and how far the cameras spread."""
+"""From nerfstudio's cameras and rays to plain tensors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from ns_support.lenses.lens import Lens, Window
 from ns_support.rays import camera_lenses
 from raygauss_ns.casting import Rays
 from raygauss_ns.gaussians.projection import View
-
-
-def camera_extent(cameras: Cameras) -> float:
-    """1.1 times the largest distance of a camera from the cameras' mean (scene units); 1 for a single camera."""
-    centers = cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
-    extent = 1.1 * float(torch.linalg.vector_norm(centers - centers.mean(0), dim=-1).max())
-    return extent if extent > 0 else 1.0
 
 
 def posed_lenses(cameras: Cameras, device: torch.device) -> tuple[Tensor, list[Lens]]:

@@ -13,8 +13,11 @@ import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
+from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import UserError, require
 from ns_support.help import documented
+from raygauss_ns.background import BackgroundColor
+from raygauss_ns.casting import CastSettings
 from raygauss_ns.color.harmonics import SH_DEGREE
 
 PUBLISHED_STEP_SIZE = 0.0025
@@ -51,7 +54,7 @@ class FusedAdamConfig(AdamOptimizerConfig):
 
 @documented
 @dataclass
-class RayGaussModelConfig(ModelConfig):
+class RayGaussModelConfig(CorrectionsConfig, ModelConfig):
     """RayGauss: volumetric ray casting of Gaussians.
 
     Lengths are in units of u (`scene_unit`). On Blender scenes u = 1 and the values are the papers'; elsewhere they
@@ -138,9 +141,10 @@ class RayGaussModelConfig(ModelConfig):
     schedule_steps: int = 0
     """Length of training that all schedules, learning rates included, are stretched to (steps), >= 0. 0: the
     max_num_iterations of the run, and for a resumed run those of the run it resumes."""
-    background_color: Literal["white", "black", "random"] = "white"
+    background_color: BackgroundColor = "white"
     """Colour behind the scene, over which images with an alpha channel are composited. "random" is a new colour each
-    training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None)."""
+    training step and black elsewhere; it needs images with alpha (Blender: --alpha-color None). "learned" is a colour
+    for each direction, for captures that show the sky."""
     training_window: int | None = None
     """Side of the random square crop that each training step uses (pixels), >= 11; 0: the whole image. None: the whole
     image on a GPU, 128 on a CPU."""
@@ -188,6 +192,24 @@ class RayGaussModelConfig(ModelConfig):
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with; raises a `UserError` (`check_config`)."""
         check_config(self)
+
+    def cast_settings(self, step_size: float, unit: float) -> CastSettings:
+        """How rays are sampled, in the scene's own length.
+
+        Args:
+            step_size: dt (u).
+            unit: u (scene units).
+        """
+        return CastSettings(
+            step=step_size * unit,
+            density_threshold=self.density_threshold / unit,
+            sample_offset=self.sample_offset,
+            transmittance_threshold=self.transmittance_threshold,
+            samples_per_slab=self.samples_per_slab,
+            step_growth=self.step_growth,
+            transmittance_exponent=self.transmittance_exponent,
+            max_step=max(self.max_step, step_size) * unit if self.max_step > 0 else 0.0,
+        )
 
 
 def check_background(config: RayGaussModelConfig, alpha_color: torch.Tensor | None) -> None:
@@ -254,6 +276,12 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("max_gaussians", config.max_gaussians is None or config.max_gaussians >= 1, "at least 1"),
         ("prune_every", config.prune_every >= 1, "at least 1"),
         ("reorder_every", config.reorder_every >= 0, "at least 0"),
+        (
+            "background_color",
+            config.background_color in get_args(BackgroundColor),
+            f"one of {', '.join(get_args(BackgroundColor))}",
+        ),
     ]
     for name, holds, wanted in checks:
         require(f"--pipeline.model.{name.replace('_', '-')}", holds, wanted, getattr(config, name))
+    config.check_corrections()

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
+from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 import ns_support.startup  # noqa: F401 - acts on import
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.loading import LOCAL_HOST
+from ns_support.corrections.visits import VisitAdamConfig
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.startup.device import default_device_type
@@ -22,6 +24,8 @@ from ns_support.trainer import SharedTrainerConfig
 from raygauss_ns.config import PUBLISHED_STEP_SIZE, FusedAdamConfig, RayGaussModelConfig
 from raygauss_ns.gaussians.losses import ISO_WEIGHT_REAL, ISO_WEIGHT_SYNTHETIC
 from raygauss_ns.gaussians.schedules import (
+    BACKGROUND_RATE,
+    CORRECTION_RATES,
     CPU_STEPS,
     DEFAULT_RATES,
     PAPER_STEPS,
@@ -32,14 +36,19 @@ from raygauss_ns.gaussians.schedules import (
 from raygauss_ns.pipeline import RayGaussPipelineConfig
 
 
-def _optimizer(rate: float, final: float | None = None) -> dict[str, object]:
-    schedule = None if final is None else FloatExponentialDecayConfig(lr_final=final, max_steps=PAPER_STEPS)
-    return {"optimizer": FusedAdamConfig(lr=rate), "scheduler": schedule}
+def _optimizer(rates: tuple[float, ...], kind: type[OptimizerConfig] = FusedAdamConfig) -> dict[str, object]:
+    """Of a learning rate and, if it decays, the one at the end."""
+    decays = len(rates) > 1
+    schedule = FloatExponentialDecayConfig(lr_final=rates[-1], max_steps=PAPER_STEPS) if decays else None
+    return {"optimizer": kind(lr=rates[0]), "scheduler": schedule}
 
 
 def _method(
     name: str, model: RayGaussModelConfig, rates: Rates, description: str, steps: int = PAPER_STEPS
 ) -> MethodSpecification:
+    corrections = {"background": _optimizer(BACKGROUND_RATE)} | {
+        kind: _optimizer(rate, VisitAdamConfig) for kind, rate in CORRECTION_RATES.items()
+    }
     config = SharedTrainerConfig(
         method_name=name,
         max_num_iterations=steps,
@@ -56,7 +65,7 @@ def _method(
             ),
             model=model,
         ),
-        optimizers={kind: _optimizer(*rate) for kind, rate in rates.items()},
+        optimizers={kind: _optimizer(rate) for kind, rate in rates.items()} | corrections,
         logging=LoggingConfig(profiler="none"),
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host=LOCAL_HOST),
         vis="viewer",

@@ -10,18 +10,20 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
-from nerfstudio.model_components import renderers
-from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 
-from ns_support.commands.export_rays import groups_of_directions, is_of_texels, texel_rays
+from ns_support.commands.export_rays import by_direction, is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
+from ns_support.corrections.model import CorrectedModel
+from ns_support.corrections.moving import window_blocks
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.rays import camera_rays
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
+from raygauss_ns.alignment import aligned_camera
+from raygauss_ns.background import Background
 from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, Rays
 from raygauss_ns.color import ColorBasis
@@ -40,6 +42,7 @@ from raygauss_ns.gaussians.schedules import (
     stretched,
 )
 from raygauss_ns.scene import TrainingViews, initial_cloud, resolve_scale
+from raygauss_ns.targets import ground_truth
 from raygauss_ns.training import TrainingHooks, density_schedule
 from raygauss_ns.viewing import RayGaussPictures, RayGaussRun, extra_outputs
 
@@ -58,7 +61,7 @@ class Resolved(NamedTuple):
     pixel_angle: float = 0.0
 
 
-class RayGaussModel(Model):
+class RayGaussModel(CorrectedModel):
     """A sum of anisotropic Gaussians, marched through by every ray and trained end to end.
 
     Args:
@@ -81,6 +84,7 @@ class RayGaussModel(Model):
         super().populate_modules()
         config, metadata = self.config, self.kwargs.get("metadata") or {}
         box, cameras = self.scene_box.aabb.float(), metadata.get("train_cameras")
+        self.make_corrections(config, 0 if cameras is None else len(cameras), cameras)
         # A model that is set up by hand, without a datamanager, may have no training images.
         poses, lenses = (torch.zeros(0, 3, 4), []) if cameras is None else posed_lenses(cameras, torch.device("cpu"))
         views = TrainingViews(box, poses, lenses, self._seed_points)
@@ -95,8 +99,10 @@ class RayGaussModel(Model):
         self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
         self.lpips = LazyLPIPS()
+        self.background = Background(config.background_color)
         self.pictures = RayGaussPictures(box, self.unit, config.density_threshold, self.step_size)
         self.run = RayGaussRun(self.pictures)
+        self.look.join(self.run)
 
     @property
     def unit(self) -> float:
@@ -145,25 +151,14 @@ class RayGaussModel(Model):
     @property
     def cast_settings(self) -> CastSettings:
         """How rays are sampled, in the scene's own length."""
-        return self._settings(self.step_size)
-
-    def _settings(self, step_size: float) -> CastSettings:
-        return CastSettings(
-            step=step_size * self.unit,
-            density_threshold=self.config.density_threshold / self.unit,
-            sample_offset=self.config.sample_offset,
-            transmittance_threshold=self.config.transmittance_threshold,
-            samples_per_slab=self.config.samples_per_slab,
-            step_growth=self.config.step_growth,
-            transmittance_exponent=self.config.transmittance_exponent,
-            max_step=max(self.config.max_step, step_size) * self.unit if self.config.max_step > 0 else 0.0,
-        )
+        return self.config.cast_settings(self.step_size, self.unit)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """One group for each kind of parameter."""
-        return {name: [parameter] for name, parameter in self.cloud.params.items()}
+        groups = {name: [parameter] for name, parameter in self.cloud.params.items()}
+        return groups | self.background.get_param_groups() | self.correction_groups()
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -239,15 +234,19 @@ class RayGaussModel(Model):
             rays = given_rays(ray_bundle, self.device)
             if not self.training:
                 return self._render_all(rays, gaussians, self.cast_settings)
-            return self._render(rays, self._watched(gaussians, None), self.cast_settings)
-        camera = ray_bundle
+            return self.render(rays, self._watched(gaussians, None), self.cast_settings)
         if not self.training:
+            camera = ray_bundle
             return self._render_all(camera_rays(camera), *self._as_seen_by(camera, gaussians, self.cast_settings))
-        settings = self._settings(self.step_size * (1 << self.downscales))  # as coarse as the image
-        window = self._random_window(int(camera.height), int(camera.width))
+        camera, motion = self.refined(ray_bundle)
+        # As coarse as the image.
+        settings = self.config.cast_settings(self.step_size * (1 << self.downscales), self.unit)
+        generator = step_generator(self.seed, self.image, Draw.WINDOW)
+        window = self._random_window(int(camera.height), int(camera.width), generator)
         self.rays_per_step = window[2] * window[3]
         watched = self._watched(gaussians, camera_view(camera, window))
-        outputs = self._render(camera_rays(camera, window), watched, settings)
+        photo = (camera.metadata or {}).get("cam_idx")
+        outputs = self.render(camera_rays(camera, window), watched, settings, photo, motion)
         outputs["window"] = torch.tensor(window)
         return outputs
 
@@ -284,12 +283,8 @@ class RayGaussModel(Model):
         rays, gaussians, settings = camera_ray_bundle.to(self.device), self.cloud.gaussians(), self.cast_settings
         if not is_of_texels(rays):
             return self._render_all(given_rays(rays, self.device), gaussians, settings)
-        shape, flat = rays.origins.shape[:-1], texel_rays(rays, self.config.near_plane * self.unit).flatten()
-        found: dict[str, Tensor] = {}
-        for own, group in groups_of_directions(flat):
-            for name, values in self._render(group, gaussians, settings).items():
-                found.setdefault(name, values.new_zeros(len(flat), values.shape[-1]))[own] = values
-        return {name: values.view(*shape, -1) for name, values in found.items()}
+        texels = texel_rays(rays, self.config.near_plane * self.unit)
+        return by_direction(texels, lambda group: self.render(group, gaussians, settings))
 
     def _as_seen_by(
         self, camera: Cameras, gaussians: Gaussians, settings: CastSettings
@@ -304,20 +299,34 @@ class RayGaussModel(Model):
         return gaussians, settings._replace(step=settings.step * coarser, max_step=settings.max_step * coarser)
 
     def _render_all(self, bundle: RayBundle, gaussians: Gaussians, settings: CastSettings) -> Outputs:
-        outputs, rays = self._render(bundle, gaussians, settings), self._flat(bundle)
+        outputs, rays = self.render(bundle, gaussians, settings), self._flat(bundle)
         # The viewer turns colours into bytes as they are: 1.01 would come out black.
         outputs["rgb"] = outputs["rgb"].clamp(0.0, 1.0)
         return Outputs(outputs, extra_outputs(gaussians, rays, settings, self.pictures, outputs, self.unit))
 
-    def _render(self, bundle: RayBundle, gaussians: Gaussians, settings: CastSettings) -> dict[str, Tensor]:
+    def render(
+        self,
+        bundle: RayBundle,
+        gaussians: Gaussians,
+        settings: CastSettings,
+        photo: int | None = None,
+        motion: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Render rays with the exposure of a photograph (None: the mean); differentiable in the camera's motion."""
         rays, shape = self._flat(bundle), bundle.origins.shape[:-1]
-        rgb, transmittance, depth = render(gaussians, self._active_colors(), rays, settings)
+        rgb, transmittance, depth = render(gaussians, self._active_colors(), rays, settings, motion=motion)
         accumulation = 1.0 - transmittance
-        background = self._background().to(rgb).expand_as(rgb)
+        background = self.background(rays.directions, step_generator(self.seed, self.image, Draw.BACKGROUND))
+        behind = transmittance[:, None] * background
+        photo = self.photo_shown() if photo is None else photo
+        if self.background.belongs_to_photographs:
+            rgb = self.exposure(rgb + behind, torch.ones_like(behind[:, :1]), photo)
+        else:
+            rgb = self.exposure(rgb, accumulation[:, None], photo) + behind
         ends = torch.where(rays.fars > rays.nears, rays.fars, 0.0)
         depth = filled_depth(depth / accumulation.clamp_min(1e-6), accumulation, ends)
         return {
-            "rgb": (rgb + transmittance[:, None] * background).view(*shape, 3),
+            "rgb": rgb.view(*shape, 3),
             "depth": depth.view(*shape, 1),
             "accumulation": accumulation.view(*shape, 1),
             "background": background.view(*shape, 3),
@@ -333,21 +342,11 @@ class RayGaussModel(Model):
         interval = stretched(interval, self.total_steps)
         return self.cloud.color_basis().active(*active_colors(self.step, interval, self.config.sh_degree))
 
-    def _background(self) -> Tensor:
-        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
-            return renderers.BACKGROUND_COLOR_OVERRIDE
-        if self.config.background_color != "random":
-            return torch.full((3,), float(self.config.background_color == "white"))
-        if not self.training:
-            return torch.zeros(3)
-        return torch.rand(3, generator=step_generator(self.seed, self.image, Draw.BACKGROUND))
-
-    def _random_window(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def _random_window(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         side = self.config.training_window
         if side is None:
             side = 0 if self.device.type == "cuda" else CPU_WINDOW
         rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
-        generator = step_generator(self.seed, self.image, Draw.WINDOW)
         top = int(torch.randint(height - rows + 1, (), generator=generator))
         left = int(torch.randint(width - columns + 1, (), generator=generator))
         return top, left, rows, columns
@@ -358,42 +357,39 @@ class RayGaussModel(Model):
             raise NotImplementedError(f'get_rgba_image needs output_name "rgb", got {output_name!r}')
         return without_background(outputs["rgb"], outputs["accumulation"], outputs["background"])
 
-    # ---- loss and metrics -----------------------------------------------------------------------------------------
+    def aligned(self, camera: Cameras, batch: dict[str, Any]) -> Cameras:
+        """A held-out camera moved to where the trained scene fits its image best; nothing is trained."""
+        return aligned_camera(self, camera, batch)
 
-    def _ground_truth(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The batch's image [H, W, 3] over the background and its mask [H, W, 1], cut to the window if there is one."""
-        image, mask = batch["image"].to(self.device), batch.get("mask")
-        if "window" in outputs:
-            top, left, height, width = outputs["window"].tolist()
-            image = image[top : top + height, left : left + width]
-            mask = None if mask is None else mask[top : top + height, left : left + width]
-        if image.dtype == torch.uint8:
-            image = image.float() / 255.0
-        if image.shape[-1] == 4:
-            image = image[..., :3] * image[..., 3:] + (1.0 - image[..., 3:]) * outputs["background"]
-        return image, None if mask is None else mask.to(self.device)
+    # ---- loss and metrics -----------------------------------------------------------------------------------------
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the window (dB) and the number of Gaussians."""
-        image, _ = self._ground_truth(outputs, batch)
+        image, _ = ground_truth(outputs, batch, self.device)
         mse = torch.nn.functional.mse_loss(outputs["rgb"].detach().clamp(0.0, 1.0), image)
-        return {"psnr": -10.0 * torch.log10(mse), "gaussian_count": torch.tensor(float(len(self.cloud)))}
+        own = {"psnr": -10.0 * torch.log10(mse), "gaussian_count": torch.tensor(float(len(self.cloud)))}
+        return own | self.correction_metrics()
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """`photometric_loss` of the image, and `isotropy_loss` with its weight."""
-        image, mask = self._ground_truth(outputs, batch)
+        """`photometric_loss` of the image, `isotropy_loss` with its weight, and the corrections' penalties."""
+        image, mask = ground_truth(outputs, batch, self.device)
+        if self.training and self.moving.is_on and "window" in outputs:
+            size = (batch["image"].shape[0], batch["image"].shape[1])
+            blocks = window_blocks(batch["image_idx"], tuple(outputs["window"].tolist()), size)
+            counts = self.moving.weights(blocks.to(self.device), (outputs["rgb"] - image).abs().mean(-1))[..., None]
+            mask = counts if mask is None else counts * mask
         losses = {"main_loss": photometric_loss(outputs["rgb"], image, self.config.ssim_lambda, mask)}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
-        return losses
+        return losses | (self.correction_losses(batch.get("image_idx")) if self.training else {})
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """PSNR, SSIM and, where its weights are to be had, LPIPS; ground truth beside prediction beside error."""
-        image, _ = self._ground_truth(outputs, batch)
-        metrics = image_metrics(outputs["rgb"], image, self.lpips)
+        image, _ = ground_truth(outputs, batch, self.device)
+        metrics = image_metrics(outputs["rgb"], image, self.lpips, self.exposure.corrects)
         metrics["gaussian_count"] = float(len(self.cloud))
         return metrics, comparison_images(outputs, image)

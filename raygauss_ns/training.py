@@ -10,8 +10,9 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer
 
 from ns_support.concurrency.processes import Processes
+from ns_support.rays import camera_extent
 from ns_support.schedulers import FloatExponentialDecayConfig, refit
-from raygauss_ns.cameras import camera_extent, posed_lenses
+from raygauss_ns.cameras import posed_lenses
 from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS, RayGaussModelConfig
 from raygauss_ns.gaussians.density.control import DensitySchedule
 from raygauss_ns.gaussians.maintenance import Maintenance, MaintenanceSettings
@@ -61,6 +62,7 @@ class TrainingHooks:
     def before(self, step: int) -> None:
         """Tell the model where training stands."""
         self.model.update_to_step(step)
+        self.model.before_corrected_step(step / self.model.total_steps)
 
     def after(self, step: int) -> None:
         """Once the optimisers have stepped: keep the set of Gaussians valid, and densify it."""
@@ -73,6 +75,7 @@ class TrainingHooks:
         group = model.steps_per_update
         if (step + 1) % group:
             return
+        model.after_corrected_step(step, (step + 1) / model.total_steps)
         steps = range(step + 1 - group, step + 1)
         self.maintenance.after_update(steps, self.optimizers.optimizers, model.seed, model.downscales)
         for name, parameter in model.cloud.params.items():

@@ -123,10 +123,13 @@ def evaluate(trainer: Trainer, views: int | None = None) -> dict[str, float]:
     """Mean metrics over `views` test views, spread evenly over the split; None: all. "views" is their number."""
     pipeline = trainer.pipeline
     pipeline.eval()
-    found = [
-        pipeline.model.get_image_metrics_and_images(pipeline.model.get_outputs_for_camera(camera), batch)[0]
-        for _, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, views)
-    ]
+    found = []
+    for _, (camera, batch) in chosen_views(pipeline.datamanager.fixed_indices_eval_dataloader, views):
+        outputs = pipeline.model.get_outputs_for_camera(camera)
+        metrics = pipeline.model.get_image_metrics_and_images(outputs, batch)[0]
+        if pipeline.model.refinement is not None:
+            metrics |= pipeline.aligned_scores(camera, batch)
+        found.append(metrics)
     means = {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
     return means | {"views": float(len(found))}
 

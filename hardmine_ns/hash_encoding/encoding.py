@@ -124,11 +124,11 @@ class HashEncoding(nn.Module):
             positions: [n, 3], as for `forward`.
 
         Returns:
-            The features; their gradient reaches the table as that of `forward` does, but not the positions.
+            The features; their gradient reaches the table and the positions as that of `forward` does.
         """
         if not torch.is_grad_enabled():
             return features
-        return cpu.resume(features, positions, self.table, self._table_gradient)
+        return cpu.resume(features, positions, self.table, self.levels, self._table_gradient)
 
     @property
     def _cpu_kernels_fit(self) -> bool:

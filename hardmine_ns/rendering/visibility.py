@@ -174,7 +174,13 @@ def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int
         begin, end = end, 2 * end
 
 
-def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardSampleMining | None = None) -> Composite:
+def render_visible(
+    field: HashField,
+    visible: Visible,
+    rays: Rays,
+    mining: HardSampleMining | None = None,
+    to_unit: Callable[[Tensor], Tensor] | None = None,
+) -> Composite:
     """Colour and composite the visible samples.
 
     Args:
@@ -182,6 +188,7 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
         visible: the visible samples.
         rays: that they lie on.
         mining: how gradients are to be computed; None for an image without gradients.
+        to_unit: maps positions [n, 3] to the field's unit cube, if the rays are to have a gradient too.
 
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
@@ -189,13 +196,16 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
     samples = visible.samples
     harmonics = spherical_harmonics(rays.directions)
 
-    def color(geometry: Tensor, ray: Tensor) -> Tensor:
+    def color(geometry: Tensor, ray: Tensor, directions: Tensor | None = None) -> Tensor:
         appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
-        return field.color(geometry, harmonics[ray], appearance)
+        of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
+        return field.color(geometry, of_rows, appearance)
 
-    def evaluate(unit: Tensor, ray: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
-        geometry = field.geometry(unit, *features)
-        return geometry[:, 0], color(geometry, ray)
+    def evaluate(
+        unit: Tensor, ray: Tensor, directions: Tensor | None = None, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        geometry = field.geometry(unit, features)
+        return geometry[:, 0], color(geometry, ray, directions)
 
     def from_search() -> tuple[Tensor, Tensor]:
         return visible.geometry[:, 0].contiguous(), color(visible.geometry, samples.ray_indices)
@@ -203,10 +213,21 @@ def render_visible(field: HashField, visible: Visible, rays: Rays, mining: HardS
     if mining is None:
         log_density, raw_color = from_search()
     else:
+        inputs = {"unit": visible.unit_positions, "ray": samples.ray_indices}
+        if to_unit is not None:
+            # The gradient reaches the rays through what the field gets of them, on its own rows.
+            inputs["directions"] = rays.directions[samples.ray_indices]
+            middles = samples.midpoints[:, None]
+            inputs["unit"] = to_unit(rays.origins[samples.ray_indices] + middles * inputs["directions"])
         # Features that the visibility pass kept save the second run the look-ups: it gets those of its own rows.
-        kept = () if visible.features is None else (visible.features,)
-        inputs = (visible.unit_positions, samples.ray_indices, *kept)
-        log_density, raw_color = mining(evaluate, field.parameters(), inputs, search=lambda *_: from_search())
+        if visible.features is not None:
+            inputs["features"] = visible.features
+
+        def named(*rows: Tensor) -> tuple[Tensor, Tensor]:
+            return evaluate(**dict(zip(inputs, rows, strict=True)))
+
+        tensors = tuple(inputs.values())
+        log_density, raw_color = mining(named, field.parameters(), tensors, search=lambda *_: from_search())
     # float32 from here on, whatever precision the networks ran in.
     return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,24 @@ def groups_of_directions(rays: RayBundle, count: int = 512) -> Iterator[tuple[Te
         directions = lattice[nearest[own]]
         origins = centers[own] - middle[own] * directions
         yield own, RayBundle(origins, directions, rays.pixel_area[own], nears=rays.nears[own], fars=rays.fars[own])
+
+
+def by_direction(rays: RayBundle, render: Callable[[RayBundle], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Render rays [*] in `groups_of_directions`.
+
+    Args:
+        rays: with nears and fars.
+        render: maps r rays to outputs [r, k].
+
+    Returns:
+        Outputs [*, k].
+    """
+    shape, flat = rays.origins.shape[:-1], rays.flatten()
+    found: dict[str, Tensor] = {}
+    for own, group in groups_of_directions(flat):
+        for name, values in render(group).items():
+            found.setdefault(name, values.new_zeros(len(flat), values.shape[-1]))[own] = values
+    return {name: values.view(*shape, -1) for name, values in found.items()}
 
 
 def _even_directions(count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ns_support.corrections.settings import OPTIONAL_GROUPS
 from ns_support.data.checks import check_data_folder, parser_name
 from ns_support.errors import UserError
 from ns_support.runs.safe_files import unwritable
@@ -70,14 +71,14 @@ def resume_path(config: SharedTrainerConfig) -> Path | None:
 
 
 def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConfig) -> None:
-    """Refuse a checkpoint of another method, recognised by its optimisers.
+    """Refuse a checkpoint of another method, recognised by the optimisers that every training of a method has.
 
     Raises:
         UserError: names the checkpoint, and its method if the checkpoint contains it.
     """
     if "optimizers" not in state:
         raise UserError(f"{path} holds no optimisers: it can be looked at, and not trained further.")
-    there, wanted = set(state["optimizers"]), set(config.optimizers)
+    there, wanted = set(state["optimizers"]) - OPTIONAL_GROUPS, set(config.optimizers) - OPTIONAL_GROUPS
     if there != wanted:
         method = state.get("method_name")
         whose = f"It is one of {method}" if method else f"It holds {', '.join(sorted(there))}"

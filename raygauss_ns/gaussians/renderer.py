@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ns_support.lenses.lens import Lens, in_world, pixel_centers
 from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
+from raygauss_ns.casting.motion import moved_against, seen_from, turned_with
 from raygauss_ns.color import ColorBasis, colors_reference, view_colors
 from raygauss_ns.gaussians.projection import rows_in_cone
 
@@ -52,7 +53,13 @@ def viewpoints(rays: Rays) -> Iterator[Viewpoint]:
 
 
 def render(
-    gaussians: Gaussians, basis: ColorBasis, rays: Rays, settings: CastSettings, *, backend: Backend = "auto"
+    gaussians: Gaussians,
+    basis: ColorBasis,
+    rays: Rays,
+    settings: CastSettings,
+    *,
+    motion: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> RayOutputs:
     """Cast rays at Gaussians whose colour depends on where it is seen from.
 
@@ -61,10 +68,11 @@ def render(
         basis: what their colours are computed from; all of it counts.
         rays: R rays.
         settings: how they are sampled.
+        motion: [6] of value 0 (`casting.motion`), if the pose that the rays belong to is to have a gradient.
         backend: as for `cast`.
 
     Returns:
-        Colour without a background, transmittance and depth, differentiable in the Gaussians and the basis.
+        Colour without a background, transmittance and depth, differentiable in the Gaussians, the basis and the motion.
     """
     alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
@@ -72,17 +80,24 @@ def render(
         if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
             gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
             alive = gaussians.densities.detach() > settings.density_threshold
-        if viewpoint.center is not None:
-            colors = view_colors(basis, gaussians.means, viewpoint.center, alive)
-        else:
-            assert viewpoint.direction is not None
-            colors = colors_reference(basis, viewpoint.direction)
+        colors = _colors(gaussians.means, basis, viewpoint, alive, motion)
+        moved = gaussians if motion is None else moved_against(gaussians, motion)
         if viewpoint.rows is None:
-            return cast(gaussians, colors, rays, settings, backend=backend)
+            return cast(moved, colors, rays, settings, backend=backend)
         rows.append(viewpoint.rows)
-        parts.append(cast(gaussians, colors, rays.select(viewpoint.rows), settings, backend=backend))
+        parts.append(cast(moved, colors, rays.select(viewpoint.rows), settings, backend=backend))
     back = torch.argsort(torch.cat(rows))
     return RayOutputs(*(torch.cat(fields)[back] for fields in zip(*parts, strict=True)))
+
+
+def _colors(means: Tensor, basis: ColorBasis, viewpoint: Viewpoint, alive: Tensor, motion: Tensor | None) -> Tensor:
+    """Colours [N, 3] of Gaussians as one viewpoint sees them."""
+    if viewpoint.center is not None:
+        means = means if motion is None else seen_from(means, viewpoint.center, motion)
+        return view_colors(basis, means, viewpoint.center, alive)
+    assert viewpoint.direction is not None
+    direction = viewpoint.direction if motion is None else turned_with(viewpoint.direction, motion)
+    return colors_reference(basis, direction)
 
 
 def _met(

@@ -81,7 +81,7 @@ def resumed(folder):
     With the run's learning rates: a version with other defaults is not meant to give the same figures.
     """
     config = small(folder.parent.name)
-    config.optimizers = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader).optimizers
+    config.optimizers |= yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader).optimizers
     config.load_dir, config.max_num_iterations = folder / "nerfstudio_models", MORE_STEPS
     config.timestamp = "resumed"
     trainer = begin(config)

@@ -3,7 +3,8 @@ import torch
 from nerfstudio.cameras.cameras import CameraType
 
 from ns_support.lenses.lens import LensType
-from raygauss_ns.cameras import camera_extent, camera_view, posed_lenses
+from ns_support.rays import camera_extent
+from raygauss_ns.cameras import camera_view, posed_lenses
 
 
 def test_camera_extent_and_lenses(make_cameras):

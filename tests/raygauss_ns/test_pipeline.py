@@ -7,6 +7,7 @@ from nerfstudio.utils import writer
 from small_runs import configure_growing
 
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.poses import PoseRefinementConfig
 from ns_support.errors import UserError
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import random_points
@@ -21,6 +22,9 @@ FIELDS = {
     "training_window": 15,
     "accumulate_images": 1,
     "num_downscales": 1,
+    "camera_optimizer": PoseRefinementConfig(mode="SO3xR3"),
+    "exposure": "on",
+    "ignore_moving": True,
 }
 
 
@@ -47,7 +51,7 @@ def state(trainer):
     found = dict(trainer.pipeline.model.state_dict())
     for name, optimizer in trainer.optimizers.optimizers.items():
         found[f"rate of {name}"] = torch.tensor(optimizer.param_groups[0]["lr"])
-        for key, value in optimizer.state[trainer.pipeline.model.cloud.params[name]].items():
+        for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items():
             found[f"{key} of {name}"] = value
     return found
 

@@ -11,6 +11,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from small_runs import RAYGAUSS, configure_growing
 
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.poses import PoseRefinementConfig
 from ns_support.errors import UserError
 from ns_support.schedulers import FloatExponentialDecayConfig
 from raygauss_ns.cameras import posed_lenses
@@ -173,6 +174,9 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, scene
         "accumulate_images": 2000,  # 2 of 32 steps
         "num_downscales": 1,
         "full_resolution_from": 25_000,
+        "camera_optimizer": PoseRefinementConfig(mode="SO3xR3"),
+        "exposure": "on",
+        "ignore_moving": True,
     }
     once, again = (
         configure_growing(scene, tmp_path / "a", 32, **fields),
@@ -190,11 +194,15 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, scene
     assert a.total_steps == b.total_steps == 32
     for name in a.state_dict():
         assert torch.equal(a.state_dict()[name], b.state_dict()[name]), name
+    assert bool(a.camera_optimizer.pose_adjustment.any())
+    assert bool(a.exposure.adjustments.any())
+    assert float(a.moving.errors.max()) > 0
     for name, optimizer in whole.optimizers.optimizers.items():
         other = resumed.optimizers.optimizers[name]
         assert optimizer.param_groups[0]["lr"] == pytest.approx(other.param_groups[0]["lr"])
-        for key, value in optimizer.state[a.cloud.params[name]].items():
-            assert torch.equal(value, other.state[b.cloud.params[name]][key]), (name, key)
+        parameter, resumed_parameter = (each.param_groups[0]["params"][0] for each in (optimizer, other))
+        for key, value in optimizer.state[parameter].items():
+            assert torch.equal(value, other.state[resumed_parameter][key]), (name, key)
 
 
 def test_schedules_follow_the_number_of_steps(scene, tmp_path):
@@ -216,9 +224,11 @@ def test_schedules_keep_the_length_they_are_given(scene, tmp_path):
 
 
 @pytest.mark.parametrize("config", RAYGAUSS.values(), ids=RAYGAUSS)
-def test_every_method_has_a_learning_rate_for_every_parameter(config, make_model):
-    groups = make_model().get_param_groups()
+def test_every_method_has_a_learning_rate_for_every_parameter(config, make_model, make_cameras):
+    corrected = {"camera_optimizer": PoseRefinementConfig(mode="SE3"), "exposure": "on", "background_color": "learned"}
+    groups = make_model(cameras=make_cameras(), **corrected).get_param_groups()
     assert set(config.optimizers) == set(groups)
+    assert set(make_model(cameras=make_cameras(), exposure="off").get_param_groups()) < set(groups)
     for entry in config.optimizers.values():
         schedule = entry["scheduler"]
         assert schedule is None or (isinstance(schedule, FloatExponentialDecayConfig) and schedule.max_steps == 30_000)
@@ -295,19 +305,19 @@ def test_images_grow_and_step_and_bounds_follow(scene, tmp_path):
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     model, seen = trainer.pipeline.model, []
-    serve, render = trainer.pipeline.datamanager.next_train, model._render
+    serve, render = trainer.pipeline.datamanager.next_train, model.render
 
     def served(step):
         camera, batch = serve(step)
         seen.append([int(camera.height), float(camera.fx)])
         return camera, batch
 
-    def rendered(rays, gaussians, settings):
+    def rendered(rays, gaussians, settings, *corrections):
         seen[-1] += [settings.step, settings.max_step]
         assert model.cast_settings.step == pytest.approx(0.02)  # what others render with, whatever is trained on
-        return render(rays, gaussians, settings)
+        return render(rays, gaussians, settings, *corrections)
 
-    trainer.pipeline.datamanager.next_train, model._render = served, rendered
+    trainer.pipeline.datamanager.next_train, model.render = served, rendered
     floors = []
 
     def note(step):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,14 +221,19 @@ class _Encode(torch.autograd.Function):
         ctx: Any,
         cotangent: Tensor,
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
-        positions, table = ctx.saved_tensors
-        positions_grad = table_grad = None
-        if ctx.needs_input_grad[0]:
-            arrays = positions.numpy(), table.detach().numpy(), ctx.levels, cotangent.contiguous().numpy()
-            positions_grad = torch.from_numpy(position_gradient(*arrays))
-        if ctx.needs_input_grad[1]:
-            table_grad = ctx.table_gradient.sparse(positions, cotangent)
-        return positions_grad, table_grad, None, None
+        return *_gradients(ctx, cotangent, ctx.needs_input_grad[:2]), None, None
+
+
+def _gradients(ctx: Any, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the positions and of the table that a function saved, as far as they are wanted."""
+    positions, table = ctx.saved_tensors
+    of_positions = of_table = None
+    if wanted[0]:
+        arrays = positions.numpy(), table.detach().numpy(), ctx.levels, cotangent.contiguous().numpy()
+        of_positions = torch.from_numpy(position_gradient(*arrays))
+    if wanted[1]:
+        of_table = ctx.table_gradient.sparse(positions, cotangent)
+    return of_positions, of_table
 
 
 def encode(positions: Tensor, table: Tensor, levels: GridLevels, table_gradient: TableGradient) -> Tensor:
@@ -249,29 +254,38 @@ def encode(positions: Tensor, table: Tensor, levels: GridLevels, table_gradient:
 
 class _Resume(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor, table_gradient: TableGradient) -> Tensor:
-        ctx.save_for_backward(positions)
-        ctx.table_gradient = table_gradient
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        positions: Tensor,
+        table: Tensor,
+        levels: GridLevels,
+        table_gradient: TableGradient,
+    ) -> Tensor:
+        ctx.save_for_backward(positions, table)
+        ctx.levels, ctx.table_gradient = levels, table_gradient
         return features.view_as(features)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None]:
-        (positions,) = ctx.saved_tensors
-        return None, None, ctx.table_gradient.sparse(positions, gradient), None
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
+        return None, *_gradients(ctx, cotangent, ctx.needs_input_grad[1:3]), None, None
 
 
-def resume(features: Tensor, positions: Tensor, table: Tensor, table_gradient: TableGradient) -> Tensor:
+def resume(
+    features: Tensor, positions: Tensor, table: Tensor, levels: GridLevels, table_gradient: TableGradient
+) -> Tensor:
     """Features that an earlier pass computed, as if `encode` had computed them here: the look-ups are saved.
 
     Args:
         features: float32 [N, L F], the encoding at the positions.
-        positions: float32 [N, 3]; they get no gradient.
+        positions: float32 [N, 3].
         table: float32 [levels.total_rows, F].
+        levels: geometry of the L levels.
         table_gradient: the memory in which this table's gradient is summed.
 
     Returns:
-        The features, whose gradient reaches the table.
+        The features, whose gradient reaches the positions and the table.
     """
-    output: Tensor = _Resume.apply(features, positions, table, table_gradient)
+    output: Tensor = _Resume.apply(features, positions.contiguous(), table, levels, table_gradient)
     return output

@@ -1,0 +1,132 @@
+"""Exposure and colour of each photograph: an affine map of the scene's colours, trained with the scene.
+
+A phone meters every photograph anew. Where the same wall is brighter in one than in another, a radiance field has no
+way to agree with both, and explains the difference by fog in front of the cameras. As in 3D Gaussian splatting's
+exposure compensation, a photograph shows
+
+    c' = (I + A_i) c + b_i
+
+of the scene's colour c, with A_i and b_i starting at 0 and held near it. Evaluation uses their mean over the
+photographs; what remains is one colour map per held-out photograph, which "cc_psnr" takes out
+(`ns_support.metrics`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from nerfstudio.model_components.lib_bilagrid import color_correct
+from torch import Tensor, nn
+
+ExposureMode: TypeAlias = Literal["auto", "on", "off"]
+EXPOSURE_MODES = get_args(ExposureMode)
+TRIAL = 0.25
+"""Fraction of the training after which "auto" decides."""
+LEAST_SPREAD = 0.03
+"""Standard deviation of the photographs' brightness (natural logarithm) from which "auto" keeps the correction."""
+_PENALTY = 0.01
+"""Weight of the mean square of a photograph's A and b in the loss."""
+_MIDDLE = 0.5
+"""Grey whose brightness is compared."""
+
+
+class Exposure(nn.Module):
+    """One affine colour map for each training photograph.
+
+    Args:
+        mode: "off": none; "on": trained; "auto": trained, and given up if the photographs turn out to agree.
+        num_photos: N >= 0 training photographs.
+    """
+
+    in_use: Tensor
+
+    def __init__(self, mode: ExposureMode, num_photos: int) -> None:
+        super().__init__()
+        self.mode = mode
+        self.is_on = mode != "off" and num_photos > 1
+        self.decided = False
+        self._of_image: Tensor | None = None
+        """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
+        before it joins that of other images, whichever process they are in."""
+        if self.is_on:
+            self.adjustments = nn.Parameter(torch.zeros(num_photos, 3, 4))
+            """[N, 3, 4]: A_i and, in the last column, b_i."""
+            self.register_buffer("in_use", torch.ones((), dtype=torch.bool))
+
+    def unused_state(self) -> dict[str, Tensor]:
+        """The state of a training that corrected nothing."""
+        return {name: torch.zeros_like(value) for name, value in self.state_dict().items()}
+
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The group "exposure", if there is anything to train."""
+        return {"exposure": [self.adjustments]} if self.is_on else {}
+
+    @property
+    def corrects(self) -> bool:
+        """Whether photographs differ from the scene's colours."""
+        return self.is_on and bool(self.in_use)
+
+    def forward(self, colors: Tensor, coverage: Tensor, photo: Tensor | int | None) -> Tensor:
+        """The scene's colours as a photograph shows them.
+
+        Args:
+            colors: [*, 3] of the scene, multiplied by its coverage: without a background.
+            coverage: [*, 1], how opaque the scene is.
+            photo: number of the photograph, or numbers [*]; None: the mean of all, as in evaluation.
+
+        Returns:
+            [*, 3], still without a background.
+        """
+        if not self.corrects:
+            return colors
+        if photo is None:
+            rows = self.adjustments.mean(0)
+        else:
+            self._of_image = self.adjustments.view_as(self.adjustments)
+            rows = self._of_image[photo]
+        return colors + (rows[..., :3] * colors[..., None, :]).sum(-1) + rows[..., 3] * coverage
+
+    def penalty(self, photo: Tensor | int) -> Tensor:
+        """What holds a photograph's map (or the mean of several) near the identity; a scalar."""
+        if not self.corrects:
+            return torch.zeros(())
+        adjustments = self.adjustments if self._of_image is None else self._of_image
+        return _PENALTY * adjustments[photo].square().mean()
+
+    @torch.no_grad()
+    def spread(self) -> float:
+        """Standard deviation, over the photographs, of the logarithm of what they make of grey."""
+        gray = _MIDDLE * (1 + self.adjustments[..., :3].sum(-1)) + self.adjustments[..., 3]
+        return float(gray.clamp_min(1e-3).mean(-1).log().std())
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> str:
+        """In mode "auto", decide once the trial is over.
+
+        Args:
+            progress: fraction of the training that is done.
+
+        Returns:
+            What was decided, for the user; "" at all other steps.
+        """
+        self._of_image = None
+        if self.decided or self.mode != "auto" or not self.corrects or progress < TRIAL:
+            return ""
+        self.decided = True
+        spread = self.spread()
+        if spread >= LEAST_SPREAD:
+            return f"The photographs differ in brightness by {spread:.0%}: each keeps a colour correction of its own."
+        self.in_use.fill_(False)
+        self.adjustments.zero_()
+        return ""
+
+
+def color_corrected(image: Tensor, ground_truth: Tensor) -> Tensor:
+    """An image [H, W, 3] whose colours come as close to the ground truth as one map of colours can bring them.
+
+    nerfstudio's `color_correct`, a quadratic map fitted to the pixels that neither image clips; as splatfacto scores
+    its bilateral grids.
+    """
+    corrected: Tensor = color_correct(image.clamp(0, 1), ground_truth.clamp(0, 1))
+    return corrected

@@ -1,0 +1,188 @@
+"""The corrections of a model: those that its configuration asks for, and when they begin and end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model
+from nerfstudio.viewer.viewer_elements import ViewerElement, ViewerSlider
+from torch import Tensor, nn
+
+from ns_support.corrections.exposure import Exposure
+from ns_support.corrections.moving import MovingPixels, pixel_blocks
+from ns_support.corrections.poses import PoseRefinement
+from ns_support.corrections.settings import CorrectionsConfig
+from ns_support.terminal import say
+from ns_support.viewer.controls import ViewerRun, viewer_asks
+
+
+class CorrectedModel(Model):
+    """A model that corrects poses, exposures and moving things of its N training photographs.
+
+    The parts are the model's own modules, so that nerfstudio finds `camera_optimizer` where it looks for it: in its
+    viewer and in `ns-export cameras`. It is there only if poses are refined.
+    """
+
+    exposure: Exposure
+    moving: MovingPixels
+
+    def make_corrections(self, config: CorrectionsConfig, num_photos: int, cameras: Cameras | None) -> None:
+        """Create the modules.
+
+        Args:
+            config: what to correct.
+            num_photos: N.
+            cameras: the N training cameras; None for a model without a datamanager, whose poses stay.
+        """
+        if config.camera_optimizer.mode != "off" and cameras is not None:
+            if cameras.metadata is None:  # which `ns-export cameras` refuses
+                cameras.metadata = {}
+            self.camera_optimizer = PoseRefinement(config.camera_optimizer, num_photos, "cpu", cameras)
+        self._sizes = None if cameras is None else (cameras.height.reshape(-1), cameras.width.reshape(-1))
+        self.exposure = Exposure(config.exposure, num_photos)
+        self.moving = MovingPixels(config.ignore_moving, num_photos)
+        self.look = PhotoLook(self.exposure, num_photos)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a state; one of version 0.1.0, which corrected no exposures, leaves them uncorrected."""
+        unused = {f"exposure.{name}": value for name, value in self.exposure.unused_state().items()}
+        if not unused.keys() & state_dict.keys():
+            state_dict = unused | dict(state_dict)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @property
+    def refinement(self) -> PoseRefinement | None:
+        """The refinement of poses, if there is one."""
+        return getattr(self, "camera_optimizer", None)
+
+    def correction_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameter groups of whatever is corrected."""
+        groups = self.exposure.get_param_groups()
+        if self.refinement is not None:
+            self.refinement.get_param_groups(groups)
+        return groups
+
+    def before_corrected_step(self, progress: float) -> None:
+        """Tell the corrections what fraction of the training is done."""
+        if self.refinement is not None:
+            self.refinement.progress = progress
+        self.moving.before_step(progress)
+
+    def after_corrected_step(self, step: int, progress: float) -> None:
+        """What the corrections do once the optimisers have stepped.
+
+        Args:
+            step: training step.
+            progress: fraction of the training that is done after it.
+        """
+        if self.refinement is not None:
+            self.refinement.after_step(step)
+        self.moving.after_step(step)
+        decision = self.exposure.after_step(progress)
+        if decision:
+            say(decision)
+
+    def correction_losses(self, photo: Tensor | int | None) -> dict[str, Tensor]:
+        """Penalties on the corrections in use, by name.
+
+        Args:
+            photo: number of the photograph that is trained on, or several numbers; None: of none of them.
+        """
+        losses: dict[str, Tensor] = {}
+        if photo is None:
+            return losses
+        if self.exposure.corrects:
+            losses["exposure_regularizer"] = self.exposure.penalty(photo)
+        if self.refinement is not None and self.refinement.moves:
+            losses["camera_opt_regularizer"] = self.refinement.penalty(photo)
+        return losses
+
+    def correction_metrics(self) -> dict[str, Tensor]:
+        """How large the corrections are, for the log."""
+        metrics: dict[str, Any] = {}
+        if self.refinement is not None:
+            self.refinement.get_metrics_dict(metrics)
+        if self.exposure.corrects:
+            metrics["exposure_spread"] = self.exposure.spread()
+        if self.moving.is_on:
+            metrics["left_out"] = self.moving.left_out
+        return {name: torch.as_tensor(value) for name, value in metrics.items()}
+
+    def correction_callbacks(self, total_steps: int | None) -> list[TrainingCallback]:
+        """What the corrections do before and after each step.
+
+        Args:
+            total_steps: length of the training; None: unknown, and nothing ever begins or ends.
+        """
+        length = total_steps or math.inf
+        return [
+            TrainingCallback(
+                [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
+                lambda step: self.before_corrected_step(step / length),
+            ),
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                lambda step: self.after_corrected_step(step, (step + 1) / length),
+            ),
+        ]
+
+    def counting(self, pixels: Tensor, losses: Tensor) -> Tensor:
+        """Losses of single pixels, 0 where something has moved.
+
+        Args:
+            pixels: [n, 3] int64: photograph, row, column.
+            losses: [n, C] squared errors.
+        """
+        if not self.moving.is_on or self._sizes is None:
+            return losses
+        counts = self.moving.weights(pixel_blocks(pixels, *self._sizes), losses.mean(-1).sqrt())
+        return losses * counts[:, None]
+
+    def refined(self, camera: Cameras) -> tuple[Cameras, Tensor | None]:
+        """A training camera at its refined pose, and its motion (`PoseRefinement.corrected`)."""
+        return (camera, None) if self.refinement is None else self.refinement.corrected(camera)
+
+    def photo_shown(self) -> int | None:
+        """The photograph whose colours an image has that is not trained on: the viewer's choice, else the mean."""
+        return self.look.photo if viewer_asks() else None
+
+
+class PhotoLook(nn.Module):
+    """The viewer's choice of a photograph whose exposure and colours are shown.
+
+    Args:
+        exposure: the corrections.
+        num_photos: N.
+    """
+
+    def __init__(self, exposure: Exposure, num_photos: int) -> None:
+        super().__init__()
+        self.slider: ViewerSlider | None = None
+        if exposure.is_on:
+            self.slider = ViewerSlider(
+                "Look of photograph",
+                0,
+                0,
+                num_photos,
+                1,
+                hint="Exposure and colours of a training photograph; 0: the mean of all",
+            )
+
+    def controls(self) -> list[ViewerElement[Any]]:
+        """The slider, if photographs may differ."""
+        return [] if self.slider is None else [self.slider]
+
+    def join(self, run: ViewerRun) -> None:
+        """Put the slider below the other controls that change pictures."""
+        others = run.picture_controls
+        run.picture_controls = lambda: [*others(), *self.controls()]
+
+    @property
+    def photo(self) -> int | None:
+        """Number of the chosen photograph; None: the mean."""
+        return None if self.slider is None or self.slider.value == 0 else int(self.slider.value) - 1

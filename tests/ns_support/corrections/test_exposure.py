@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+
+from ns_support.corrections.exposure import LEAST_SPREAD, TRIAL, Exposure, color_corrected
+
+COUNT = 6
+
+
+def random(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_gains(mode, gains):
+    """Corrections whose photographs are brighter by these factors."""
+    exposure = Exposure(mode, len(gains))
+    with torch.no_grad():
+        exposure.adjustments[:, :, :3] = (torch.tensor(gains) - 1)[:, None, None] * torch.eye(3)
+    return exposure
+
+
+def test_a_photograph_shows_an_affine_map_of_the_scene_before_the_background():
+    exposure = Exposure("on", COUNT)
+    with torch.no_grad():
+        exposure.adjustments.copy_(random(COUNT, 3, 4) - 0.5)
+    color, coverage = random(10, 3, seed=1), random(10, 1, seed=2)
+    shown = exposure(color * coverage, coverage, 2)
+    matrix, shift = torch.eye(3) + exposure.adjustments[2, :, :3], exposure.adjustments[2, :, 3]
+    torch.testing.assert_close(shown, (color @ matrix.T + shift) * coverage)
+    numbers = torch.arange(10) % COUNT
+    each = torch.stack([exposure(color[i : i + 1], coverage[i : i + 1], int(n))[0] for i, n in enumerate(numbers)])
+    torch.testing.assert_close(exposure(color, coverage, numbers), each)
+    mean = exposure.adjustments.mean(0)
+    expected = (color @ (torch.eye(3) + mean[:, :3]).T + mean[:, 3]) * coverage
+    torch.testing.assert_close(exposure(color * coverage, coverage, None), expected)
+
+
+@pytest.mark.parametrize(("mode", "photos"), [("off", COUNT), ("on", 0), ("auto", 1)])
+def test_nothing_is_corrected_without_photographs_to_compare(mode, photos):
+    exposure, color = Exposure(mode, photos), random(10, 3)
+    assert not exposure.get_param_groups()
+    assert not exposure.state_dict()
+    assert exposure(color, color[:, :1], 0) is color
+    assert exposure.after_step(1.0) == ""
+
+
+def test_gains_are_found_from_colours():
+    """Photographs of a wall, each with a gain of its own: their ratios come out, and the wall's own colours do."""
+    wall, gains = 0.2 + 0.4 * random(200, 3), torch.tensor([0.7, 0.9, 1.0, 1.1, 1.2, 1.3])
+    exposure, scene = Exposure("on", COUNT), torch.full((200, 3), 0.5, requires_grad=True)
+    optimizer = torch.optim.Adam([scene, *exposure.parameters()], lr=1e-2)
+    for step in range(1500):
+        photo = step % COUNT
+        loss = (exposure(scene, torch.ones(200, 1), photo) - gains[photo] * wall).square().mean()
+        (loss + exposure.penalty(photo)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = exposure.adjustments.detach()
+    gray = 0.5 * (1 + rows[..., :3].sum(-1)) + rows[..., 3]
+    ratios = (gray / gray[2]).mean(-1)
+    torch.testing.assert_close(ratios, gains / gains[2], rtol=0.06, atol=0)
+    mean = exposure(scene.detach(), torch.ones(200, 1), None)
+    scale = float((mean * wall).sum() / wall.square().sum())
+    assert float((mean - scale * wall).abs().max()) < 0.03
+    assert 0.8 < scale < 1.2
+
+
+def test_what_differs_stays_corrected():
+    exposure = with_gains("auto", [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+    assert exposure.after_step(TRIAL - 0.01) == ""
+    said = exposure.after_step(TRIAL)
+    assert "differ in brightness" in said
+    assert exposure.corrects
+    assert exposure.after_step(TRIAL + 0.01) == ""
+
+
+def test_what_agrees_is_left_alone_from_then_on_and_after_a_resume():
+    exposure = with_gains("auto", [1.0, 1.001, 1.002, 0.999, 0.998, 1.0])
+    assert exposure.after_step(TRIAL) == ""
+    assert not exposure.corrects
+    assert not exposure.adjustments.any()
+    color = random(4, 3)
+    assert exposure(color, color[:, :1], 1) is color
+    resumed = Exposure("auto", 6)
+    resumed.load_state_dict(exposure.state_dict())
+    assert not resumed.corrects
+
+
+def test_told_to_it_corrects_even_what_agrees():
+    exposure = with_gains("on", [1.0] * 6)
+    assert exposure.after_step(1.0) == ""
+    assert exposure.corrects
+
+
+def test_the_spread_is_that_of_logarithms():
+    gains = [0.5, 0.7, 1.0, 1.4, 2.0, 1.0]
+    expected = torch.tensor([math.log(0.5 * (1 + g - 1)) for g in gains]).std()
+    assert with_gains("on", gains).spread() == pytest.approx(float(expected), rel=1e-5)
+    assert with_gains("on", [1.0] * 6).spread() < LEAST_SPREAD
+
+
+def test_a_map_of_colours_is_taken_out():
+    truth = 0.1 + 0.8 * random(20, 30, 3)
+    image = 0.05 + 0.8 * truth
+    assert float((image - truth).abs().max()) > 0.05
+    assert float((color_corrected(image, truth) - truth).abs().max()) < 1e-3

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from ns_support.corrections.moving import BLOCKS, START, MovingPixels, pixel_blocks, window_blocks
+
+
+def test_blocks_of_a_window_are_those_of_its_pixels():
+    height, width, window = 50, 70, (13, 20, 30, 40)
+    blocks = window_blocks(2, window, (height, width))
+    rows, columns = torch.meshgrid(torch.arange(13, 43), torch.arange(20, 60), indexing="ij")
+    pixels = torch.stack([torch.full_like(rows, 2), rows, columns], -1).reshape(-1, 3)
+    sizes = torch.tensor([10, 10, height]), torch.tensor([10, 10, width])
+    assert torch.equal(pixel_blocks(pixels, *sizes), blocks.reshape(-1))
+    whole = window_blocks(1, (0, 0, height, width), (height, width))
+    assert int(whole.min()) == BLOCKS**2
+    assert int(whole.max()) == 2 * BLOCKS**2 - 1
+
+
+def test_a_block_is_the_same_at_every_resolution():
+    small, large = window_blocks(0, (0, 0, 32, 64), (32, 64)), window_blocks(0, (0, 0, 64, 128), (64, 128))
+    assert torch.equal(large[::2, ::2], small)
+
+
+def seen(moving, errors, step, progress):
+    """Weights of a step that sees two photographs, [2, 64, 64] errors."""
+    moving.before_step(progress)
+    weights = [moving.weights(window_blocks(photo, (0, 0, 64, 64), (64, 64)), errors[photo]) for photo in range(2)]
+    moving.after_step(step)
+    return torch.stack(weights)
+
+
+def test_what_stays_wrong_is_left_out_once_the_rest_is_right():
+    moving, draw = MovingPixels(True, 2), torch.Generator().manual_seed(0)
+    wrong = torch.zeros(2, 64, 64, dtype=torch.bool)
+    wrong[1, 20:30, 40:50] = True
+    for step in range(60):
+        noise = 0.04 * torch.rand(2, 64, 64, generator=draw)
+        weights = seen(moving, torch.where(wrong, 0.5, noise), step, step / 100)
+        if step / 100 < START:
+            assert bool(weights.all())
+    assert not weights[wrong].any()
+    assert bool(weights[~wrong].all())
+    assert moving.left_out == pytest.approx(25 / 2048)
+
+
+def test_a_block_that_becomes_right_counts_again():
+    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.02)
+    errors[0, :8, :8] = 0.5
+    for step in range(40):
+        weights = seen(moving, errors, step, 0.5)
+    assert not weights[0, :8, :8].any()
+    errors[0, :8, :8] = 0.02
+    for step in range(40, 80):
+        weights = seen(moving, errors, step, 0.5)
+    assert bool(weights.all())
+
+
+def test_the_running_errors_are_part_of_a_checkpoint():
+    moving = MovingPixels(True, 2)
+    seen(moving, torch.full((2, 64, 64), 0.1), 0, 0.0)
+    again = MovingPixels(True, 2)
+    again.load_state_dict(moving.state_dict())
+    assert torch.equal(again.errors, moving.errors)
+    assert float(again.errors.min()) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("is_on", "photos"), [(False, 5), (True, 0), (True, 1)])
+def test_nothing_is_left_out_unasked_or_where_nothing_contradicts(is_on, photos):
+    moving = MovingPixels(is_on, photos)
+    assert not moving.is_on
+    assert not moving.state_dict()
+    moving.before_step(1.0)
+    moving.after_step(0)
+    assert moving.left_out == 0
