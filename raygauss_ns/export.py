@@ -31,6 +31,12 @@ from raygauss_ns.model import RayGaussModel
 _OPENED_BY = "Drop it on any viewer of 3D Gaussian splatting to look at it."
 
 
+def shown_cloud(model: RayGaussModel) -> GaussianCloud:
+    """The Gaussians in the colours that the model shows: those of the mean photograph, where photographs differ."""
+    mean = model.exposure.mean_map()
+    return model.cloud if mean is None else model.cloud.recolored(*mean)
+
+
 @documented
 @dataclass
 class Export:
@@ -56,7 +62,7 @@ class ExportRayGauss(Export):
 
     def main(self) -> Path:
         """Write the file."""
-        return self._write("raygauss", lambda model: cloud_columns(model.cloud))
+        return self._write("raygauss", lambda model: cloud_columns(shown_cloud(model)))
 
 
 @documented
@@ -78,7 +84,7 @@ class ExportPoints(Export):
 
     def main(self) -> Path:
         """Write the file."""
-        return self._write("points", lambda m: point_columns(m.cloud, m.cast_settings.density_threshold))
+        return self._write("points", lambda m: point_columns(shown_cloud(m), m.cast_settings.density_threshold))
 
 
 def save_splat(model: RayGaussModel, path: Path) -> str:
@@ -98,7 +104,7 @@ def save_splat(model: RayGaussModel, path: Path) -> str:
 
 
 def _splats(model: RayGaussModel) -> Columns:
-    return splat_columns(model.cloud, model.cast_settings.density_threshold)
+    return splat_columns(shown_cloud(model), model.cast_settings.density_threshold)
 
 
 def _written(model: RayGaussModel, columns: Columns, path: Path) -> str:

@@ -87,6 +87,13 @@ class Exposure(nn.Module):
             rows = self._of_image[photo]
         return colors + (rows[..., :3] * colors[..., None, :]).sum(-1) + rows[..., 3] * coverage
 
+    def mean_map(self) -> tuple[Tensor, Tensor] | None:
+        """The mean photograph's I + A [3, 3] and b [3], for what holds the scene's colours alone; None: the identity."""
+        if not self.corrects:
+            return None
+        mean = self.adjustments.detach().mean(0)
+        return torch.eye(3, device=mean.device) + mean[:, :3], mean[:, 3]
+
     def penalty(self, photo: Tensor | int) -> Tensor:
         """What holds a photograph's map (or the mean of several) near the identity; a scalar."""
         if not self.corrects:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -100,6 +101,21 @@ class GaussianCloud(nn.Module):
     def color_basis(self) -> ColorBasis:
         """What the colours are computed from."""
         return ColorBasis(*(self.tensors[name] for name in ColorBasis._fields))
+
+    @torch.no_grad()
+    def recolored(self, matrix: Tensor, shift: Tensor) -> GaussianCloud:
+        """A copy whose colours c are matrix c + shift, in every direction.
+
+        Args:
+            matrix: [3, 3].
+            shift: [3].
+        """
+        copy = deepcopy(self)
+        for name in ("sh_base", "sh_rest", "sg_amplitudes"):
+            copy.params[name].copy_(self.params[name] @ matrix.T)
+        # c = 0.5 + Y_0 k_0 + ...
+        copy.params["sh_base"] += rgb_to_sh_base(matrix.sum(1) / 2 + shift)
+        return copy
 
     def get_extra_state(self) -> Tensor:
         """The unit, in which densities are stored: a checkpoint without it could not be read."""

@@ -9,7 +9,7 @@ from ns_support.data.ply import read_ply, write_ply
 from ns_support.errors import UserError
 from raygauss_ns.casting import Rays, cast
 from raygauss_ns.color.api import view_colors
-from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply
+from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply, shown_cloud
 from raygauss_ns.gaussians.ply_formats import splat_columns
 
 
@@ -173,3 +173,20 @@ def test_a_foreign_file_has_no_settings(trained, tmp_path):
     write_ply(tmp_path / "a.ply", splat_columns(trained.model.cloud, 0.1), ["scene_unit 1.0"])
     with pytest.raises(UserError, match="lacks the comments step, density_threshold"):
         load_ply(tmp_path / "a.ply")
+
+
+def test_files_show_the_mean_photograph(make_model, make_cameras):
+    model = make_model(cameras=make_cameras(), exposure="on")
+    uncorrected = make_model(exposure="off")
+    assert shown_cloud(uncorrected) is uncorrected.cloud
+    with torch.no_grad():
+        model.exposure.adjustments.copy_(0.2 * torch.randn(2, 3, 4))
+    model.eval()
+    matrix, shift = model.exposure.mean_map()
+    expected = model.get_outputs_for_camera(make_cameras()[0:1])["rgb"]
+    model.cloud = shown_cloud(model)
+    with torch.no_grad():
+        model.exposure.adjustments.zero_()
+    torch.testing.assert_close(model.get_outputs_for_camera(make_cameras()[0:1])["rgb"], expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(matrix, torch.eye(3))
+    assert bool(shift.any())

@@ -163,3 +163,51 @@ def test_appearance_is_the_images_own_in_training_and_the_mean_in_evaluation():
     field.eval()
     assert torch.allclose(field.appearance_of(images), field.appearance.weight.mean(0).expand(2, -1))
     assert HashField(encoding, 8).appearance_of(images) is None
+
+
+def smooth(origins, directions, field, samples, target):
+    """A loss of rays, by the definitions alone."""
+    composed = plain_render(field, samples, Rays(origins, directions))
+    return (composed.color - target).square().sum() + composed.distance.sum()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_rays_get_the_gradient_of_the_definitions(field, rays, keep):
+    samples, target = march(rays), torch.rand(len(rays.origins), 3)
+    results = []
+    for plain in (True, False):
+        moving = Rays(rays.origins.clone().requires_grad_(), rays.directions.clone().requires_grad_())
+        if plain:
+            loss = smooth(*(moving.origins, moving.directions), field, samples, target)
+        else:
+            visible = search(field, samples, moving, to_unit, early_stop=0.0, keep_features=keep)
+            composed = render_visible(field, visible, moving, HardSampleMining("poisson", 1.0, 1.0), to_unit)
+            loss = (composed.color - target).square().sum() + composed.distance.sum()
+        results.append(torch.autograd.grad(loss, [moving.origins, moving.directions]))
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+
+
+def test_the_definitions_gradient_is_that_of_rays_that_move():
+    torch.manual_seed(0)
+    field = HashField(
+        HashEncoding(num_levels=2, log2_hashmap_size=8, base_resolution=4, max_resolution=8, backend="reference"), 16
+    )
+    with torch.no_grad():
+        field.encoding.table.uniform_(-1, 1)
+    field = field.double()
+    origins = 2 * torch.nn.functional.normalize(torch.randn(6, 3), dim=-1)
+    directions = torch.nn.functional.normalize(0.3 * torch.randn(6, 3) - origins, dim=-1)
+    samples, target = march(Rays(origins, directions), 0.05), torch.rand(6, 3, dtype=torch.float64)
+    tensors = [origins.double().requires_grad_(), directions.double().requires_grad_()]
+    found = torch.autograd.grad(smooth(*tensors, field, samples, target), tensors)
+    step = 1e-7
+    for which in range(2):
+        for ray, axis in ((0, 0), (1, 1), (2, 2), (5, 0)):
+            values = []
+            for sign in (1, -1):
+                moved = [tensor.detach().clone() for tensor in tensors]
+                moved[which][ray, axis] += sign * step
+                values.append(float(smooth(*moved, field, samples, target).detach()))
+            expected = (values[0] - values[1]) / (2 * step)
+            assert float(found[which][ray, axis]) == pytest.approx(expected, rel=1e-4, abs=1e-5)

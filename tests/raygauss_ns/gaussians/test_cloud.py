@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from raygauss_ns.color import view_colors
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.initialization import StartPoints, neighbor_distances, random_points
 
@@ -56,3 +57,17 @@ def test_loading_another_number_resizes_in_place_and_keeps_the_optimisers():
     for name, parameter in big.params.items():
         torch.testing.assert_close(small.params[name], parameter)
         torch.testing.assert_close(resumed.state[small.params[name]]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+def test_a_recolored_cloud_shows_mapped_colours_from_everywhere():
+    torch.manual_seed(0)
+    cloud = GaussianCloud(StartPoints(torch.rand(20, 3), torch.rand(20, 3)), 1.0, 1.0)
+    for name in ("sh_rest", "sg_amplitudes", "sg_sharpness"):
+        torch.nn.init.normal_(cloud.params[name], std=0.3)
+    matrix, shift = torch.eye(3) + 0.2 * torch.randn(3, 3), 0.1 * torch.randn(3)
+    for center in torch.randn(4, 3):
+        before, after = (
+            view_colors(each.color_basis(), each.params["means"], center)
+            for each in (cloud, cloud.recolored(matrix, shift))
+        )
+        torch.testing.assert_close(after, before @ matrix.T + shift, rtol=1e-5, atol=1e-5)
