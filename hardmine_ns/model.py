@@ -280,11 +280,11 @@ class HardMineModel(CorrectedModel):
         wanted, everything = self.renderer_rgb.blend_background(image[rows, columns]), HardSampleMining("off")
 
         def loss(moved: Cameras, motion: Tensor) -> Tensor:
-            flat = camera_rays(moved)[rows, columns]
+            flat = given_rays(camera_rays(moved)[rows, columns], self.device)
             shift, turn = motion[:3], motion[3:].expand_as(flat.origins)
             flat.origins = flat.origins + shift + torch.linalg.cross(turn, flat.origins)
             flat.directions = flat.directions + torch.linalg.cross(turn, flat.directions)
-            rays, samples = self._march(given_rays(flat, self.device))
+            rays, samples = self._march(flat)
             found = search(self.field, samples, rays, self.to_unit, *self._visibility_limits())
             outputs = self._outputs(render_visible(self.field, found, rays, everything, self.to_unit))
             return (outputs["rgb"] - wanted).square().mean()

@@ -132,7 +132,7 @@ def to_unit_cube(positions: Tensor, center: Tensor, half_extent: Tensor, contrac
     u = (positions - center) * half_extent.reciprocal()
     if not contracts:
         return (u * 0.5 + 0.5).clamp_(0, 1)
-    m = u.abs().amax(-1, keepdim=True).clamp_(min=1)
+    m = u.abs().amax(-1, keepdim=True).clamp(min=1)
     return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
 
 

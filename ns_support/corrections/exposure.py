@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from nerfstudio.model_components.lib_bilagrid import color_correct
 from torch import Tensor, nn
 
 ExposureMode: TypeAlias = Literal["auto", "on", "off"]
@@ -29,6 +28,8 @@ _PENALTY = 0.01
 """Weight of the mean square of a photograph's A and b in the loss."""
 _MIDDLE = 0.5
 """Grey whose brightness is compared."""
+_CLIPPED = 0.5 / 255
+"""Distance from 0 and 1 within which a colour counts as clipped."""
 
 
 class Exposure(nn.Module):
@@ -88,7 +89,7 @@ class Exposure(nn.Module):
         return colors + (rows[..., :3] * colors[..., None, :]).sum(-1) + rows[..., 3] * coverage
 
     def mean_map(self) -> tuple[Tensor, Tensor] | None:
-        """The mean photograph's I + A [3, 3] and b [3], for what holds the scene's colours alone; None: the identity."""
+        """The mean photograph's I + A [3, 3] and b [3], for files of the scene's colours; None: the identity."""
         if not self.corrects:
             return None
         mean = self.adjustments.detach().mean(0)
@@ -130,10 +131,25 @@ class Exposure(nn.Module):
 
 
 def color_corrected(image: Tensor, ground_truth: Tensor) -> Tensor:
-    """An image [H, W, 3] whose colours come as close to the ground truth as one map of colours can bring them.
+    """An image whose colours come as close to the ground truth as one affine map can bring them.
 
-    nerfstudio's `color_correct`, a quadratic map fitted to the pixels that neither image clips; as splatfacto scores
-    its bilateral grids.
+    The map is fitted by least squares to the pixels that neither image clips. Pixels that the image clips, such as a
+    white background, stay as they are: they say nothing of the colours that they would have had.
+
+    Args:
+        image: [H, W, 3].
+        ground_truth: [H, W, 3], same device.
+
+    Returns:
+        [H, W, 3] in [0, 1].
     """
-    corrected: Tensor = color_correct(image.clamp(0, 1), ground_truth.clamp(0, 1))
-    return corrected
+    found, wanted = image.clamp(0, 1).reshape(-1, 3).double(), ground_truth.clamp(0, 1).reshape(-1, 3).double()
+    open_ = ((found >= _CLIPPED) & (found <= 1 - _CLIPPED)).all(1)
+    used = open_ & ((wanted >= _CLIPPED) & (wanted <= 1 - _CLIPPED)).all(1)
+    rows = torch.cat([found, torch.ones_like(found[:, :1])], 1)
+    # Its departure from the identity, so that an image without colours to fit stays as it is; the pseudo-inverse,
+    # because an image of few colours does not determine all of the map.
+    fitted = rows[used]
+    change = torch.linalg.pinv(fitted.T @ fitted, hermitian=True) @ (fitted.T @ (wanted - found)[used])
+    corrected = torch.where(open_[:, None], found + rows @ change, found)
+    return corrected.clamp(0, 1).to(image).view_as(image)

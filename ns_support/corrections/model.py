@@ -40,8 +40,6 @@ class CorrectedModel(Model):
             cameras: the N training cameras; None for a model without a datamanager, whose poses stay.
         """
         if config.camera_optimizer.mode != "off" and cameras is not None:
-            if cameras.metadata is None:  # which `ns-export cameras` refuses
-                cameras.metadata = {}
             self.camera_optimizer = PoseRefinement(config.camera_optimizer, num_photos, "cpu", cameras)
         self._sizes = None if cameras is None else (cameras.height.reshape(-1), cameras.width.reshape(-1))
         self.exposure = Exposure(config.exposure, num_photos)

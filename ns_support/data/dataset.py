@@ -110,6 +110,8 @@ def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> Dat
         UserError: poses are unusable, or images are missing or do not fit the cameras' sizes.
     """
     cameras, files = deepcopy(outputs.cameras), outputs.image_filenames
+    if cameras.metadata is None:  # without any, `ns-export cameras` has nowhere to put the number of a refined camera
+        cameras.metadata = {}
     poses = cameras.camera_to_worlds.double().numpy()
     if poses.shape != (len(files), 3, 4):
         raise UserError(f"The poses of {data} have the shape {tuple(poses.shape)}, not ({len(files)}, 3, 4).")

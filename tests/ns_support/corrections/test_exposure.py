@@ -104,4 +104,21 @@ def test_a_map_of_colours_is_taken_out():
     truth = 0.1 + 0.8 * random(20, 30, 3)
     image = 0.05 + 0.8 * truth
     assert float((image - truth).abs().max()) > 0.05
-    assert float((color_corrected(image, truth) - truth).abs().max()) < 1e-3
+    assert float((color_corrected(image, truth) - truth).abs().max()) < 1e-5
+
+
+def test_a_clipped_background_neither_tells_the_map_nor_follows_it():
+    truth = 0.1 + 0.6 * random(20, 30, 3)
+    image = 0.8 * truth
+    truth[:10], image[:10] = 1.0, 1.0
+    corrected = color_corrected(image, truth)
+    torch.testing.assert_close(corrected, truth, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_images_of_one_colour_can_be_corrected(value):
+    truth = random(20, 30, 3)
+    corrected = color_corrected(torch.full((20, 30, 3), value), truth)
+    assert bool(corrected.isfinite().all())
+    if value == 0.5:  # the map may bring it to the mean of the truth, and no nearer
+        torch.testing.assert_close(corrected[0, 0], truth.mean((0, 1)), rtol=0, atol=2e-3)

@@ -1,0 +1,72 @@
+"""Corrections within both methods, in trainings of a few steps."""
+
+import pytest
+import torch
+from nerfstudio.exporter.exporter_utils import collect_camera_poses
+from small_runs import begin, both, configure
+from small_scenes import write_disc
+
+from ns_support.corrections.poses import PoseRefinementConfig
+
+
+@pytest.fixture(scope="module")
+def disc(tmp_path_factory):
+    return write_disc(tmp_path_factory.mktemp("scene"), 24, turning=True)
+
+
+def corrected(method, scene, output, steps=12, mode="SO3xR3"):
+    config = configure(method, scene, output, steps)
+    model = config.pipeline.model
+    model.camera_optimizer, model.exposure, model.ignore_moving = PoseRefinementConfig(mode=mode), "on", True
+    return config
+
+
+@both
+@pytest.mark.parametrize("mode", ["SO3xR3", "SE3"])
+def test_poses_and_exposures_are_trained_and_scored(method, mode, disc, tmp_path):
+    trainer = begin(corrected(method, disc, tmp_path, mode=mode))
+    model, pipeline = trainer.pipeline.model, trainer.pipeline
+    assert bool(model.camera_optimizer.pose_adjustment.any())
+    assert bool(model.exposure.adjustments.any())
+    assert float(model.moving.errors.max()) > 0
+    pipeline.eval()
+    metrics = pipeline.get_average_eval_image_metrics(get_std=True)
+    for name in ("psnr", "cc_psnr", "aligned_psnr", "aligned_cc_psnr", "aligned_psnr_std"):
+        assert metrics[name] >= 0, name
+    # Nobody would align a camera with such a scene and be worse off.
+    assert metrics["aligned_psnr"] > metrics["psnr"] - 0.5
+    given = pipeline.datamanager.train_dataset.cameras.camera_to_worlds
+    exported = torch.tensor([frame["transform"] for frame in collect_camera_poses(pipeline)[0]])
+    assert exported.shape == given.shape
+    assert not torch.equal(exported, given)
+    torch.testing.assert_close(exported, given, rtol=0, atol=0.1)
+
+
+@both
+def test_a_checkpoint_without_corrections_loads_and_stays_uncorrected(method, disc, tmp_path):
+    plain = configure(method, disc, tmp_path / "a", 4)
+    plain.pipeline.model.exposure = "off"
+    first = begin(plain)
+    more = configure(method, disc, tmp_path / "b", 3)
+    assert more.pipeline.model.exposure == "auto"
+    more.load_dir = first.checkpoint_dir
+    resumed = begin(more).pipeline.model
+    assert not resumed.exposure.corrects
+    assert not resumed.exposure.adjustments.any()
+
+
+@both
+def test_a_photograph_looks_as_it_was_taken(method, disc, tmp_path, monkeypatch):
+    model = begin(corrected(method, disc, tmp_path, 2)).pipeline.model.eval()
+    with torch.no_grad():
+        model.exposure.adjustments.zero_()
+        model.exposure.adjustments[1, :, :3] = -0.5 * torch.eye(3)
+    camera = model.kwargs["metadata"]["train_cameras"][0:1]
+    mean = model.get_outputs_for_camera(camera)
+    monkeypatch.setattr("ns_support.corrections.model.viewer_asks", lambda: True)
+    model.look.slider.value = 2
+    second = model.get_outputs_for_camera(camera)
+    behind = (1 - mean["accumulation"]) * model.get_outputs(camera)["background"] if method == "raygauss" else 0
+    count = len(model.exposure.adjustments)
+    scene = (mean["rgb"] - behind) / (1 - 0.5 / count)
+    torch.testing.assert_close(second["rgb"] - behind, scene * 0.5, rtol=0, atol=2e-3)
