@@ -137,7 +137,7 @@ def _too_few(source: Path, photographs: int, raws: int, videos: list[Path]) -> s
 
 
 def _is_current(result: Path, record: Record, source: Path, config: PhotosConfig | None = None) -> bool:
-    """Whether a finished result is of the same photographs and settings; tells what is different if there is a `config`."""
+    """Whether a finished result is of these photographs and settings; says what is different if there is a `config`."""
     before = read_record(result) if is_whole(result) else None
     if before is None:
         return False
@@ -255,6 +255,8 @@ def _take(models: list[Model], record: Record, source: Path, work: Path) -> None
             f"COLMAP found poses for {found} of {source}: too few to train on. They do not overlap enough, are "
             f"blurred, or show too little texture. {_HELPS}"
         )
+    # COLMAP may begin several times, and find parts of the largest model only.
+    models = [models[0], *(model for model in models[1:] if not set(model.names) <= set(registered))]
     if len(models) > 1:
         warn(
             f"The {what}s fall into {len(models)} parts that do not hang together, of "

@@ -21,6 +21,8 @@ from ns_support.errors import UserError
 from ns_support.photos.worker import Job
 from ns_support.runs.progress import StepProgress
 
+COMMAND = (sys.executable, "-m", "ns_support.photos.worker")
+"""What is started, with the description of the job as its argument."""
 LOG = "colmap.log"
 """COLMAP's own log, in the work folder."""
 _ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +107,7 @@ def _worker(description: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Its own session: Ctrl+C in a terminal reaches this process alone, which then ends the other.
     process = subprocess.Popen(
-        [sys.executable, "-m", "ns_support.photos.worker", str(description)],
+        [*COMMAND, str(description)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

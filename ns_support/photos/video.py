@@ -183,4 +183,5 @@ def _ffmpeg() -> str:
 def _last_line(text: str, video: Path) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and "must be specified" not in line]
     line = lines[-1] if lines else "ffmpeg says nothing about it"
-    return line.replace(f"{video}: ", "").replace("Error opening input file", "").rpartition("] ")[2].strip(" .:")
+    line = re.sub(r"^Error opening input( files?)?:?", "", line.rpartition("] ")[2].replace(f"{video}: ", ""))
+    return line.strip(" .:") or "ffmpeg can't open it"
