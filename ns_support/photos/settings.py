@@ -44,8 +44,8 @@ class PhotosConfig(PoseSettings):
     """Folder of the result's folder if none can be made beside the photographs. Set by the trainer."""
     must_exist: tyro.conf.Suppress[bool] = False
     """Whether poses are only read, as for a trained model: others would not fit it. Set by the datamanager."""
-    prefix: tyro.conf.Suppress[str] = "--pipeline.datamanager.dataparser.photos."
-    """Of the settings' names on the command line."""
+    prefix: tyro.conf.Suppress[str] = "auto-data --photos."
+    """Of the settings' names on the command line; the data parser's own come at its end."""
 
     def option(self, name: str) -> str:
         """A setting's name on the command line."""

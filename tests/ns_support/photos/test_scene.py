@@ -178,12 +178,14 @@ class TestKeeps:
     def test_a_result_of_another_source_is_refused(self, photos, colmap, tmp_path):
         find_poses(photos, PhotosConfig(result=tmp_path / "r"))
         shutil.copytree(photos, tmp_path / "others")
-        with pytest.raises(UserError, match=r"r holds the poses of photos, not of others: .*photos\.result"):
+        with pytest.raises(
+            UserError, match=r"r holds the poses of photos, not of others: .*auto-data --photos\.result"
+        ):
             find_poses(tmp_path / "others", PhotosConfig(result=tmp_path / "r"))
 
     def test_a_trained_model_needs_the_poses_it_was_trained_with(self, photos, colmap):
         config = PhotosConfig(must_exist=True)
-        with pytest.raises(UserError, match="poses of .* are not in .*photos-colmap, where training put them"):
+        with pytest.raises(UserError, match=r"poses of .* are not in .*photos-colmap, where training put them"):
             find_poses(photos, config)
         find_poses(photos, PhotosConfig())
         (photos / "0.jpg").unlink()  # which is no concern of the trained model
@@ -214,7 +216,7 @@ class TestRefuses:
     def test_too_few_that_can_be_read(self, photos, colmap):
         for i in range(4):
             (photos / f"{i}.jpg").write_bytes(b"")
-        with pytest.raises(UserError, match="Of the 6 photographs in .*, 2 can be read; .*0.jpg can't be read"):
+        with pytest.raises(UserError, match=r"Of the 6 photographs in .*, 2 can be read; .*0.jpg can't be read"):
             find_poses(photos, PhotosConfig())
 
     @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize(("name", "least"), [("max_frames", 3), ("max_size", 200), ("max_features", 500)])
     def test_settings_out_of_range(self, photos, colmap, name, least):
-        option = rf"--pipeline\.datamanager\.dataparser\.photos\.{name.replace('_', '-')}"
+        option = rf"auto-data --photos\.{name.replace('_', '-')}"
         with pytest.raises(UserError, match=f"{option} must be at least {least}, got {least - 1}"):
             find_poses(photos, PhotosConfig(**{name: least - 1}))
 
@@ -273,7 +275,7 @@ class TestRecognition:
 
     def test_a_folder_without_photographs(self, tmp_path):
         (tmp_path / "notes.txt").touch()
-        with pytest.raises(UserError, match="format of the data .* is not known: .* and photographs"):
+        with pytest.raises(UserError, match=r"format of the data .* is not known: .* and photographs"):
             AutoDataParserConfig(data=tmp_path).setup()
 
     def test_runs_of_earlier_versions_know_no_photographs(self):
