@@ -25,6 +25,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.launching import prepare_launch
 from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
@@ -70,6 +71,9 @@ class SharedTrainerConfig(TrainerConfig):
         Raises:
             UserError: the training can't begin (`check_run`).
         """
+        parser = self.pipeline.datamanager.dataparser
+        if isinstance(parser, AutoDataParserConfig):
+            parser.photos.fallback = self.output_dir
         check_run(self)
         if self.print_config:
             TERMINAL.print(self, markup=False)
@@ -139,8 +143,11 @@ class SharedTrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up pipeline, optimisers, callbacks and, in process 0, viewer and writers; say what was found."""
         data = self.config.pipeline.datamanager
+        resumes = self.config.load_dir is not None or self.config.load_checkpoint is not None
         if hasattr(data, "resumes"):
-            data.resumes = self.config.load_dir is not None or self.config.load_checkpoint is not None
+            data.resumes = resumes
+        if resumes and not self.config.resume_on_other_data and isinstance(data.dataparser, AutoDataParserConfig):
+            data.dataparser.photos.must_exist = True
         with _quiet():
             super().setup(test_mode)
         self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step))

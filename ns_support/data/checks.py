@@ -23,6 +23,7 @@ from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data.dataset import CheckedDataset, checked_outputs
 from ns_support.data.formats.parsers import checked
 from ns_support.errors import UserError
+from ns_support.photos.listing import RAWS, VIDEOS, is_video
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".exr", ".heic", ".avif"}
@@ -70,21 +71,21 @@ def own_configuration(config: Config) -> Config:
 def check_data_folder(path: Path) -> None:
     """Refuse a data path in which no parser could find an image.
 
-    A `.json` file is accepted, since some parsers take one.
+    A `.json` file is accepted, since some parsers take one, and a video, whose poses can be found.
 
     Args:
         path: the user's `--data`.
 
     Raises:
-        UserError: the path does not exist, is neither a folder nor a `.json` file, or contains neither an image nor a
-            list of images at any depth.
+        UserError: the path does not exist, is neither a folder nor a `.json` file nor a video, or contains neither
+            an image nor a list of images at any depth.
     """
     if not path.exists():
         raise UserError(f"The data folder {path} does not exist.")
     if path.is_file():
-        if path.suffix.lower() != ".json":
-            raise UserError(f"The data path {path} is a file; give the folder that holds the images.")
-    elif not _holds(path, IMAGE_SUFFIXES | _LIST_SUFFIXES):
+        if path.suffix.lower() != ".json" and not is_video(path):
+            raise UserError(f"The data path {path} is a file; give the folder that holds the images, or a video.")
+    elif not _holds(path, IMAGE_SUFFIXES | _LIST_SUFFIXES | VIDEOS | RAWS):
         raise UserError(f"The data folder {path} has no image in it, nor in any folder below.")
 
 
@@ -152,7 +153,11 @@ class ChecksData:
             # nerfstudio sets this on the parser, which COLMAP's does not look at: it would open an image to find its
             # size.
             config.dataparser.downscale_factor = 1
-        if test_mode != "inference":  # opens no image, so that a trained scene can be viewed without them
+        parser, found = config.dataparser, False
+        if test_mode != "val" and isinstance(parser, AutoDataParserConfig):  # other poses would not fit the model
+            parser.photos.must_exist, found = True, parser.has_poses(path)
+        # "inference" opens no image, so that a trained scene can be viewed without them.
+        if test_mode != "inference" and not found:
             check_data_folder(path)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)  # type: ignore[call-arg]
 

@@ -11,9 +11,10 @@ from nerfstudio.configs.base_config import LocalWriterConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.writer import LocalWriter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ns_support.concurrency.processes import Processes
 from ns_support.terminal import TERMINAL
 
 _PLAIN_EVERY = 30.0
@@ -139,6 +140,52 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     days, hours = divmod(hours, 24)
     return f"{hours} h {minutes} min" if days == 0 else f"{days} d {hours} h"
+
+
+class StepProgress:
+    """Progress of steps one after the other, each with a number of things to do: a bar, or plain lines at intervals.
+
+    A context manager: at its end the bar disappears.
+
+    Args:
+        console: output; default: the terminal.
+    """
+
+    def __init__(self, console: Console = TERMINAL) -> None:
+        self._console, self._title, self._total = console, "", 0
+        self._said = monotonic()
+        self._shows = console.is_terminal and Processes.current().rank == 0
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(16),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        ]
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+
+    def __enter__(self) -> StepProgress:
+        if self._shows:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shows:  # or else rich prints an empty line
+            self._progress.stop()
+
+    def begin(self, title: str, total: int) -> None:
+        """Start the next step."""
+        self._title, self._total = title, total
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._progress.add_task(title, total=total)
+
+    def follow(self, done: int) -> None:
+        """Record how many things of the step are done."""
+        done = min(done, self._total)
+        for task in self._progress.task_ids:
+            self._progress.update(task, completed=done)
+        if not self._console.is_terminal and monotonic() - self._said >= _PLAIN_EVERY:
+            self._said = monotonic()
+            self._console.print(f"{self._title}: {done:,} of {self._total:,}", markup=False, soft_wrap=True)
 
 
 def install(progress: TrainingProgress) -> None:

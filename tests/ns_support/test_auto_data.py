@@ -132,7 +132,7 @@ class TestUnknown:
 
     @DATAMANAGERS
     def test_folder(self, config, tmp_path):
-        (tmp_path / "a.png").touch()
+        (tmp_path / "a.gif").touch()
         config.data, config.dataparser = tmp_path, AutoDataParserConfig()
         with pytest.raises(UserError, match=self.SENTENCE):
             config.setup(device="cpu")

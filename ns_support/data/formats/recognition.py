@@ -23,12 +23,11 @@ _OTHERS = (
     ("poses_bounds.npy", "a scene of LLFF, without lens and axes that are known here", "COLMAP's model of it"),
     ("database.db", "a COLMAP database without a model", "`colmap mapper` first"),
     ("*.r3d", "an export of Record3D", "`ns-process-data record3d --data DIR --output-dir NEW`"),
+    # Perhaps: cameras write such files beside photographs, too.
     ("*.xml", "perhaps an export of Metashape", "`ns-process-data metashape --xml FILE --data DIR --output-dir NEW`"),
     ("*.csv", "perhaps an export of RealityCapture", "`ns-process-data realitycapture --csv FILE --data DIR ...`"),
     ("*.out", "perhaps a Bundler file, which is not read", "an export for COLMAP instead"),
 )
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"})
-_VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm"})
 
 Format = Literal["blender", "nerfstudio", "instant_ngp"]
 
@@ -88,9 +87,16 @@ def colmap_model(data: Path, configured: Path) -> Path | None:
     return chosen
 
 
-def what_it_is_instead(folder: Path) -> str:
-    """For a folder that no parser fits, a sentence that says what it seems to be and what to do; may be empty."""
+def what_it_is_instead(folder: Path, certain: bool = False) -> str:
+    """For a folder that no parser fits, a sentence that says what it seems to be and what to do; may be empty.
+
+    Args:
+        folder: the data folder.
+        certain: whether to say nothing of what it is perhaps.
+    """
     for pattern, what, remedy in _OTHERS:
+        if certain and what.startswith("perhaps"):
+            continue
         if any(folder.glob(pattern)):
             return f" It looks like {what}: use {remedy}, and train on what that makes."
     if (folder / "metadata.json").is_file() and (any(folder.glob("rgb*")) or any(folder.glob("*.jpg"))):
@@ -98,12 +104,6 @@ def what_it_is_instead(folder: Path) -> str:
             " It looks like an export of Record3D: use `ns-process-data record3d --data DIR --output-dir NEW`, and "
             "train on what that makes."
         )
-    for kinds, what, word in ((_IMAGES, "images", "images"), (_VIDEOS, "a video", "video")):
-        if any(path.suffix.lower() in kinds for path in (*folder.glob("*"), *folder.glob("*/*"))):
-            return (
-                f" It holds {what} without poses: find the cameras first, with `ns-process-data {word} --data DIR "
-                "--output-dir NEW` (needs COLMAP), and train on what that makes."
-            )
     return ""
 
 
