@@ -274,9 +274,13 @@ class HardMineModel(CorrectedModel):
 
     def aligned(self, camera: Cameras, batch: dict[str, Any]) -> Cameras:
         """A held-out camera moved to where the trained scene fits its image best; nothing is trained."""
-        image = batch["image"].to(self.device)
-        generator = torch.Generator().manual_seed(0)
-        rows, columns = (torch.randint(n, (_RAYS_TO_ALIGN,), generator=generator) for n in image.shape[:2])
+        image, mask = batch["image"].to(self.device), batch.get("mask")
+        shown = torch.ones(image.shape[:2]) if mask is None else mask[..., 0].cpu()
+        pixels = shown.nonzero()
+        if len(pixels) == 0:
+            return camera
+        drawn = torch.randint(len(pixels), (_RAYS_TO_ALIGN,), generator=torch.Generator().manual_seed(0))
+        rows, columns = pixels[drawn].unbind(1)
         wanted, everything = self.renderer_rgb.blend_background(image[rows, columns]), HardSampleMining("off")
 
         def loss(moved: Cameras, motion: Tensor) -> Tensor:
