@@ -42,7 +42,7 @@ _SAMPLES_AT_ONCE = 1 << 19
 """Samples whose densities evaluation computes at once: bounds its memory to about 200 MB whatever the scene."""
 _RAYS_AT_ONCE = 1 << 13
 """Rays that evaluation marches at once: before the visibility pass a ray has some hundreds of samples of 16 bytes."""
-_RAYS_TO_ALIGN = 1 << 12
+_RAYS_TO_ALIGN = 1 << 11
 """Pixels that each step of aligning a held-out camera compares."""
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])

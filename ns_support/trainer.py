@@ -28,6 +28,7 @@ from torch import Tensor
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.launching import prepare_launch
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.settings import PHOTOGRAPH_GROUPS
 from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.runs.progress import TrainingProgress, install
@@ -184,7 +185,8 @@ class SharedTrainer(Trainer):
             return
         state = read_checkpoint(path)
         check_resumable(state, path, self.config)
-        self._check_data(state, path)
+        if not self._is_of_these_data(state, path):
+            self._begin_corrections_anew(state)
         # The viewer is already there, and must not draw a model that is half loaded.
         with self.train_lock:
             self._start_step = state["step"] + 1
@@ -195,15 +197,24 @@ class SharedTrainer(Trainer):
             if state.get("scalers"):
                 self.grad_scaler.load_state_dict(state["scalers"])
 
-    def _check_data(self, state: dict[str, Any], path: Path) -> None:
+    def _begin_corrections_anew(self, state: dict[str, Any]) -> None:
+        """Take out of a checkpoint what it knows of photographs that are not those of now."""
+        for name, value in self.pipeline.model.per_photograph().items():
+            if f"_model.{name}" in state["pipeline"]:
+                state["pipeline"][f"_model.{name}"] = value.detach().clone()
+        for group in PHOTOGRAPH_GROUPS:
+            state["optimizers"].pop(group, None)
+
+    def _is_of_these_data(self, state: dict[str, Any], path: Path) -> bool:
         before = state.get(KEY) or normalization_beside(path)
         difference = None if before is None else moved(before, trained_on(self.pipeline.datamanager))
         if difference is None:
-            return
+            return True
         sentence = f"The data are not those that {path} was trained on: {difference}."
         if not self.config.resume_on_other_data:
             raise UserError(f"{sentence} Give the same data, or --resume-on-other-data True to go on all the same.")
         warn(sentence)
+        return False
 
     def setup_optimizers(self) -> Optimizers:
         """The configured optimisers, stepping on the gradients of all processes."""

@@ -90,7 +90,6 @@ def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
         training_window=0,
         num_downscales=0,
         strategy="published",
-        exposure="off",
         densify_until=15_000,
     )
 
@@ -122,7 +121,6 @@ raygauss_2408_03356 = _method(
         training_window=0,
         num_downscales=0,
         strategy="published",
-        exposure="off",
         densify_until=15_000,
     ),
     SYNTHETIC_RATES,

@@ -220,7 +220,7 @@ CASES: dict[str, Case] = {
         capture(fl_x=None, fl_y=None, camera_angle_x=ANGLE, ply_file_path="none.ply"), warned=""
     ),
     "points with NaN": Case(with_points("0 0 0\nnan 0 0\n1 1 1\n")),
-    "images only": Case(write_images, "images without poses"),
+    "images only": Case(write_images, "found poses for none of the"),
     "Polycam": Case(polycam, "Polycam"),
     # COLMAP
     "COLMAP PINHOLE": Case(colmap("PINHOLE", ())),

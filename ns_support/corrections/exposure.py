@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 ExposureMode: TypeAlias = Literal["auto", "on", "off"]
 EXPOSURE_MODES = get_args(ExposureMode)
-TRIAL = 0.25
+START = 0.1
+"""Fraction of the training after which photographs may differ: before, the scene's own faults would be taken for
+theirs."""
+TRIAL = 0.4
 """Fraction of the training after which "auto" decides."""
-LEAST_SPREAD = 0.03
+LEAST_SPREAD = 0.12
 """Standard deviation of the photographs' brightness (natural logarithm) from which "auto" keeps the correction."""
 _PENALTY = 0.01
 """Weight of the mean square of a photograph's A and b in the loss."""
@@ -46,7 +49,8 @@ class Exposure(nn.Module):
         super().__init__()
         self.mode = mode
         self.is_on = mode != "off" and num_photos > 1
-        self.decided = False
+        self.decided, self.starts = False, False
+        """Whether "auto" has decided; whether photographs may differ at the step at hand."""
         self._of_image: Tensor | None = None
         """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
         before it joins that of other images, whichever process they are in."""
@@ -79,7 +83,7 @@ class Exposure(nn.Module):
         Returns:
             [*, 3], still without a background.
         """
-        if not self.corrects:
+        if not self.corrects or (photo is not None and self.training and not self.starts):
             return colors
         if photo is None:
             rows = self.adjustments.mean(0)
@@ -97,10 +101,14 @@ class Exposure(nn.Module):
 
     def penalty(self, photo: Tensor | int) -> Tensor:
         """What holds a photograph's map (or the mean of several) near the identity; a scalar."""
-        if not self.corrects:
+        if not self.corrects or not self.starts:
             return torch.zeros(())
         adjustments = self.adjustments if self._of_image is None else self._of_image
         return _PENALTY * adjustments[photo].square().mean()
+
+    def before_step(self, progress: float) -> None:
+        """Take note of what fraction of the training is done."""
+        self.starts = progress >= START
 
     @torch.no_grad()
     def spread(self) -> float:

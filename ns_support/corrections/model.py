@@ -47,11 +47,24 @@ class CorrectedModel(Model):
         self.look = PhotoLook(self.exposure, num_photos)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load a state; one of version 0.1.0, which corrected no exposures, leaves them uncorrected."""
+        """Load a state; one of version 0.1.0, which corrected no exposures, leaves them uncorrected.
+
+        The number of photographs becomes the state's: a trained scene can be looked at when some of them are gone.
+        """
         unused = {f"exposure.{name}": value for name, value in self.exposure.unused_state().items()}
         if not unused.keys() & state_dict.keys():
             state_dict = unused | dict(state_dict)
+        for name, own in self.per_photograph().items():
+            given = state_dict.get(name)
+            if given is not None and given.shape != own.shape:
+                own.data = torch.zeros_like(given, device=own.device)
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def per_photograph(self) -> dict[str, Tensor]:
+        """What of the state belongs to single training photographs, by its names there."""
+        known = ("exposure.adjustments", "camera_optimizer.pose_adjustment", "moving.errors")
+        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        return {name: tensors[name] for name in known if name in tensors}
 
     @property
     def refinement(self) -> PoseRefinement | None:
@@ -70,6 +83,7 @@ class CorrectedModel(Model):
         if self.refinement is not None:
             self.refinement.progress = progress
         self.moving.before_step(progress)
+        self.exposure.before_step(progress)
 
     def after_corrected_step(self, step: int, progress: float) -> None:
         """What the corrections do once the optimisers have stepped.

@@ -10,7 +10,9 @@ from ns_support.corrections.poses import PoseRefinementConfig
 from ns_support.errors import require
 from ns_support.help import documented
 
-OPTIONAL_GROUPS = frozenset({"background", "camera_opt", "exposure"})
+PHOTOGRAPH_GROUPS = frozenset({"camera_opt", "exposure"})
+"""Parameter groups with a row for each training photograph."""
+OPTIONAL_GROUPS = PHOTOGRAPH_GROUPS | {"background"}
 """Parameter groups that a method's training may have or not, as its settings say."""
 
 
@@ -21,9 +23,9 @@ class CorrectionsConfig:
 
     camera_optimizer: PoseRefinementConfig = field(default_factory=PoseRefinementConfig)
     """Refinement of the training cameras' poses, under nerfstudio's names."""
-    exposure: ExposureMode = "auto"
+    exposure: ExposureMode = "off"
     """Whether each training photograph has a colour correction of its own, for cameras that meter anew. auto: given up
-    after a quarter of the training if the photographs agree."""
+    after 40 % of the training if the photographs agree."""
     ignore_moving: bool = False
     """Leave out parts of photographs that the others keep contradicting, such as people who walk through."""
 
@@ -39,4 +41,4 @@ class CorrectionsConfig:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a saved configuration; version 0.1.0 corrected nothing, and its checkpoints hold no corrections."""
-        self.__dict__.update({"camera_optimizer": PoseRefinementConfig(), "exposure": "off"} | state)
+        self.__dict__.update({"camera_optimizer": PoseRefinementConfig()} | state)

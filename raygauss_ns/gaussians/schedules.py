@@ -64,7 +64,7 @@ REAL_RATES: Rates = {
 
 BACKGROUND_RATE = (1e-2, 1e-3)
 """The same for a learned background."""
-CORRECTION_RATES: Rates = {"camera_opt": (2e-3, 1e-5), "exposure": (3e-2, 3e-4)}
+CORRECTION_RATES: Rates = {"camera_opt": (2e-3, 1e-5), "exposure": (1e-2, 1e-4)}
 """The same for a photograph's pose (radians; extents) and colours, for each visit of the photograph."""
 
 
