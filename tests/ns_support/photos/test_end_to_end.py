@@ -129,7 +129,7 @@ def test_nerfstudio_folder(photos, tmp_path):
     assert all((tmp_path / "scene" / frame["mask_path"]).is_file() for frame in meta["frames"])
     words = ("nerfstudio-data", "--load-3D-points", "True")
     trained = run("ns-train", "raygauss", *STEPS, *QUICK, "--data", "scene", *words, cwd=tmp_path)
-    assert "nerfstudio scene: 10 images to train on and 2 to evaluate on, 400 x 300 pixels;" in trained
+    assert "nerfstudio scene: 11 images to train on and 1 to evaluate on, 400 x 300 pixels;" in trained
     again = run("ns_support.photos.export", photos, "scene", "--masks", masks, cwd=tmp_path)
     assert "Poses of 12 photographs from scene" in again
 
