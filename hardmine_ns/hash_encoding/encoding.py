@@ -128,7 +128,7 @@ class HashEncoding(nn.Module):
         """
         if not torch.is_grad_enabled():
             return features
-        return cpu.resume(features, positions, self.table, self.levels, self._table_gradient)
+        return cpu.encode(positions, self.table, self.levels, self._table_gradient, features)
 
     @property
     def _cpu_kernels_fit(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,33 +210,34 @@ class _Encode(torch.autograd.Function):
         table: Tensor,
         levels: GridLevels,
         table_gradient: TableGradient,
+        features: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(positions, table)
         ctx.levels, ctx.table_gradient = levels, table_gradient
+        if features is not None:
+            return features.view_as(features)
         return torch.from_numpy(forward(positions.numpy(), table.numpy(), levels))
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any,
-        cotangent: Tensor,
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
-        return *_gradients(ctx, cotangent, ctx.needs_input_grad[:2]), None, None
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        positions, table = ctx.saved_tensors
+        positions_grad = table_grad = None
+        if ctx.needs_input_grad[0]:
+            arrays = positions.numpy(), table.detach().numpy(), ctx.levels, cotangent.contiguous().numpy()
+            positions_grad = torch.from_numpy(position_gradient(*arrays))
+        if ctx.needs_input_grad[1]:
+            table_grad = ctx.table_gradient.sparse(positions, cotangent)
+        return positions_grad, table_grad, None, None, None
 
 
-def _gradients(ctx: Any, cotangent: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the positions and of the table that a function saved, as far as they are wanted."""
-    positions, table = ctx.saved_tensors
-    of_positions = of_table = None
-    if wanted[0]:
-        arrays = positions.numpy(), table.detach().numpy(), ctx.levels, cotangent.contiguous().numpy()
-        of_positions = torch.from_numpy(position_gradient(*arrays))
-    if wanted[1]:
-        of_table = ctx.table_gradient.sparse(positions, cotangent)
-    return of_positions, of_table
-
-
-def encode(positions: Tensor, table: Tensor, levels: GridLevels, table_gradient: TableGradient) -> Tensor:
+def encode(
+    positions: Tensor,
+    table: Tensor,
+    levels: GridLevels,
+    table_gradient: TableGradient,
+    features: Tensor | None = None,
+) -> Tensor:
     """`reference.encode` on the CPU in float32, differentiable once; the table's gradient is sparse.
 
     Args:
@@ -244,48 +245,10 @@ def encode(positions: Tensor, table: Tensor, levels: GridLevels, table_gradient:
         table: float32 [levels.total_rows, F], contiguous.
         levels: geometry of the L levels.
         table_gradient: the memory in which this table's gradient is summed.
+        features: float32 [N, L F], the result, if an earlier pass has computed it: the look-ups are then saved.
 
     Returns:
         float32 [N, L F].
     """
-    output: Tensor = _Encode.apply(positions.contiguous(), table, levels, table_gradient)
-    return output
-
-
-class _Resume(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        positions: Tensor,
-        table: Tensor,
-        levels: GridLevels,
-        table_gradient: TableGradient,
-    ) -> Tensor:
-        ctx.save_for_backward(positions, table)
-        ctx.levels, ctx.table_gradient = levels, table_gradient
-        return features.view_as(features)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
-        return None, *_gradients(ctx, cotangent, ctx.needs_input_grad[1:3]), None, None
-
-
-def resume(
-    features: Tensor, positions: Tensor, table: Tensor, levels: GridLevels, table_gradient: TableGradient
-) -> Tensor:
-    """Features that an earlier pass computed, as if `encode` had computed them here: the look-ups are saved.
-
-    Args:
-        features: float32 [N, L F], the encoding at the positions.
-        positions: float32 [N, 3].
-        table: float32 [levels.total_rows, F].
-        levels: geometry of the L levels.
-        table_gradient: the memory in which this table's gradient is summed.
-
-    Returns:
-        The features, whose gradient reaches the positions and the table.
-    """
-    output: Tensor = _Resume.apply(features, positions.contiguous(), table, levels, table_gradient)
+    output: Tensor = _Encode.apply(positions.contiguous(), table, levels, table_gradient, features)
     return output
