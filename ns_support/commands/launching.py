@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from ns_support.concurrency.threads import share_threads
 from ns_support.errors import UserError
-from ns_support.runs.stopping import pass_signals_on
+from ns_support.runs.stopping import INTERRUPTED, pass_signals_on
 from ns_support.terminal import say
 
 _COMMAND = "nerfstudio.scripts.train"
@@ -100,10 +100,6 @@ def _commands() -> Iterator[Any]:
             yield module
 
 
-_INTERRUPTED = 130
-"""Exit code of an interrupted command, by the shells' convention."""
-
-
 def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
     """The launcher, with errors and signals reported in one sentence.
 
@@ -127,7 +123,7 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
             except ProcessExitedException:
                 if not was_stopped():
                     raise
-                raise SystemExit(_INTERRUPTED) from None
+                raise SystemExit(INTERRUPTED) from None
 
     return explained
 
@@ -138,4 +134,4 @@ def _without_traceback(main_func: Callable[..., Any], **kwargs: Any) -> Any:
         return main_func(**kwargs)
     except KeyboardInterrupt:
         say("Interrupted.")
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None

@@ -17,12 +17,12 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from nerfstudio.cameras.cameras import CameraType
-from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 from numpy.typing import NDArray
 
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data.checks import check_data_folder
 from ns_support.data.formats.colmap_cameras import read_colmap_cameras
+from ns_support.data.formats.colmap_parser import OWN_AXES, camera_pose, model_points, registered_images
 from ns_support.data.formats.lens_entries import LensEntries
 from ns_support.data.ply import write_ply
 from ns_support.errors import UserError
@@ -30,12 +30,10 @@ from ns_support.help import documented
 from ns_support.photos.scene import find_poses
 from ns_support.photos.settings import PhotosConfig, PoseSettings
 from ns_support.runs.safe_files import replaced
+from ns_support.runs.stopping import INTERRUPTED
 from ns_support.terminal import say, show_command
 
-_AXES = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0]])
-"""From COLMAP's world to that of nerfstudio's files, whose z points up."""
 _POINTS = "sparse_pc.ply"
-_INTERRUPTED = 130
 
 
 class _Frame(NamedTuple):
@@ -105,7 +103,7 @@ def write_transforms(folder: Path) -> Path:
         "camera_model": "OPENCV_FISHEYE" if fisheye else "OPENCV",
         **shared,
         "frames": listed,
-        "applied_transform": _AXES.tolist(),
+        "applied_transform": OWN_AXES[:3].tolist(),
         "ply_file_path": _POINTS,
     }
     path = folder / "transforms.json"
@@ -117,14 +115,10 @@ def write_transforms(folder: Path) -> Path:
 def _frames(model: Path) -> list[_Frame]:
     """The registered photographs in order of their names, with camera-to-world [4, 4] in nerfstudio's axes."""
     lenses = read_colmap_cameras(model)
-    found = []
-    for image in colmap_utils.read_images_binary(model / "images.bin").values():
-        rotation = colmap_utils.qvec2rotmat(image.qvec)
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ image.tvec
-        pose[:3] = _AXES @ pose
-        pose[:3, 1:3] *= -1.0  # the camera looks along -z, with y up
-        found.append(_Frame(image.id, image.name, pose, lenses[image.camera_id]))
+    found = [
+        _Frame(image.id, image.name, OWN_AXES @ camera_pose(image, model), lenses[image.camera_id])
+        for image in registered_images(model)
+    ]
     return sorted(found, key=lambda frame: frame.name)
 
 
@@ -136,8 +130,8 @@ def _lens_entries(lens: LensEntries) -> dict[str, float | int]:
 
 
 def _write_points(folder: Path) -> None:
-    points = list(colmap_utils.read_points3D_binary(folder / "sparse/0/points3D.bin").values())
-    positions = np.array([point.xyz for point in points], np.float64).reshape(-1, 3) @ _AXES[:, :3].T
+    points = model_points(folder / "sparse/0") or []
+    positions = np.array([point.xyz for point in points], np.float64).reshape(-1, 3) @ OWN_AXES[:3, :3].T
     colors = np.array([point.rgb for point in points], np.uint8).reshape(-1, 3)
     columns = {name: positions[:, i].astype(np.float32) for i, name in enumerate("xyz")}
     columns |= {name: colors[:, i] for i, name in enumerate(("red", "green", "blue"))}
@@ -150,7 +144,7 @@ def entrypoint() -> None:
     try:
         tyro.cli(PhotosExport, description=__doc__).main()
     except KeyboardInterrupt:
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

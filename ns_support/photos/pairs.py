@@ -42,7 +42,7 @@ def chosen_pairs(descriptors: Floats, video: bool) -> Pairs:
 
     Args:
         descriptors: [N, D] global descriptors of unit length, in order of names or time.
-        video: whether they are frames of a video: then more neighbours, also at distances 2, 4, 8, ..., and fewer of
+        video: whether they are frames of a video: then more neighbours, also 16 and 32 frames away, and fewer of
             those that look alike, which close loops.
 
     Returns:

@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ns_support.concurrency.threads import num_threads
+from ns_support.data.formats.colmap_parser import MOST_PIXELS
 from ns_support.data.images import header, opened, read_image
 from ns_support.data.masks import read_mask
 from ns_support.errors import UserError
 from ns_support.photos.cameras import Shot, device_and_focal
 
-MOST_PIXELS = 1600
-"""Longer side up to which images are trained on as they are; nerfstudio's parsers reduce larger ones."""
 _AS_THEY_ARE = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",)}
 _PLAIN_MODES = frozenset({"L", "RGB", "RGBA"})
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif"})

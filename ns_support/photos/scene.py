@@ -29,10 +29,11 @@ from ns_support.photos.result import (
     result_folder,
 )
 from ns_support.photos.settings import PhotosConfig
-from ns_support.photos.solving import Model, interruptible, solve
+from ns_support.photos.solving import Model, solve
 from ns_support.photos.video import extract_frames
 from ns_support.photos.worker import Job
 from ns_support.runs.progress import StepProgress, duration
+from ns_support.runs.stopping import terminable
 from ns_support.terminal import say, warn
 
 FEWEST = 3
@@ -91,7 +92,7 @@ def _find(source: Path, config: PhotosConfig) -> None:
         say(_reused(result))
         return
     try:
-        with interruptible(), locked(result, config.option("result")) as work:
+        with terminable(), locked(result, config.option("result")) as work:
             if not _is_current(result, record, source):  # another process may have made it meanwhile
                 _make(source, config, inputs, record, work)
                 finish(work, result)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ns_support.errors import UserError
@@ -83,23 +82,6 @@ def solve(job: Job) -> list[Model]:
     if code != 0 or models is None:
         raise UserError(_failure(code, folder / LOG))
     return models
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Within this context, SIGTERM interrupts as Ctrl+C does, so that child processes are ended, too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,10 +98,7 @@ def sharpest(sharpness: NDArray[np.float64], number: int) -> list[int]:
 
 def laplacian_variance(gray: NDArray[np.uint8]) -> float:
     """Variance of the discrete Laplacian of an image [H, W]: small if it is blurred."""
-    image = gray.astype(np.float32)
-    inner = image[1:-1, 1:-1]
-    laplacian = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:] - 4.0 * inner
-    return float(laplacian.var()) if laplacian.size else 0.0
+    return float(cv2.Laplacian(gray, cv2.CV_32F).var())
 
 
 def probe(video: Path) -> Video:

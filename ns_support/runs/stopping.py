@@ -18,6 +18,8 @@ from typing import Any
 
 _PASSED_ON = getattr(signal, "SIGUSR1", None)
 """None on Windows, where the processes of a training are ended at once."""
+INTERRUPTED = 130
+"""Exit code of an interrupted command, by the shells' convention."""
 _MESSAGE = "\nStopping after this step and saving. Once more to stop at once.\n"
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -85,6 +87,17 @@ def pass_signals_on() -> Iterator[Callable[[], bool]]:
 
     with stop_signals(stop):
         yield lambda: came
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within this context, SIGTERM interrupts at once as Ctrl+C does, so that child processes are ended, too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled({signal.SIGTERM: interrupt}):
+        yield
 
 
 @contextmanager

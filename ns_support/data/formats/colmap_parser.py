@@ -24,9 +24,10 @@ from ns_support.data.poses import checked_poses, common_offset
 from ns_support.data.warnings import warn_once
 from ns_support.errors import UserError
 
-_OWN_AXES = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+OWN_AXES = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 """From COLMAP's world, whose y points down, to nerfstudio's, whose z points up."""
-_MOST_PIXELS = 1600
+MOST_PIXELS = 1600
+"""Longer side up to which images are trained on as they are; nerfstudio's parsers reduce larger ones."""
 
 
 class CheckedColmap(ColmapDataParser):
@@ -41,12 +42,12 @@ class CheckedColmap(ColmapDataParser):
 
     def _get_all_images_and_cameras(self, recon_dir: Path) -> dict[str, Any]:
         cameras = read_colmap_cameras(recon_dir)
-        images = _images(recon_dir)
+        images = registered_images(recon_dir)
         if not images:
             raise UserError(f"The COLMAP model in {recon_dir} has no registered image.")
         self._find_images([image.name for image in images])
-        axes = _OWN_AXES if self.config.assume_colmap_world_coordinate_convention else np.eye(4)
-        poses = np.stack([axes @ _pose(image, recon_dir) for image in images])
+        axes = OWN_AXES if self.config.assume_colmap_world_coordinate_convention else np.eye(4)
+        poses = np.stack([axes @ camera_pose(image, recon_dir) for image in images])
         poses = checked_poses(poses, [image.name for image in images], recon_dir)
         self._offset = common_offset(poses[:, :3, 3], recon_dir)
         poses[:, :3, 3] -= self._offset
@@ -103,12 +104,12 @@ class CheckedColmap(ColmapDataParser):
             configured = self.config.data / self.config.images_path
             width, height = header(image_filenames[0])[:2] if image_filenames[0].is_file() else (1, 1)
             factor = 1
-            while max(width, height) / factor > _MOST_PIXELS:
+            while max(width, height) / factor > MOST_PIXELS:
                 if not configured.with_name(f"{configured.name}_{2 * factor}").is_dir():
                     break
                 factor *= 2
             self._downscale_factor = factor
-            if max(width, height) / factor > _MOST_PIXELS:
+            if max(width, height) / factor > MOST_PIXELS:
                 warn_once(
                     f"The images in {configured} are {width} x {height} pixels, and trained on as they are. Smaller "
                     f"ones train faster: put images of half the size into {configured.name}_2 beside them."
@@ -144,14 +145,14 @@ class CheckedColmap(ColmapDataParser):
     def _raw_offset(self) -> NDArray[np.float64]:
         """The offset in COLMAP's own world coordinates."""
         turned = self.config.assume_colmap_world_coordinate_convention
-        return _OWN_AXES[:3, :3].T @ self._offset if turned else self._offset
+        return OWN_AXES[:3, :3].T @ self._offset if turned else self._offset
 
     def _load_3D_points(  # noqa: N802
         self, colmap_path: Path, transform_matrix: Tensor, scale_factor: float
     ) -> dict[str, Tensor]:
         if self.config.max_2D_matches_per_3D_point != 0 and not self._offset.any():
             return super()._load_3D_points(colmap_path, transform_matrix, scale_factor)
-        points = _points(colmap_path)
+        points = model_points(colmap_path)
         if points is None:
             return {}
         positions = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
@@ -171,7 +172,7 @@ class CheckedColmap(ColmapDataParser):
         }
 
 
-def _images(folder: Path) -> list[Any]:
+def registered_images(folder: Path) -> list[Any]:
     """The registered images, sorted by their numbers."""
     found = _read(folder, "images", colmap_utils.read_images_binary, colmap_utils.read_images_text)
     if found is None:
@@ -179,7 +180,8 @@ def _images(folder: Path) -> list[Any]:
     return [found[key] for key in sorted(found)]
 
 
-def _points(folder: Path) -> list[Any] | None:
+def model_points(folder: Path) -> list[Any] | None:
+    """The SfM points of a model; None, with a warning, if it has no file of them."""
     found = _read(folder, "points3D", colmap_utils.read_points3D_binary, colmap_utils.read_points3D_text)
     if found is None:
         warn_once(f"There are no SfM points (points3D.bin or .txt) in {folder}: going on without.")
@@ -202,7 +204,7 @@ def _read(folder: Path, name: str, binary: Any, text: Any) -> Any:
     return None
 
 
-def _pose(image: Any, folder: Path) -> NDArray[np.float64]:
+def camera_pose(image: Any, folder: Path) -> NDArray[np.float64]:
     """Camera to world [4, 4] of an image, the camera looking along -z."""
     quaternion = np.array(image.qvec, dtype=np.float64)
     length = float(np.linalg.norm(quaternion))

@@ -11,8 +11,9 @@ import pytest
 
 from ns_support.errors import UserError
 from ns_support.photos import solving
-from ns_support.photos.solving import interruptible, solve
+from ns_support.photos.solving import solve
 from ns_support.photos.worker import Job
+from ns_support.runs.stopping import terminable
 
 MODELS = [{"folder": "0", "names": ["a.jpg"], "points": 7, "error": 0.5}]
 
@@ -97,7 +98,7 @@ def test_a_signal_ends_the_process_at_once(job, stand_in, tmp_path, number):
     threading.Thread(target=interrupt, daemon=True).start()
     before = signal.getsignal(signal.SIGTERM)
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), interruptible():
+    with pytest.raises(KeyboardInterrupt), terminable():
         solve(job)
     assert time.monotonic() - start < 60
     assert not lives(int((tmp_path / "begun").read_text()))
