@@ -33,7 +33,7 @@ from ns_support.corrections.model import CorrectedModel
 from ns_support.corrections.poses import aligned
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.rays import camera_extent, camera_rays
+from ns_support.rays import camera_rays
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import SlicePlane, stop_if_unwanted, viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
@@ -293,7 +293,8 @@ class HardMineModel(CorrectedModel):
             outputs = self._outputs(render_visible(self.field, found, rays, everything, self.to_unit))
             return (outputs["rgb"] - wanted).square().mean()
 
-        return aligned(camera, loss, camera_extent(self.kwargs["metadata"]["train_cameras"]))
+        assert self.refinement is not None
+        return aligned(camera, loss, self.refinement.unit)
 
     def bounds(self, ray_bundle: RayBundle) -> tuple[Tensor, Tensor]:
         """Distances [R] at which rays begin and end."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ns_support.corrections.poses import aligned, telling_tiles
 from ns_support.lenses.lens import Window
-from ns_support.rays import camera_extent, camera_rays
+from ns_support.rays import camera_rays
 from raygauss_ns.targets import ground_truth
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def aligned_camera(model: RayGaussModel, camera: Cameras, batch: dict[str, Any])
     """A camera moved to where the scene fits some tiles of its image best (`aligned`).
 
     Args:
-        model: in evaluation mode; it is not changed.
+        model: in evaluation mode, its training poses refined; it is not changed.
         camera: one camera of shape [1].
         batch: its image, and perhaps its mask.
     """
@@ -43,18 +43,16 @@ def aligned_camera(model: RayGaussModel, camera: Cameras, batch: dict[str, Any])
             errors.append((rgb - image).square() * (1 if mask is None else mask))
         return torch.cat(errors).mean()
 
-    return aligned(camera, loss, camera_extent(model.kwargs["metadata"]["train_cameras"]))
+    assert model.refinement is not None
+    return aligned(camera, loss, model.refinement.unit)
 
 
 def _stacked(camera: Cameras, tiles: list[Window]) -> RayBundle:
     """The rays of windows of the same width, one below the other, as if they were one image."""
-    parts = [camera_rays(camera, tile) for tile in tiles]
-    stacked = RayBundle(*(torch.cat([getattr(part, name) for part in parts]) for name in _OF_RAYS))
+    parts, fields = [camera_rays(camera, tile) for tile in tiles], ("origins", "directions", "pixel_area")
+    stacked = RayBundle(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
     if any(part.fars is not None for part in parts):
         nears = [torch.zeros_like(part.pixel_area) if part.nears is None else part.nears for part in parts]
         fars = [torch.full_like(part.pixel_area, torch.inf) if part.fars is None else part.fars for part in parts]
         stacked.nears, stacked.fars = torch.cat(nears), torch.cat(fars)
     return stacked
-
-
-_OF_RAYS = ("origins", "directions", "pixel_area")

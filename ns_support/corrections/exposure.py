@@ -44,13 +44,14 @@ class Exposure(nn.Module):
     """
 
     in_use: Tensor
+    decided: Tensor
 
     def __init__(self, mode: ExposureMode, num_photos: int) -> None:
         super().__init__()
         self.mode = mode
         self.is_on = mode != "off" and num_photos > 1
-        self.decided, self.starts = False, False
-        """Whether "auto" has decided; whether photographs may differ at the step at hand."""
+        self.starts = False
+        """Whether photographs may differ at the step at hand."""
         self._of_image: Tensor | None = None
         """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
         before it joins that of other images, whichever process they are in."""
@@ -58,6 +59,8 @@ class Exposure(nn.Module):
             self.adjustments = nn.Parameter(torch.zeros(num_photos, 3, 4))
             """[N, 3, 4]: A_i and, in the last column, b_i."""
             self.register_buffer("in_use", torch.ones((), dtype=torch.bool))
+            # A part of the state, so that a resumed training does not decide again, by what has changed since.
+            self.register_buffer("decided", torch.zeros((), dtype=torch.bool))
 
     def unused_state(self) -> dict[str, Tensor]:
         """The state of a training that corrected nothing."""
@@ -72,6 +75,11 @@ class Exposure(nn.Module):
         """Whether photographs differ from the scene's colours."""
         return self.is_on and bool(self.in_use)
 
+    @property
+    def moves(self) -> bool:
+        """Whether corrections are trained at the step at hand; before that they are the identity."""
+        return self.training and self.starts and self.corrects
+
     def forward(self, colors: Tensor, coverage: Tensor, photo: Tensor | int | None) -> Tensor:
         """The scene's colours as a photograph shows them.
 
@@ -83,7 +91,7 @@ class Exposure(nn.Module):
         Returns:
             [*, 3], still without a background.
         """
-        if not self.corrects or (photo is not None and self.training and not self.starts):
+        if not (self.moves if self.training else self.corrects):
             return colors
         if photo is None:
             rows = self.adjustments.mean(0)
@@ -101,8 +109,6 @@ class Exposure(nn.Module):
 
     def penalty(self, photo: Tensor | int) -> Tensor:
         """What holds a photograph's map (or the mean of several) near the identity; a scalar."""
-        if not self.corrects or not self.starts:
-            return torch.zeros(())
         adjustments = self.adjustments if self._of_image is None else self._of_image
         return _PENALTY * adjustments[photo].square().mean()
 
@@ -127,9 +133,9 @@ class Exposure(nn.Module):
             What was decided, for the user; "" at all other steps.
         """
         self._of_image = None
-        if self.decided or self.mode != "auto" or not self.corrects or progress < TRIAL:
+        if self.mode != "auto" or not self.corrects or progress < TRIAL or bool(self.decided):
             return ""
-        self.decided = True
+        self.decided.fill_(True)
         spread = self.spread()
         if spread >= LEAST_SPREAD:
             return f"The photographs differ in brightness by {spread:.0%}: each keeps a colour correction of its own."

@@ -40,7 +40,7 @@ class CorrectedModel(Model):
             cameras: the N training cameras; None for a model without a datamanager, whose poses stay.
         """
         if config.camera_optimizer.mode != "off" and cameras is not None:
-            self.camera_optimizer = PoseRefinement(config.camera_optimizer, num_photos, "cpu", cameras)
+            self.camera_optimizer = PoseRefinement(config.camera_optimizer, cameras)
         self._sizes = None if cameras is None else (cameras.height.reshape(-1), cameras.width.reshape(-1))
         self.exposure = Exposure(config.exposure, num_photos)
         self.moving = MovingPixels(config.ignore_moving, num_photos)
@@ -108,7 +108,7 @@ class CorrectedModel(Model):
         losses: dict[str, Tensor] = {}
         if photo is None:
             return losses
-        if self.exposure.corrects:
+        if self.exposure.moves:
             losses["exposure_regularizer"] = self.exposure.penalty(photo)
         if self.refinement is not None and self.refinement.moves:
             losses["camera_opt_regularizer"] = self.refinement.penalty(photo)

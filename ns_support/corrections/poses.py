@@ -61,20 +61,16 @@ class PoseRefinement(CameraOptimizer):
 
     Args:
         config: the configuration, of a mode that is not "off".
-        num_cameras: N.
-        device: of the corrections.
-        cameras: the N cameras as the data have them.
+        cameras: the N cameras as the data have them, on the device of the corrections.
     """
 
     config: PoseRefinementConfig
     poses: Tensor
 
-    def __init__(
-        self, config: PoseRefinementConfig, num_cameras: int, device: torch.device | str, cameras: Cameras
-    ) -> None:
-        super().__init__(config, num_cameras, device)
+    def __init__(self, config: PoseRefinementConfig, cameras: Cameras) -> None:
         poses = cameras.camera_to_worlds.reshape(-1, 3, 4).float()
-        self.register_buffer("poses", poses.to(device), persistent=False)
+        super().__init__(config, len(poses), poses.device)
+        self.register_buffer("poses", poses, persistent=False)
         self.unit = camera_extent(cameras)
         self.progress = 0.0
         """Fraction of the training that is done."""
@@ -223,7 +219,7 @@ def aligned(camera: Cameras, loss: Loss, unit: float) -> Cameras:
     """
     camera = copy(camera)
     camera.metadata = {**(camera.metadata or {}), "cam_idx": 0}
-    refinement = PoseRefinement(PoseRefinementConfig(mode="SO3xR3", refine_from=0.0), 1, camera.device, camera)
+    refinement = PoseRefinement(PoseRefinementConfig(mode="SO3xR3", refine_from=0.0), camera)
     refinement.unit = unit
     (pose,) = refinement.parameters()
     optimizer = torch.optim.LBFGS(

@@ -90,6 +90,25 @@ def test_what_agrees_is_left_alone_from_then_on_and_after_a_resume():
     assert not resumed.corrects
 
 
+def test_a_resumed_training_does_not_decide_again():
+    exposure = with_gains("auto", [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+    assert exposure.after_step(TRIAL)
+    resumed = Exposure("auto", 6)
+    resumed.load_state_dict(exposure.state_dict())
+    with torch.no_grad():
+        resumed.adjustments.zero_()  # they agree by now
+    assert resumed.after_step(TRIAL + 0.1) == ""
+    assert resumed.corrects
+
+
+def test_before_they_start_photographs_show_the_scene():
+    exposure, color = with_gains("on", [0.5] * 6), random(4, 3)
+    exposure.before_step(START / 2)
+    assert exposure(color, color[:, :1], 1) is color
+    exposure.before_step(START)
+    assert not torch.equal(exposure(color, color[:, :1], 1), color)
+
+
 def test_told_to_it_corrects_even_what_agrees():
     exposure = with_gains("on", [1.0] * 6)
     assert exposure.after_step(1.0) == ""

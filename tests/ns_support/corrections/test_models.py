@@ -56,6 +56,33 @@ def test_a_checkpoint_without_corrections_loads_and_stays_uncorrected(method, di
 
 
 @both
+def test_what_belongs_to_photographs_begins_anew_on_others(method, disc, tmp_path):
+    first = begin(corrected(method, disc, tmp_path / "a", 6))
+    before = first.pipeline.model.per_photograph()
+    assert set(before) == {"exposure.adjustments", "camera_optimizer.pose_adjustment", "moving.errors"}
+    fewer = write_disc(tmp_path / "fewer", 24, views=3)
+    config = corrected(method, fewer, tmp_path / "b", 1)
+    config.load_dir, config.resume_on_other_data = first.checkpoint_dir, True
+    resumed = begin(config)
+    for name, value in resumed.pipeline.model.per_photograph().items():
+        assert len(before[name]) / 4 == len(value) / 3, name
+    for group in ("exposure", "camera_opt"):
+        (state,) = resumed.optimizers.optimizers[group].state.values()
+        assert state["visits"].max() == 1, group
+
+
+@both
+def test_a_scene_can_be_looked_at_when_photographs_are_gone(method, disc, tmp_path):
+    first = begin(corrected(method, disc, tmp_path / "a", 6)).pipeline.model
+    fewer = write_disc(tmp_path / "fewer", 24, views=3)
+    other = begin(corrected(method, fewer, tmp_path / "b", 1)).pipeline.model
+    other.load_state_dict(first.state_dict())
+    for name, value in first.per_photograph().items():
+        assert torch.equal(other.per_photograph()[name], value), name
+    assert torch.equal(other.exposure.mean_map()[0], first.exposure.mean_map()[0])
+
+
+@both
 def test_a_photograph_looks_as_it_was_taken(method, disc, tmp_path, monkeypatch):
     model = begin(corrected(method, disc, tmp_path, 2)).pipeline.model.eval()
     with torch.no_grad():

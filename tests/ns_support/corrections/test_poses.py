@@ -35,7 +35,7 @@ def cameras():
 def make(cameras):
     def make(mode="SO3xR3", size=0.02, **settings):
         config = PoseRefinementConfig(mode=mode, refine_from=0.0, **settings)
-        refinement = PoseRefinement(config, COUNT, "cpu", cameras)
+        refinement = PoseRefinement(config, cameras)
         with torch.no_grad():
             refinement.pose_adjustment.normal_(std=size, generator=torch.Generator().manual_seed(1))
         return refinement
