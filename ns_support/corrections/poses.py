@@ -243,14 +243,14 @@ def telling_tiles(image: Tensor, side: int, cells: int) -> list[tuple[int, int, 
 
     Args:
         image: [H, W, C] floating point.
-        side: of a window (pixels); smaller if the image is.
+        side: of a window (pixels); smaller if `cells` of them would not fit beside each other.
         cells: each side of the image is divided into so many parts, > 0.
 
     Returns:
         First row, first column, rows, columns of at most cells^2 windows: of each part that with the largest variance.
     """
     height, width = image.shape[:2]
-    rows, columns = min(side, height), min(side, width)
+    rows, columns = (max(1, min(side, size // cells)) for size in (height, width))
     parts = image.mean(-1)[: height // rows * rows, : width // columns * columns]
     down, across = parts.shape[0] // rows, parts.shape[1] // columns
     variance = parts.view(down, rows, across, columns).var((1, 3), correction=0)

@@ -45,10 +45,10 @@ def scene(tmp_path_factory):
 
 @pytest.fixture
 def writers():
-    """nerfstudio's list of writers, left as it was found."""
-    before = list(writer.EVENT_WRITERS)
+    """nerfstudio's list of writers, without those of an earlier run, whose folder may be gone."""
+    writer.EVENT_WRITERS.clear()
     yield writer.EVENT_WRITERS
-    writer.EVENT_WRITERS[:] = before
+    writer.EVENT_WRITERS.clear()
     writer.EVENT_STORAGE.clear()
 
 

@@ -171,10 +171,10 @@ def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path, run):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_unknown_format_ends_in_one_sentence(method, tmp_path, run):
+def test_a_single_photograph_ends_in_one_sentence(method, tmp_path, run):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     output = run("ns-train", method, "--vis", "tensorboard", "--data", tmp_path, cwd=tmp_path, code=1)
-    assert "is not known: looked for a Blender scene" in output.replace("\n", " ")
+    assert "walk around it, and do not only turn on the spot" in output.replace("\n", " ")
     assert "Traceback" not in output
 
 
