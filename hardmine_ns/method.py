@@ -14,7 +14,7 @@ from hardmine_ns.optimizers import FullLengthDecayConfig, RowAdamOptimizerConfig
 from hardmine_ns.pipeline import CPU_STEPS, GPU_STEPS, AdaptiveRaysPipelineConfig
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.loading import LOCAL_HOST
-from ns_support.corrections.visits import VisitAdamConfig
+from ns_support.corrections.newton import CORRECTION_OPTIMIZERS
 from ns_support.startup.device import default_device_type
 from ns_support.trainer import SharedTrainerConfig
 
@@ -22,11 +22,15 @@ _ON_CPU = default_device_type() == "cpu"
 _STEPS_PER_DIAGONAL = 500 if _ON_CPU else 1000
 
 
-def _correction(rate: float, final: float) -> dict[str, Any]:
+_CORRECTION_RATES = 0.02, 5e-4
+"""Part of the way that poses and colours go at the first and the last step, each of which sees few pixels."""
+
+
+def _correction(group: str) -> dict[str, Any]:
     """Optimiser of a group that is there if poses or exposures are corrected."""
     return {
-        "optimizer": VisitAdamConfig(lr=rate),
-        "scheduler": FullLengthDecayConfig(lr_final=final),
+        "optimizer": CORRECTION_OPTIMIZERS[group](lr=_CORRECTION_RATES[0]),
+        "scheduler": FullLengthDecayConfig(lr_final=_CORRECTION_RATES[1]),
     }
 
 
@@ -52,8 +56,8 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
                 "optimizer": RowAdamOptimizerConfig(),
                 "scheduler": FullLengthDecayConfig(lr_final=1e-3),
             },
-            "camera_opt": _correction(2e-4, 2e-6),
-            "exposure": _correction(1e-2, 1e-4),
+            "camera_opt": _correction("camera_opt"),
+            "exposure": _correction("exposure"),
         },
         logging=LoggingConfig(profiler="none"),
         viewer=ViewerConfig(num_rays_per_chunk=1 << 12, websocket_host=LOCAL_HOST),

@@ -29,6 +29,7 @@ from hardmine_ns.viewing import HardMineRun, OfRays, Scene, extra_outputs, in_pi
 from ns_support.commands.export_rays import is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.exposure import within_range
 from ns_support.corrections.model import CorrectedModel
 from ns_support.corrections.poses import aligned
 from ns_support.errors import UserError
@@ -257,12 +258,21 @@ class HardMineModel(CorrectedModel):
             pred_accumulation=outputs["accumulation"],
             gt_image=batch["image"].to(self.device),
         )
+        if self.exposure.moves:
+            predicted = within_range(predicted, image)
         squares = (predicted - image).square()
         if not self.training:
             return {"rgb_loss": squares.mean()}
         pixels = batch["indices"].to(self.device)
-        losses = {"rgb_loss": self.counting(pixels, squares).mean()}
-        return losses | self.correction_losses(pixels[:, 0])
+        squares = self.counting(pixels, squares)
+        losses = {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0])
+        if self.refinement is not None:
+            self.refinement.note_residuals(squares.sum(-1))
+        if self.exposure.moves:
+            losses["exposure_curvature"] = self.exposure.curvature_of(
+                torch.full_like(squares[:, 0], 2 / squares.numel())
+            )
+        return losses
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]

@@ -7,6 +7,7 @@ rates, their density control and their sampling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
@@ -16,7 +17,7 @@ from nerfstudio.plugins.types import MethodSpecification
 import ns_support.startup  # noqa: F401 - acts on import
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.loading import LOCAL_HOST
-from ns_support.corrections.visits import VisitAdamConfig
+from ns_support.corrections.newton import CORRECTION_OPTIMIZERS
 from ns_support.full_images import FullImagesConfig
 from ns_support.schedulers import FloatExponentialDecayConfig
 from ns_support.startup.device import default_device_type
@@ -36,7 +37,7 @@ from raygauss_ns.gaussians.schedules import (
 from raygauss_ns.pipeline import RayGaussPipelineConfig
 
 
-def _optimizer(rates: tuple[float, ...], kind: type[OptimizerConfig] = FusedAdamConfig) -> dict[str, object]:
+def _optimizer(rates: tuple[float, ...], kind: Callable[..., OptimizerConfig] = FusedAdamConfig) -> dict[str, object]:
     """Of a learning rate and, if it decays, the one at the end."""
     decays = len(rates) > 1
     schedule = FloatExponentialDecayConfig(lr_final=rates[-1], max_steps=PAPER_STEPS) if decays else None
@@ -47,7 +48,7 @@ def _method(
     name: str, model: RayGaussModelConfig, rates: Rates, description: str, steps: int = PAPER_STEPS
 ) -> MethodSpecification:
     corrections = {"background": _optimizer(BACKGROUND_RATE)} | {
-        kind: _optimizer(rate, VisitAdamConfig) for kind, rate in CORRECTION_RATES.items()
+        kind: _optimizer(rate, CORRECTION_OPTIMIZERS[kind]) for kind, rate in CORRECTION_RATES.items()
     }
     config = SharedTrainerConfig(
         method_name=name,

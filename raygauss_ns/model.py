@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ns_support.commands.export_rays import by_direction, is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
+from ns_support.corrections.exposure import within_range
 from ns_support.corrections.model import CorrectedModel
 from ns_support.corrections.moving import window_blocks
 from ns_support.errors import UserError
@@ -225,9 +226,8 @@ class RayGaussModel(CorrectedModel):
 
         Returns:
             "rgb" [*, 3], "depth" [*, 1] (expected distance along the ray, scene units; the largest of the batch where a
-            ray meets nothing), "accumulation" [*, 1], "background" [*, 3]; in training also "window" [4]: first row,
-            first column, rows and columns of the window; otherwise also the `extra_outputs`, each computed when it is
-            looked up.
+            ray meets nothing), "accumulation" [*, 1], "background" [*, 3]; in training also "window" [4] (first row,
+            first column, rows, columns); otherwise also the `extra_outputs`, each computed when it is looked up.
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
@@ -245,10 +245,10 @@ class RayGaussModel(CorrectedModel):
         window = self._random_window(int(camera.height), int(camera.width), generator)
         self.rays_per_step = window[2] * window[3]
         watched = self._watched(gaussians, camera_view(camera, window))
-        photo = (camera.metadata or {}).get("cam_idx")
-        outputs = self.render(camera_rays(camera, window), watched, settings, photo, motion)
-        outputs["window"] = torch.tensor(window)
-        return outputs
+        rays, photo = camera_rays(camera, window), (camera.metadata or {}).get("cam_idx")
+        outputs = self.render(rays, watched, settings, photo, motion)
+        changes = {} if motion is None else self.view_change(camera, rays, outputs)
+        return outputs | changes | {"window": torch.tensor(window)}
 
     @torch.no_grad()
     def get_outputs_for_camera(
@@ -380,10 +380,15 @@ class RayGaussModel(CorrectedModel):
             blocks = window_blocks(batch["image_idx"], tuple(outputs["window"].tolist()), size)
             counts = self.moving.weights(blocks.to(self.device), (outputs["rgb"] - image).abs().mean(-1))[..., None]
             mask = counts if mask is None else counts * mask
-        losses = {"main_loss": photometric_loss(outputs["rgb"], image, self.config.ssim_lambda, mask)}
+        rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
+        losses = {"main_loss": photometric_loss(rgb, image, self.config.ssim_lambda, mask)}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
-        return losses | (self.correction_losses(batch.get("image_idx")) if self.training else {})
+        if not self.training:
+            return losses
+        photo, changes, weight = batch.get("image_idx"), outputs.get("view_change"), 1 - self.config.ssim_lambda
+        curvature = self.correction_curvature(photo, rgb - image, mask, changes, weight)
+        return losses | self.correction_losses(photo) | curvature
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]

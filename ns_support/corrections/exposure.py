@@ -18,9 +18,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ns_support.corrections.newton import curvature_term
+
 ExposureMode: TypeAlias = Literal["auto", "on", "off"]
 EXPOSURE_MODES = get_args(ExposureMode)
-START = 0.1
+START = 0.05
 """Fraction of the training after which photographs may differ: before, the scene's own faults would be taken for
 theirs."""
 TRIAL = 0.4
@@ -55,9 +57,13 @@ class Exposure(nn.Module):
         self._of_image: Tensor | None = None
         """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
         before it joins that of other images, whichever process they are in."""
+        self._seen: tuple[Tensor, Tensor | int] | None = None
+        """Colours and coverage [n, 4] at the step at hand, and the number of their photograph, or numbers [n]."""
         if self.is_on:
             self.adjustments = nn.Parameter(torch.zeros(num_photos, 3, 4))
             """[N, 3, 4]: A_i and, in the last column, b_i."""
+            self.curvature = nn.Parameter(torch.zeros(num_photos, 4, 4))
+            """Zeros, whose gradient is the curvature of the loss (`corrections.newton`)."""
             self.register_buffer("in_use", torch.ones((), dtype=torch.bool))
             # A part of the state, so that a resumed training does not decide again, by what has changed since.
             self.register_buffer("decided", torch.zeros((), dtype=torch.bool))
@@ -68,7 +74,7 @@ class Exposure(nn.Module):
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The group "exposure", if there is anything to train."""
-        return {"exposure": [self.adjustments]} if self.is_on else {}
+        return {"exposure": [self.adjustments, self.curvature]} if self.is_on else {}
 
     @property
     def corrects(self) -> bool:
@@ -98,6 +104,9 @@ class Exposure(nn.Module):
         else:
             self._of_image = self.adjustments.view_as(self.adjustments)
             rows = self._of_image[photo]
+            if self.training:
+                numbers = photo.reshape(-1) if isinstance(photo, Tensor) else photo
+                self._seen = torch.cat([colors, coverage], -1).detach().reshape(-1, 4), numbers
         return colors + (rows[..., :3] * colors[..., None, :]).sum(-1) + rows[..., 3] * coverage
 
     def mean_map(self) -> tuple[Tensor, Tensor] | None:
@@ -106,6 +115,21 @@ class Exposure(nn.Module):
             return None
         mean = self.adjustments.detach().mean(0)
         return torch.eye(3, device=mean.device) + mean[:, :3], mean[:, 3]
+
+    def curvature_of(self, weight: Tensor) -> Tensor:
+        """A term of the loss, of value 0, by which `VisitNewton` learns how far to move the photographs' maps.
+
+        Args:
+            weight: [n] second derivative of the loss with respect to a colour of each pixel that was corrected last.
+        """
+        assert self._seen is not None
+        features, photos = self._seen
+        eye = 2 * _PENALTY / 12 * torch.eye(4).to(features)
+        if isinstance(photos, int):
+            return curvature_term(self.curvature[photos], (weight * features.mT) @ features + eye)
+        products = (weight[:, None, None] * features[:, :, None] * features[:, None] + eye / len(features)).flatten(1)
+        sums = products.new_zeros(len(self.curvature), 16).index_add(0, photos, products)
+        return curvature_term(self.curvature, sums.view(-1, 4, 4))
 
     def penalty(self, photo: Tensor | int) -> Tensor:
         """What holds a photograph's map (or the mean of several) near the identity; a scalar."""
@@ -132,7 +156,9 @@ class Exposure(nn.Module):
         Returns:
             What was decided, for the user; "" at all other steps.
         """
-        self._of_image = None
+        self._of_image = self._seen = None
+        if self.moves:
+            self.adjustments.sub_(self.adjustments.mean(0))
         if self.mode != "auto" or not self.corrects or progress < TRIAL or bool(self.decided):
             return ""
         self.decided.fill_(True)
@@ -142,6 +168,20 @@ class Exposure(nn.Module):
         self.in_use.fill_(False)
         self.adjustments.zero_()
         return ""
+
+
+def within_range(rgb: Tensor, image: Tensor) -> Tensor:
+    """Colours as an image can hold them: where it is clipped, it does not tell how bright or dark the scene is there.
+
+    Args:
+        rgb: [*, 3] of the scene, in an exposure that may exceed the image's range.
+        image: [*, 3] in [0, 1].
+
+    Returns:
+        [*, 3] where the image is at an end of its range, no further beyond it; elsewhere as they were.
+    """
+    shown = torch.where(image >= 1 - _CLIPPED, rgb.clamp(max=1.0), rgb)
+    return torch.where(image <= _CLIPPED, shown.clamp(min=0.0), shown)
 
 
 def color_corrected(image: Tensor, ground_truth: Tensor) -> Tensor:

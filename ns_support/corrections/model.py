@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.models.base_model import Model
 from nerfstudio.viewer.viewer_elements import ViewerElement, ViewerSlider
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from ns_support.corrections.exposure import Exposure
 from ns_support.corrections.moving import MovingPixels, pixel_blocks
+from ns_support.corrections.newton import l1_curvature
 from ns_support.corrections.poses import PoseRefinement
 from ns_support.corrections.settings import CorrectionsConfig
+from ns_support.corrections.view_change import view_change
 from ns_support.terminal import say
 from ns_support.viewer.controls import ViewerRun, viewer_asks
 
@@ -62,7 +65,9 @@ class CorrectedModel(Model):
 
     def per_photograph(self) -> dict[str, Tensor]:
         """What of the state belongs to single training photographs, by its names there."""
-        known = ("exposure.adjustments", "camera_optimizer.pose_adjustment", "moving.errors")
+        corrections = ("adjustments", "curvature"), ("pose_adjustment", "curvature"), ("errors",)
+        parts = zip(("exposure", "camera_optimizer", "moving"), corrections, strict=True)
+        known = [f"{part}.{name}" for part, names in parts for name in names]
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensors[name] for name in known if name in tensors}
 
@@ -114,6 +119,31 @@ class CorrectedModel(Model):
             losses["camera_opt_regularizer"] = self.refinement.penalty(photo)
         return losses
 
+    def correction_curvature(
+        self, photo: int | None, residuals: Tensor, mask: Tensor | None, changes: Tensor | None, l1_weight: float
+    ) -> dict[str, Tensor]:
+        """Terms of value 0 that tell the corrections of a photograph how far to move, by name.
+
+        Args:
+            photo: number of the photograph that is trained on; None: of none.
+            residuals: [H, W, 3] of its image, or of a crop.
+            mask: [H, W, 1] pixels that count; None: all.
+            changes: [H, W, 3, 6] what a motion of its camera changes (`view_change`); None: it does not move.
+            l1_weight: of the mean absolute residual in the loss.
+        """
+        if photo is None or not (self.exposure.moves or changes is not None):
+            return {}
+        kept = torch.ones_like(residuals[..., 0]) if mask is None else mask[..., 0].to(residuals)
+        if not bool(kept.any()):
+            return {}
+        weight = l1_weight * l1_curvature(residuals[kept > 0]) * kept.flatten() / (3 * kept.sum())
+        terms = {}
+        if self.exposure.moves:
+            terms["exposure_curvature"] = self.exposure.curvature_of(weight)
+        if changes is not None and self.refinement is not None:
+            terms["camera_opt_curvature"] = self.refinement.curvature_of(photo, changes.flatten(0, 1), weight)
+        return terms
+
     def correction_metrics(self) -> dict[str, Tensor]:
         """How large the corrections are, for the log."""
         metrics: dict[str, Any] = {}
@@ -158,6 +188,18 @@ class CorrectedModel(Model):
     def refined(self, camera: Cameras) -> tuple[Cameras, Tensor | None]:
         """A training camera at its refined pose, and its motion (`PoseRefinement.corrected`)."""
         return (camera, None) if self.refinement is None else self.refinement.corrected(camera)
+
+    def view_change(self, camera: Cameras, rays: RayBundle, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Derivatives of an image by its camera's motion: "view_change" [H, W, 3, 6] (`corrections.view_change`).
+
+        Args:
+            camera: at its refined pose.
+            rays: [H, W].
+            outputs: "rgb" [H, W, 3] and "depth" [H, W, 1].
+        """
+        assert self.refinement is not None
+        pose, unit = camera.camera_to_worlds[0], self.refinement.unit
+        return {"view_change": view_change(outputs["rgb"], outputs["depth"], rays, pose, unit)}
 
     def photo_shown(self) -> int | None:
         """The photograph whose colours an image has that is not trained on: the viewer's choice, else the mean."""

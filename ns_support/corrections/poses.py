@@ -19,6 +19,8 @@ from nerfstudio.cameras.lie_groups import exp_map_SE3, exp_map_SO3xR3
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from ns_support.corrections.newton import curvature_term
+from ns_support.corrections.ray_curvature import RaysSeen, observed
 from ns_support.errors import require
 from ns_support.help import documented
 from ns_support.rays import camera_extent
@@ -70,6 +72,8 @@ class PoseRefinement(CameraOptimizer):
     def __init__(self, config: PoseRefinementConfig, cameras: Cameras) -> None:
         poses = cameras.camera_to_worlds.reshape(-1, 3, 4).float()
         super().__init__(config, len(poses), poses.device)
+        self.curvature = torch.nn.Parameter(torch.zeros(len(poses), 6, 6, device=poses.device))
+        """Zeros, whose gradient is the curvature of the loss (`corrections.newton`)."""
         self.register_buffer("poses", poses, persistent=False)
         self.unit = camera_extent(cameras)
         self.progress = 0.0
@@ -77,6 +81,7 @@ class PoseRefinement(CameraOptimizer):
         self._of_image: Tensor | None = None
         """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
         before it joins that of other images, whichever process they are in."""
+        self._rays: RaysSeen | None = None
 
     @property
     def moves(self) -> bool:
@@ -135,12 +140,25 @@ class PoseRefinement(CameraOptimizer):
         shifts = (axes @ corrections[:, :, 3:])[..., 0]
         index = rays.camera_indices[..., 0]
         moved, centers = copy(rays), self.poses[:, :, 3].index_select(0, index)
-        turn = turns.index_select(0, index)
-        moved.directions = (turn @ rays.directions[..., None])[..., 0]
+        turn, shift = turns.index_select(0, index), shifts.index_select(0, index)
+        directions = (turn @ rays.directions[..., None])[..., 0]
         # A lens whose rays do not all start in its centre turns as a whole.
-        starts = (turn @ (rays.origins - centers)[..., None])[..., 0]
-        moved.origins = centers + starts + shifts.index_select(0, index)
+        offsets = (turn @ (rays.origins - centers)[..., None])[..., 0]
+        if self.moves:
+            frames = (turn @ axes.index_select(0, index)).detach()
+            self._rays = RaysSeen(index, frames, self.unit)
+            offsets, directions = observed(offsets, directions, self.curvature, self._rays)
+        moved.origins, moved.directions = centers + offsets + shift, directions
         return moved
+
+    def note_residuals(self, squares: Tensor) -> None:
+        """Take note of the squared residuals of the rays that were corrected last, before their gradient is computed.
+
+        Args:
+            squares: [R] each summed over the colours; the loss is their mean over rays and colours.
+        """
+        if self._rays is not None:
+            self._rays.squares = squares.detach()
 
     def apply_to_raybundle(self, raybundle: RayBundle) -> None:
         """`corrected_rays`, in place."""
@@ -158,9 +176,21 @@ class PoseRefinement(CameraOptimizer):
         A motion and a scaling of all cameras together leave every training image as it is, once the scene has followed,
         and take held-out cameras out of place.
         """
-        self._of_image = None
+        self._of_image = self._rays = None
         if self.moves and (step + 1) % _GAUGE_EVERY == 0:
             self.pose_adjustment.copy_(without_shared_motion(self.pose_adjustment, self.poses, self.unit))
+
+    def curvature_of(self, photo: int, changes: Tensor, weight: Tensor) -> Tensor:
+        """A term of the loss, of value 0, by which `VisitNewton` learns how far to move a photograph's camera.
+
+        Args:
+            photo: number of the photograph.
+            changes: [n, 3, 6] derivatives of colours with respect to its camera's motion (`view_change`).
+            weight: [n] second derivative of the loss with respect to a colour of each pixel.
+        """
+        penalty = 2 * torch.tensor([self.config.trans_l2_penalty] * 3 + [self.config.rot_l2_penalty] * 3).to(changes)
+        curvature = torch.einsum("n,nci,ncj->ij", weight, changes, changes)
+        return curvature_term(self.curvature[photo], curvature + torch.diag(penalty))
 
     def penalty(self, photo: Tensor | int) -> Tensor:
         """Mean square of the corrections of a photograph, or of several, with the configuration's weights; a scalar.
@@ -221,7 +251,7 @@ def aligned(camera: Cameras, loss: Loss, unit: float) -> Cameras:
     camera.metadata = {**(camera.metadata or {}), "cam_idx": 0}
     refinement = PoseRefinement(PoseRefinementConfig(mode="SO3xR3", refine_from=0.0), camera)
     refinement.unit = unit
-    (pose,) = refinement.parameters()
+    pose = refinement.pose_adjustment
     optimizer = torch.optim.LBFGS(
         [pose], max_iter=_ALIGNMENT_STEPS, max_eval=_ALIGNMENT_EVALUATIONS, line_search_fn="strong_wolfe"
     )

@@ -64,8 +64,8 @@ REAL_RATES: Rates = {
 
 BACKGROUND_RATE = (1e-2, 1e-3)
 """The same for a learned background."""
-CORRECTION_RATES: Rates = {"camera_opt": (2e-3, 1e-5), "exposure": (1e-2, 1e-4)}
-"""The same for a photograph's pose (radians; extents) and colours, for each visit of the photograph."""
+CORRECTION_RATES: Rates = {"camera_opt": (0.5, 0.02), "exposure": (0.7, 0.1)}
+"""The same for a photograph's pose and colours: parts of the way that each visit of the photograph goes."""
 
 
 class Draw(IntEnum):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ns_support.corrections.exposure import LEAST_SPREAD, START, TRIAL, Exposure, color_corrected
+from ns_support.corrections.exposure import LEAST_SPREAD, START, TRIAL, Exposure, color_corrected, within_range
 
 COUNT = 6
 
@@ -144,3 +144,42 @@ def test_images_of_one_colour_can_be_corrected(value):
     assert bool(corrected.isfinite().all())
     if value == 0.5:  # the map may bring it to the mean of the truth, and no nearer
         torch.testing.assert_close(corrected[0, 0], truth.mean((0, 1)), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("photo", [2, torch.arange(10) % COUNT])
+def test_the_curvature_is_that_of_the_squared_error(photo):
+    """Against the second derivatives of one channel's squared error and of the penalty; the others are alike."""
+    exposure = Exposure("on", COUNT)
+    exposure.before_step(1.0)
+    coverage = random(10, 1, seed=2)
+    color, wanted = random(10, 3, seed=1) * coverage, random(10, 3, seed=3)
+
+    def loss(rows):
+        """Of the first channel's maps [N, 4]."""
+        features = torch.cat([color, coverage], 1)
+        shown = color[:, 0] + (features * rows[photo]).sum(-1)
+        penalty = 0.01 * rows[photo].expand(10, 4).square().sum() / 10 / 12
+        return (shown - wanted[:, 0]).square().sum() / 30 + penalty
+
+    expected = torch.autograd.functional.hessian(loss, torch.zeros(COUNT, 4))
+    exposure(color, coverage, photo)
+    exposure.curvature_of(torch.full((10,), 2 / 30)).backward()
+    for number in range(COUNT):
+        torch.testing.assert_close(exposure.curvature.grad[number], expected[number, :, number, :])
+
+
+def test_photographs_differ_from_their_mean_only():
+    exposure = with_gains("on", [0.8, 1.0, 1.5])
+    exposure.before_step(1.0)
+    before = exposure.adjustments.detach().clone()
+    exposure.after_step(0.5)
+    torch.testing.assert_close(exposure.adjustments.detach(), before - before.mean(0))
+
+
+def test_clipped_pixels_do_not_say_how_bright_it_was():
+    image = torch.tensor([1.0, 1.0, 0.7, 0.0, 0.0, 0.3])
+    rgb = torch.tensor([1.4, 0.8, 1.4, -0.2, 0.1, -0.2], requires_grad=True)
+    shown = within_range(rgb, image)
+    assert shown.tolist() == pytest.approx([1.0, 0.8, 1.4, 0.0, 0.1, -0.2])
+    (shown - image).abs().sum().backward()
+    assert rgb.grad.tolist() == [0.0, -1.0, 1.0, 0.0, 1.0, -1.0]

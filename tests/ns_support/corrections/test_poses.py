@@ -175,7 +175,9 @@ def test_the_penalty_leaves_cameras_alone_that_have_not_moved(make):
 def test_the_group_is_nerfstudios(make):
     groups = {}
     make().get_param_groups(groups)
-    assert {name: [tuple(p.shape) for p in group] for name, group in groups.items()} == {"camera_opt": [(COUNT, 6)]}
+    assert {name: [tuple(p.shape) for p in group] for name, group in groups.items()} == {
+        "camera_opt": [(COUNT, 6), (COUNT, 6, 6)]
+    }
 
 
 def test_a_camera_is_aligned(cameras):
@@ -216,3 +218,29 @@ def test_tiles_are_where_there_is_something_to_see():
 def test_settings_out_of_range_are_refused_by_name(setting, value):
     with pytest.raises(UserError, match=f"camera-optimizer.{setting.replace('_', '-')}.*{value}"):
         PoseRefinementConfig(**{setting: value}).check()
+
+
+def test_the_curvature_of_rays_is_that_of_gauss_and_newton(make):
+    """Of grey colours, where nothing is estimated: 2 / (3 R) sum J^T J, J by automatic differentiation."""
+    refinement = make(size=0.0).double()
+    refinement.poses = refinement.poses.double()
+    refinement.progress = 0.5
+    draw, count = torch.Generator().manual_seed(4), 7
+    rays = RayBundle(*(torch.randn(count, 3, generator=draw, dtype=torch.float64) for _ in range(2)), torch.ones(1))
+    rays.camera_indices = torch.tensor([[2], [2], [5], [2], [5], [5], [5]])
+    wanted = torch.rand(count, 1, generator=draw, dtype=torch.float64)
+
+    def residuals():
+        moved = refinement.corrected_rays(rays)
+        shade = (moved.origins * torch.tensor([0.4, -1.0, 0.3])).sum(-1) + (moved.directions.sin()).sum(-1)
+        return (shade[:, None] - wanted).expand(count, 3)
+
+    expected = torch.zeros(COUNT, 6, 6, dtype=torch.float64)
+    for ray, value in enumerate(residuals()):
+        (slopes,) = torch.autograd.grad(value[0], refinement.pose_adjustment, retain_graph=True)
+        photo = int(rays.camera_indices[ray])
+        expected[photo] += 2 / count * torch.outer(slopes[photo], slopes[photo])
+    squares = residuals().square()
+    refinement.note_residuals(squares.sum(-1))
+    squares.mean().backward()
+    torch.testing.assert_close(refinement.curvature.grad, expected, rtol=2e-4, atol=1e-3)
