@@ -27,7 +27,7 @@ START = 0.05
 theirs."""
 TRIAL = 0.4
 """Fraction of the training after which "auto" decides."""
-LEAST_SPREAD = 0.12
+LEAST_SPREAD = 0.08
 """Standard deviation of the photographs' brightness (natural logarithm) from which "auto" keeps the correction."""
 _PENALTY = 0.01
 """Weight of the mean square of a photograph's A and b in the loss."""
