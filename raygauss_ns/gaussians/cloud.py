@@ -128,8 +128,11 @@ class GaussianCloud(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}scene_unit" in state_dict:  # as version 0.1.0 stored it
             state_dict[f"{prefix}_extra_state"] = state_dict.pop(f"{prefix}scene_unit")
+        count = len(state_dict.get(f"{prefix}params.means", ()))
         for name, parameter in self.params.items():
+            shape = (count, *parameter.shape[1:])
             stored = state_dict.get(f"{prefix}params.{name}")
-            if stored is not None and stored.shape != parameter.shape:
-                parameter.data = parameter.data.new_zeros(stored.shape)
+            # Where anything but the number of Gaussians differs, PyTorch says so.
+            if stored is not None and stored.shape == shape:
+                parameter.data = parameter.data.new_zeros(shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
