@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ def _victim(case: dict[str, Any], output: Path, data: Path) -> Outcome:
             names = os.listdir(folder) if folder.is_dir() else []
             drafts |= {name for name in names if name.startswith(".step") and name.endswith(".part")}
         time.sleep(case["into"])
-    try:
+    with suppress(ProcessLookupError):
         os.kill(child, case["signal"])
-    except ProcessLookupError:
-        pass
     return finish(child, log, 120.0, begun)
 
 
@@ -53,7 +52,13 @@ def _afterwards(case: dict[str, Any], output: Path, data: Path, reference: dict[
     folder = models_folder(output, method)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     broken = [name for name in names if state_of(folder / name) is None]
-    row: dict[str, Any] = {"checkpoints": len(names), "broken": len(broken), "evaluates": "", "resumes": "", "equal": ""}
+    row: dict[str, Any] = {
+        "checkpoints": len(names),
+        "broken": len(broken),
+        "evaluates": "",
+        "resumes": "",
+        "equal": "",
+    }
     if not names:
         return row
     row["evaluates"] = run(
@@ -128,7 +133,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "broken checkpoints": sum(row["broken"] for row in some),
                     "evaluate": f"{sum(row['evaluates'] == 'ok' for row in saved)} of {len(saved)}",
                     "resume": f"{sum(row['resumes'] == 'ok' for row in resumed)} of {len(resumed)}",
-                    "bit for bit": f"{sum(row['equal'] is True for row in resumed)} of {len(resumed)}",
+                    "bit for bit": f"{sum(row['equal'] for row in resumed)} of {len(resumed)}",
                     "left over": sum(row.get("left over", 0) for row in some),
                 }
             )

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from captures.colmap import colmap
-from captures.writing import ANGLE, capture, points, write, write_images
 from captures.sphere import COUNT, pose
+from captures.writing import ANGLE, capture, points, write, write_images
 
 METHODS = ("raygauss", "instant-ngp-hardmine-bounded")
 
@@ -19,12 +19,8 @@ METHODS = ("raygauss", "instant-ngp-hardmine-bounded")
 def preload() -> None:
     """Import what the children need, so that each of them does not."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    import nerfstudio.scripts.eval
-    import nerfstudio.scripts.train
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 
-    import hardmine_ns.model
-    import ns_support.commands.finished
     import raygauss_ns.export
     import raygauss_ns.model  # noqa: F401
     from raygauss_ns.casting.cpu import march  # noqa: F401
