@@ -92,6 +92,7 @@ def start(work: Callable[[], Any], log: Path, memory: int = 24 * GIB) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(target, 1)
         os.dup2(target, 2)
+        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # a test's may be others
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         code = _code_of(work)
