@@ -40,6 +40,7 @@ def _victim(case: dict[str, Any], output: Path, data: Path) -> Outcome:
         while len(drafts) < case["nth"] and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             names = os.listdir(folder) if folder.is_dir() else []
             drafts |= {name for name in names if name.startswith(".step") and name.endswith(".part")}
+            time.sleep(2e-4)
         time.sleep(case["into"])
     with suppress(ProcessLookupError):
         os.kill(child, case["signal"])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ _ROUNDINGS = ((-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0))
 """Range of a resized image's exact size minus its size in whole pixels, for rounding to nearest, down and up."""
 _SMALL_FRACTION = 0.005
 """Fraction of an image's side below which a difference of a pixel is not reported."""
+_WITH_FOCAL = torch.tensor([k.value for k in (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.FISHEYE624)])
 _EXTREME_FOCAL = 1e4
 """Focal length in units of the image's size, or its inverse, from which a camera is senseless: 20 arc seconds wide."""
 _EXTREME_CENTER = 1e3
@@ -150,7 +151,7 @@ def refuse_senseless_lenses(cameras: Cameras, files: list[Path], data: Path) -> 
         ratios.new_tensor([*[1 / _EXTREME_FOCAL] * 2, *[-_EXTREME_CENTER] * 2]),
         ratios.new_tensor([*[_EXTREME_FOCAL] * 2, *[_EXTREME_CENTER] * 2]),
     )
-    wrong = ~((ratios >= least) & (ratios <= most))
+    wrong = ~((ratios >= least) & (ratios <= most)) & torch.isin(cameras.camera_type, _WITH_FOCAL).reshape(-1, 1)
     if bool(wrong.any()):
         i, entry = (int(index) for index in wrong.nonzero()[0])
         raise UserError(

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -227,7 +228,10 @@ def _check_fields(config: Any, source: object, name: str, seen: set[int]) -> Non
             _check_fields(value, source, f"{name}.{key}", seen)
     if not isinstance(config, PrintableConfig):
         return
-    hints = typing.get_type_hints(type(config))
+    try:
+        hints = typing.get_type_hints(type(config))
+    except NameError:  # another method's annotations may name what is imported for type checkers only
+        hints = {}
     for field in dataclasses.fields(config):
         whole, wanted = f"{name}.{field.name}".lstrip("."), hints.get(field.name)
         if not hasattr(config, field.name):
@@ -245,4 +249,5 @@ def _fits(value: Any, wanted: Any) -> bool:
         return True
     if isinstance(value, bool):
         return wanted is bool
-    return isinstance(value, (int, float) if wanted is float else wanted)
+    # A program may set numbers of NumPy.
+    return isinstance(value, {int: numbers.Integral, float: numbers.Real}.get(wanted, wanted))

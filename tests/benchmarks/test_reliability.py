@@ -22,6 +22,11 @@ def fails():
     raise ValueError("broken")
 
 
+def compute():
+    while True:
+        random.random()
+
+
 def refuses():
     sys.exit("The file is broken.")
 
@@ -34,12 +39,13 @@ def refuses():
         (refuses, "sentence"),
         (lambda: sys.exit(3), "silent"),
         (lambda: time.sleep(60), "hang"),
+        (compute, "hang"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal"),
         (lambda: bytearray(3 << 30), "traceback"),
     ],
 )
 def test_ends_are_told_apart(work, kind, tmp_path):
-    outcome = children.run(work, tmp_path / "log", limit=3.0, memory=8 << 30 if kind != "traceback" else 6 << 29)
+    outcome = children.run(work, tmp_path / "log", limit=0.5, memory=8 << 30 if kind != "traceback" else 6 << 29)
     assert outcome.kind == kind, outcome.text
     assert not outcome.is_ours
 

@@ -4,6 +4,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from nerfstudio.configs.method_configs import all_methods
@@ -142,6 +143,7 @@ def test_random_damage_ends_in_a_configuration_or_a_sentence(saved):
 
 def test_a_configuration_that_nerfstudio_read_is_checked_when_the_pipeline_is_made(saved):
     config = yaml.load(saved.read_text(), Loader=yaml.Loader)
+    config.pipeline.model.num_random = np.int64(300)
     check_fields(config, saved)
     config.pipeline.model.num_lobes = "seven"
     with pytest.raises(UserError, match=r"config\.yml \(pipeline\) has model.num_lobes = 'seven'"):
