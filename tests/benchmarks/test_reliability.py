@@ -45,7 +45,12 @@ def refuses():
     ],
 )
 def test_ends_are_told_apart(work, kind, tmp_path):
-    outcome = children.run(work, tmp_path / "log", limit=0.5, memory=8 << 30 if kind != "traceback" else 6 << 29)
+    outcome = children.run(
+        work,
+        tmp_path / "log",
+        limit=0.5 if kind == "hang" else 30.0,
+        memory=8 << 30 if kind != "traceback" else 6 << 29,
+    )
     assert outcome.kind == kind, outcome.text
     assert not outcome.is_ours
 
