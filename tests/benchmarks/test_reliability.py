@@ -112,7 +112,7 @@ def trial(tmp_path):
 
 @pytest.mark.slow
 def test_kills_lose_nothing(trial):
-    rows = trial("kills", 6)
+    rows = trial("kills", 4)
     assert [row["broken"] for row in rows] == [0] * len(rows)
     for row in rows:
         if row["checkpoints"]:
@@ -133,7 +133,7 @@ def test_damaged_files_end_in_sentences(trial):
 
 @pytest.mark.slow
 def test_memory_files_and_threads_are_level(trial):
-    for row in trial("endurance", 60):
+    for row in trial("endurance", 30):
         assert row["end"] == "ok"
         first, last = map(int, row["files"].split())
         assert last <= first + 3
