@@ -59,7 +59,7 @@ def measure(scene: Scene, pixels: int, rounds: int) -> dict[str, Any]:
     fars = torch.full_like(nears, torch.inf)
     rays = Rays(origins, directions, nears, fars, pixels)
     uniform = ray_arrays(rays, sample_counts(nears, fars, scene.settings))
-    growing = ray_arrays(rays, far_ends(nears, fars)[1])
+    growing = ray_arrays(rays, far_ends(nears, fars, scene.settings)[1])
     cotangent = np.ones((len(origins), 5), np.float32)
     least: dict[str, list[float]] = {}
     outputs = {}

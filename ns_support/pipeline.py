@@ -19,6 +19,7 @@ from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.metrics import SCORES, in_words
+from ns_support.runs.saved_config import check_fields
 from ns_support.terminal import say
 
 
@@ -29,6 +30,16 @@ class SharedPipelineConfig(VanillaPipelineConfig):
 
     _target: type = field(default_factory=lambda: SharedPipeline)
     """Class to instantiate."""
+
+    def setup(self, **kwargs: Any) -> Any:
+        """Make the pipeline.
+
+        Raises:
+            UserError: the configuration lacks something, or has a word in place of a number: it was read from a
+                damaged config.yml.
+        """
+        check_fields(self, "The run's config.yml (pipeline)")
+        return super().setup(**kwargs)
 
     def check(self) -> None:
         """Refuse settings that can't be trained with, before any data are loaded.

@@ -38,6 +38,7 @@ from ns_support.runs.start import check_resumable, check_run, free_timestamp, re
 from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
 from ns_support.runs.summary import data_facts, device_facts, say_farewell
 from ns_support.runs.trained_on import KEY, moved, normalization_beside, trained_on
+from ns_support.runs.watch import Watch
 from ns_support.terminal import TERMINAL, say, warn
 
 
@@ -131,6 +132,7 @@ class SharedTrainer(Trainer):
     def __init__(self, config: SharedTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self.processes = Processes.current()
         self._stop_wanted = self._stop_agreed = False
+        self._watch: Watch | None = None
         self._leaving = self._save_is_due = False
         self.last_step = -1
         """The last step that is done."""
@@ -151,6 +153,7 @@ class SharedTrainer(Trainer):
             data.dataparser.photos.must_exist = True
         with _quiet():
             super().setup(test_mode)
+        self._watch = Watch(self.checkpoint_dir, self.grad_scaler.is_enabled())
         self.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step))
         self.last_step = self._start_step - 1
         self.progress = TrainingProgress(self._start_step, self.config.max_num_iterations)
@@ -265,11 +268,14 @@ class SharedTrainer(Trainer):
             step: the last one that is done.
 
         Raises:
-            UserError: it can't be written, at the end of training. Before, that is a warning.
+            UserError: it can't be written, at the end of training (before, that is a warning); or what would be
+                written is not finite.
         """
         if self.training_state != "completed" and self._averages_after(step):
             self._save_is_due = True
             return
+        if self._watch is not None:
+            self._watch.check_parameters(self.pipeline.model.named_parameters())
         self._last_save, self._save_is_due = monotonic(), False
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         if path == self.saved:
@@ -340,6 +346,8 @@ class SharedTrainer(Trainer):
             self.optimizers.averages = True
             self.gradient_accumulation_steps.update(dict.fromkeys(self.optimizers.parameters, steps))
         loss, losses, metrics = super().train_iteration(step)
+        if self._watch is not None:
+            self._watch.follow(loss, step)
         if self.processes.size > 1 and step % self.config.logging.steps_per_log == 0:
             device = self.pipeline.device
             losses = _combined(losses, self.processes, device, 1.0)

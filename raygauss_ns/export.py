@@ -18,6 +18,7 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
+from ns_support.commands.finished import open_finished
 from ns_support.data.ply import Columns, read_ply, write_ply
 from ns_support.errors import UserError
 from ns_support.help import documented
@@ -142,12 +143,10 @@ def load_model(config: Path) -> RayGaussModel:
             scene its size.
 
     Raises:
-        UserError: another method wrote it, or it has no checkpoint that is whole.
+        UserError: another method wrote it, its configuration is damaged or refers to what is not on a list
+            (`ns_support.runs.saved_config`), or it has no checkpoint that is whole.
     """
-    # Late: slow, and not needed to find out that there is nothing to load.
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    trainer, pipeline, _, _ = eval_setup(config, test_mode="inference")
+    trainer, pipeline = open_finished(config, "inference")
     if not isinstance(pipeline.model, RayGaussModel):
         raise UserError(f"{config} is of a run of {trainer.method_name}; only those of raygauss can be exported.")
     return pipeline.model

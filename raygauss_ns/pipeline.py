@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ns_support.errors import require
+from ns_support.errors import UserError, require
 from ns_support.full_images import FullImages
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
@@ -66,11 +66,25 @@ class RayGaussPipeline(SharedPipeline):
     ) -> None:
         config.check()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        if test_mode != "inference":
+            self._refuse_small_images()
         images = config.images_per_batch * self.processes.size
         self.datamanager.divide(images, self.processes.rank, self.processes.size)
         model: RayGaussModel = self.model
         model.images_at_once = images
         model.seed = self.processes.broadcast_number(model.seed % (1 << 63), model.device)
+
+    def _refuse_small_images(self) -> None:
+        from raygauss_ns.ssim.api import WINDOW  # late: takes a second to import
+
+        data = self.datamanager.train_dataset
+        sides = torch.minimum(data.cameras.width, data.cameras.height).flatten()
+        if len(sides) and int(sides.min()) < WINDOW:
+            smallest = int(sides.argmin())
+            raise UserError(
+                f"The image {data.image_filenames[smallest]} is {int(sides[smallest])} pixels on its shorter side; "
+                f"training compares windows of {WINDOW} pixels. Leave it out, or give larger images."
+            )
 
     def describe(self) -> str:
         """How many Gaussians there are and may be, and the lengths that everything else is given in."""

@@ -1,16 +1,20 @@
 """Make `ns-train --machine.num-devices N` work on any machine.
 
 nerfstudio 1.1.5 chooses gloo for devices other than CUDA, and then asserts in each process that CUDA is available. It
-also leaves every process on device 0, lets each use all cores, and drops a connection after half an hour of waiting,
-for which pausing the training in the viewer is enough.
+also leaves every process on device 0, lets each use all cores, listens on every interface, and drops a connection after
+half an hour of waiting, for which pausing the training in the viewer is enough.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +79,8 @@ def run_worker(
             )
         torch.cuda.set_device(local_rank)
     share_threads(num_devices_per_machine)
+    if num_devices_per_machine == world_size:
+        _listen_on_this_machine_only()
     rank = machine_rank * num_devices_per_machine + local_rank
     dist.init_process_group(
         "nccl" if device_type == "cuda" else "gloo",
@@ -90,6 +96,14 @@ def run_worker(
     main_func(local_rank, world_size, config, rank)
     # No barrier: rank 0 may serve the viewer for hours.
     dist.destroy_process_group()
+
+
+def _listen_on_this_machine_only() -> None:
+    """Let gloo use the loopback interface, unless the environment names another; it may have any name elsewhere."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    loopback = next((name for name in ("lo", "lo0") if name in names), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
 def _commands() -> Iterator[Any]:
@@ -112,7 +126,10 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
         if kwargs.get("num_devices_per_machine", 0) * kwargs.get("num_machines", 1) == 1:
             launch(*args, **kwargs | {"main_func": functools.partial(_without_traceback, kwargs["main_func"])})
             return
-        with pass_signals_on() as was_stopped:
+        with pass_signals_on() as was_stopped, tempfile.TemporaryDirectory(prefix="raygauss-hardmine-") as folder:
+            if kwargs.get("num_machines", 1) == 1 and kwargs.get("dist_url") == "auto":
+                # A file, as a TCP store listens on every interface of the machine.
+                kwargs["dist_url"] = (Path(folder) / "meeting").as_uri()
             try:
                 launch(*args, **kwargs)
             except ProcessRaisedException as error:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from numpy.typing import NDArray
@@ -25,6 +25,11 @@ _ROUNDINGS = ((-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0))
 """Range of a resized image's exact size minus its size in whole pixels, for rounding to nearest, down and up."""
 _SMALL_FRACTION = 0.005
 """Fraction of an image's side below which a difference of a pixel is not reported."""
+_WITH_FOCAL = torch.tensor([k.value for k in (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.FISHEYE624)])
+_EXTREME_FOCAL = 1e4
+"""Focal length in units of the image's size, or its inverse, from which a camera is senseless: 20 arc seconds wide."""
+_EXTREME_CENTER = 1e3
+"""The same for the distance of the centre from the image."""
 _TURNED = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
 
@@ -107,7 +112,7 @@ def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> Dat
         The same outputs, with cameras of the same size as their images, and the metadata "some_have_alpha".
 
     Raises:
-        UserError: poses are unusable, or images are missing or do not fit the cameras' sizes.
+        UserError: poses or lenses are unusable, or images are missing or do not fit the cameras' sizes.
     """
     cameras, files = deepcopy(outputs.cameras), outputs.image_filenames
     if cameras.metadata is None:  # without any, `ns-export cameras` has nowhere to put the number of a refined camera
@@ -125,11 +130,34 @@ def checked_outputs(outputs: DataparserOutputs, data: Path, needed: bool) -> Dat
             f"{len(absent)} of the {len(files)} images that {data} lists are not there, the first is {absent[0]}: "
             "put them back, or take them out of the list."
         )
+    refuse_senseless_lenses(cameras, files, data)
     headers = {i: header(path) for i, path in enumerate(files) if path not in set(absent)} if needed else {}
     fit_sizes(cameras, files, headers)
     alpha = [head.alpha for head in headers.values()]
     metadata = {**outputs.metadata, "some_have_alpha": any(alpha) and not all(alpha)}
     return replace(outputs, cameras=cameras, metadata=metadata)
+
+
+def refuse_senseless_lenses(cameras: Cameras, files: list[Path], data: Path) -> None:
+    """Refuse lenses with which no ray has a direction that a float can hold.
+
+    Raises:
+        UserError: a focal length or a centre is not finite, or out of all proportion to the image's size.
+    """
+    size = torch.stack([cameras.width, cameras.height, cameras.width, cameras.height], -1).double().reshape(-1, 4)
+    values = torch.stack([cameras.fx, cameras.fy, cameras.cx, cameras.cy], -1).double().reshape(-1, 4)
+    ratios = values / size.clamp_min(1)
+    least, most = (
+        ratios.new_tensor([*[1 / _EXTREME_FOCAL] * 2, *[-_EXTREME_CENTER] * 2]),
+        ratios.new_tensor([*[_EXTREME_FOCAL] * 2, *[_EXTREME_CENTER] * 2]),
+    )
+    wrong = ~((ratios >= least) & (ratios <= most)) & torch.isin(cameras.camera_type, _WITH_FOCAL).reshape(-1, 1)
+    if bool(wrong.any()):
+        i, entry = (int(index) for index in wrong.nonzero()[0])
+        raise UserError(
+            f"The camera of {files[i]} in {data} has {('fx', 'fy', 'cx', 'cy')[entry]} = {float(values[i, entry]):g} "
+            f"pixels for an image of {int(size[i, 0])} x {int(size[i, 1])}, which is no camera: correct it."
+        )
 
 
 def fit_sizes(cameras: Cameras, files: list[Path], headers: dict[int, Header]) -> None:

@@ -97,7 +97,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def _why(path: Path, error: BaseException) -> str:
     suffix = path.suffix.lower()
     if not isinstance(error, UnidentifiedImageError):
-        return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        return f"{' '.join(str(error).split()).rstrip('.') or type(error).__name__}; copy it anew, or leave it out"
     if path.stat().st_size == 0:
         return "the file is empty"
     if suffix in _HEIF and importlib.util.find_spec("pillow_heif") is None:

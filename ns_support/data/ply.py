@@ -109,7 +109,7 @@ def read_ply(path: Path) -> Ply:
                 f"The PLY file {path} ends after {left // smallest} of the {header.points} points in its header."
             )
         if header.encoding == "ascii":
-            rows = _read_ascii(file, dtype, header.points)
+            rows = _read_ascii(file, dtype, header.points, path)
         else:
             data = file.read(header.points * dtype.itemsize)
             rows = np.frombuffer(data, dtype, len(data) // max(dtype.itemsize, 1))
@@ -176,7 +176,7 @@ def _what_else(path: Path, start: bytes) -> str:
     return "" if packed is None else f" It holds packed Gaussians ({packed}): convert it to PLY, in SuperSplat for one."
 
 
-def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int) -> NDArray[np.void]:
+def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int, path: Path) -> NDArray[np.void]:
     rows = np.empty(count, dtype)
     names = dtype.names or ()
     for i in range(count):
@@ -191,6 +191,9 @@ def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int) -> NDArray
         for name, word in zip(names, words, strict=True):
             try:
                 rows[name][i] = word
-            except ValueError as error:
-                raise UserError(f"The PLY file's point {i} has {name} = {word!r}, which is not a number.") from error
+            except (ValueError, OverflowError) as error:
+                raise UserError(
+                    f"Point {i} of the PLY file {path} has {name} = {word[:40]!r}, which is no number of the type "
+                    f"{dtype[name].name}: export the file anew."
+                ) from error
     return rows

@@ -5,14 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ns_support.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that is open
+    fcntl = None  # type: ignore[assignment]
+
 _SUFFIX = ".part"
 """Suffix of the names of incomplete files."""
+_LONG = 600.0
+"""Time without a change (s) after which a temporary file that nobody has locked is left over."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, an exhausted quota and a file that exceeds the maximum size."""
 
@@ -42,13 +50,14 @@ def replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield draft
-            _flush(draft)
-            os.replace(draft, path)
-            _flush(path.parent)
-        finally:
-            draft.unlink(missing_ok=True)
+        with _held(draft):
+            try:
+                yield draft
+                _flush(draft)
+                os.replace(draft, path)
+                _flush(path.parent)
+            finally:
+                draft.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(unwritable(path, error)) from error
 
@@ -64,8 +73,41 @@ def remove_drafts(folder: Path) -> None:
     """Remove the temporary files that `replaced` left in a folder when its process was killed."""
     for draft in folder.glob(f".*{_SUFFIX}"):
         process = draft.name.removesuffix(_SUFFIX).rpartition(".")[2]
-        if process.isdecimal() and not _lives(int(process)):
-            draft.unlink(missing_ok=True)
+        with suppress(OSError):  # another process removes it as well, or it can't be removed: the next start tries
+            # A process of that number may be another one: containers number theirs from 1.
+            old = time.time() - draft.stat().st_mtime > _LONG
+            if process.isdecimal() and (old or not _lives(int(process))) and not _is_held(draft):
+                draft.unlink()
+
+
+@contextmanager
+def _held(draft: Path) -> Iterator[None]:
+    """Make a temporary file, and lock it, so that no process on any machine takes it for left over."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(draft: Path) -> bool:
+    if fcntl is None:
+        return False
+    descriptor = os.open(draft, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _free(path: Path) -> str:

@@ -43,10 +43,17 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is complete, by the checksums of all its parts."""
+    """Whether a checkpoint is complete, by the checksums of all its parts.
+
+    PyTorch compresses nothing. An archive whose parts claim to be larger than the file is damaged, or made to fill the
+    memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return False
+            return sum(part.file_size for part in parts) <= path.stat().st_size and archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
         # A damaged archive directory may claim an unknown encryption or compression.
         return False
@@ -128,10 +135,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except _UNREADABLE as error:
         cause = " ".join(str(error).split(". ")[0].split())
         raise UserError(f"{path} can't be loaded as a checkpoint: {cause}.") from error
+    _refuse_enormous(state, path)
     missing = [part for part in _PARTS if not isinstance(state, dict) or part not in state]
     if missing:
         raise UserError(f"{path} is no checkpoint of a nerfstudio training: it lacks {', '.join(missing)}.")
     return state
+
+
+def _refuse_enormous(state: Any, path: Path) -> None:
+    """Refuse tensors that repeat few numbers to a size larger than the file: a model would take memory for all."""
+    todo, seen = [state], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        elif isinstance(value, torch.Tensor) and value.numel() * value.element_size() > path.stat().st_size:
+            raise UserError(
+                f"{path} has a tensor of the shape {list(value.shape)}, larger than the file: it was altered. Load the "
+                "checkpoint before it with --load-step, or ask for the file again."
+            )
 
 
 def write_checkpoint(state: dict[str, Any], path: Path, only_latest: bool) -> None:

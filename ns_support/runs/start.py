@@ -11,7 +11,7 @@ import torch
 from ns_support.corrections.settings import OPTIONAL_GROUPS
 from ns_support.data.checks import check_data_folder, parser_name
 from ns_support.errors import UserError
-from ns_support.runs.safe_files import unwritable
+from ns_support.runs.safe_files import remove_drafts, unwritable
 from ns_support.runs.saved_runs import checkpoints_in, find_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def check_run(config: SharedTrainerConfig) -> None:
     if path is not None:
         check_resumable(read_checkpoint(path), path, config)
     make_folder(config.get_base_dir())
+    clean_up(config)
+
+
+def clean_up(config: SharedTrainerConfig) -> None:
+    """Remove what killed processes left half-written in this run, its siblings and the run that is resumed."""
+    runs = {folder for folder in config.get_base_dir().parent.glob("*") if folder.is_dir()}
+    if config.load_dir is not None:
+        runs |= {config.load_dir, config.load_dir.parent}
+    for run in runs:
+        remove_drafts(run)
 
 
 def check_data(datamanager: Any) -> None:

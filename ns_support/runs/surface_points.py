@@ -40,15 +40,14 @@ def surface_points(run: Path, here: Mapping[str, Any], count: int) -> Points:
     Raises:
         UserError: the run is of other data, or shows no surface.
     """
-    # Late: nerfstudio's commands look up our loading functions once a pipeline exists.
-    from nerfstudio.utils.eval_utils import eval_setup
+    from ns_support.commands.finished import open_finished  # late: it imports every installed method
 
     path = find_config(run)
-    _, pipeline, _, _ = eval_setup(path, test_mode="inference")
-    difference = moved(trained_on(pipeline.datamanager), here)
+    opened: Any = open_finished(path, "inference")[1]
+    difference = moved(trained_on(opened.datamanager), here)
     if difference is not None:
         raise UserError(f"The run {path} is of other data: {difference}. Train it on this data first.")
-    cameras = pipeline.datamanager.train_dataset.cameras.to(pipeline.device)
+    cameras = opened.datamanager.train_dataset.cameras.to(opened.device)
     chosen = torch.linspace(0, len(cameras) - 1, min(_CAMERAS, len(cameras))).round().long().unique().tolist()
     pixels = sum(int(cameras.width[i] * cameras.height[i]) for i in chosen)
     factor = max(int((pixels / (_PIXELS_PER_POINT * count)) ** 0.5), 1)
@@ -56,7 +55,7 @@ def surface_points(run: Path, here: Mapping[str, Any], count: int) -> Points:
     for i in track(chosen, description="Looking for surfaces", transient=True):
         camera = cameras[i : i + 1]
         camera = downscaled(camera, min(factor, int(camera.width), int(camera.height)))
-        outputs = pipeline.model.get_outputs_for_camera(camera)
+        outputs = opened.model.get_outputs_for_camera(camera)
         rays = camera_rays(camera)
         points = rays.origins.to(outputs["depth"]) + rays.directions.to(outputs["depth"]) * outputs["depth"]
         solid = outputs["accumulation"][..., 0] > _SOLID

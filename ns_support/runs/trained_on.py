@@ -7,6 +7,7 @@ model of a checkpoint would no longer be aligned with its images.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import DataManager
 from torch import Tensor
+
+from ns_support.terminal import warn
 
 KEY = "trained_on"
 """Its key in a checkpoint."""
@@ -47,8 +50,14 @@ def normalization_beside(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint.parent.parent / "dataparser_transforms.json"
     try:
         content = json.loads(path.read_text("utf8"))
-        return {"transform": torch.tensor(content["transform"]).double(), "scale": float(content["scale"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        transform, scale = torch.tensor(content["transform"], dtype=torch.float64), float(content["scale"])
+        if transform.shape != (3, 4) or not bool(transform.isfinite().all()) or not 0 < scale < math.inf:
+            raise ValueError(f"no transform and scale: {content}")
+        return {"transform": transform, "scale": scale}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError):
+        warn(f"{path} is damaged: whether the data are those that the run was trained on is not known.")
         return None
 
 

@@ -102,7 +102,7 @@ def _with_ends(rays: Rays, settings: CastSettings) -> tuple[Rays, Tensor]:
     """The rays as they begin, and how many samples each has or, if the step grows, where it ends."""
     if not settings.grows:
         return rays, sample_counts(rays.nears, rays.fars, settings)
-    nears, ends = far_ends(rays.nears, rays.fars)
+    nears, ends = far_ends(rays.nears, rays.fars, settings)
     return rays._replace(nears=nears), ends
 
 

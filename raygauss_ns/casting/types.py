@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MOST_SAMPLES = 1 << 20
+"""A ray's samples end after so many of the uniform step: a Gaussian of a senseless scale must not make a ray that takes
+hours. With steps of a hundredth of the scene unit, that is 10,000 units."""
+
 
 class Gaussians(NamedTuple):
     """A set of N anisotropic Gaussians, each with peak density sigma: sigma_l exp(-|A_l (x - mu_l)|^2 / 2).
@@ -145,21 +149,24 @@ def sample_counts(nears: Tensor, fars: Tensor, settings: CastSettings) -> Tensor
         settings: step and offset.
 
     Returns:
-        [R] int32 >= 0.
+        [R] int32, from 0 to `MOST_SAMPLES`.
     """
     steps = (fars.double() - nears.double()) / settings.step - settings.sample_offset
-    return torch.nan_to_num(steps.ceil(), nan=0.0).clamp(0, 2**30).to(torch.int32)
+    return torch.nan_to_num(steps.ceil(), nan=0.0).clamp(0, MOST_SAMPLES).to(torch.int32)
 
 
-def far_ends(nears: Tensor, fars: Tensor) -> tuple[Tensor, Tensor]:
+def far_ends(nears: Tensor, fars: Tensor, settings: CastSettings) -> tuple[Tensor, Tensor]:
     """Finite beginnings, and ends that are not NaN, of rays whose samples nobody has counted.
 
     Args:
         nears: [R] distance at which a ray begins.
         fars: [R] distance at which it ends; may be infinite. near >= far is an empty ray.
+        settings: the steps; unless they grow without limit, a ray ends `MOST_SAMPLES` of the longest behind its near.
 
     Returns:
         [R] and [R]: the same, but 0 and -1 for an empty ray.
     """
     some = nears < fars
+    if settings.step_growth == 0 or settings.max_step > 0:
+        fars = torch.minimum(fars, nears + MOST_SAMPLES * max(settings.step, settings.max_step))
     return torch.where(some, nears, 0.0), torch.where(some, fars, -1.0)

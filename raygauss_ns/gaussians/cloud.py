@@ -128,8 +128,9 @@ class GaussianCloud(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}scene_unit" in state_dict:  # as version 0.1.0 stored it
             state_dict[f"{prefix}_extra_state"] = state_dict.pop(f"{prefix}scene_unit")
-        for name, parameter in self.params.items():
-            stored = state_dict.get(f"{prefix}params.{name}")
-            if stored is not None and stored.shape != parameter.shape:
-                parameter.data = parameter.data.new_zeros(stored.shape)
+        means = state_dict.get(f"{prefix}params.means")
+        if means is not None:
+            for parameter in self.params.values():
+                # Where anything but this number differs, PyTorch says so.
+                parameter.data = parameter.data.new_zeros(len(means), *parameter.shape[1:])
         super()._load_from_state_dict(state_dict, prefix, *args)

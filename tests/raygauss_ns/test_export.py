@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
-from nerfstudio.utils import eval_utils
 
 from ns_support.data.ply import read_ply, write_ply
 from ns_support.errors import UserError
+from raygauss_ns import export
 from raygauss_ns.casting import Rays, cast
 from raygauss_ns.color.api import view_colors
 from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply, shown_cloud
@@ -24,7 +24,7 @@ def trained(make_model, monkeypatch, tmp_path):
     config.touch()
     pipeline = SimpleNamespace(model=model)
     trainer = SimpleNamespace(method_name="another-method")
-    monkeypatch.setattr(eval_utils, "eval_setup", lambda path, test_mode: (trainer, pipeline, path, 0))
+    monkeypatch.setattr(export, "open_finished", lambda path, test_mode: (trainer, pipeline))
     return SimpleNamespace(model=model, config=config, pipeline=pipeline)
 
 

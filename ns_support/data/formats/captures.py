@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from ns_support.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".avif", ".exr")
 _BROKEN = (OSError, ValueError, RecursionError)
+_MOST_FRAMES = 100_000
+"""Images of a scene beyond which a list is taken to be damaged: to look for as many files takes minutes."""
 _LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
 SPLITS = ("train", "val", "test")
 
@@ -140,6 +143,8 @@ def _listed(whole: Mapping[str, Any], path: Path) -> list[Any]:
             f"{path} lists no frames (its entry `frames` is {'missing' if frames is None else 'empty or no list'}): "
             "the program that wrote it found no camera, or exported none."
         )
+    if len(frames) > _MOST_FRAMES:
+        raise UserError(f"{path} lists {len(frames):,} frames; at most {_MOST_FRAMES:,} are read. Leave some out.")
     return frames
 
 
@@ -151,6 +156,7 @@ def _frame(
         raise UserError(f"{where} has no file_path, the name of its image.")
     folder = path.parent
     image = find(folder, entries["file_path"])
+    _note_outside(image, path)
     others = (entries.get("mask_path"), entries.get("depth_file_path"))
     files = [find(folder, name) if isinstance(name, str) and name else None for name in others]
 
@@ -159,6 +165,17 @@ def _frame(
 
     lens = read_lens(entries, whole, size, f"{path} ({entries['file_path']})")
     return CaptureFrame(image, files[0], files[1], lens, split), _pose(entries.get("transform_matrix"), where)
+
+
+def _note_outside(image: Path, source: Path) -> None:
+    """Warn if an image is read from outside of the data folder: who made the file may have made it up."""
+    inside, folder = Path(os.path.abspath(image)), Path(os.path.abspath(source.parent))
+    if not inside.is_relative_to(folder):
+        warn_once(
+            f"{source} names images outside of its folder, the first is {inside}: they are read and trained on. If the "
+            "file is a stranger's, look at what it names.",
+            about=("outside", source),
+        )
 
 
 def _pose(given: Any, where: str) -> Poses:

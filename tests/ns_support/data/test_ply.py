@@ -56,7 +56,7 @@ HEADER = "ply\nformat {} 1.0\nelement vertex 2\nproperty float x\nend_header\n"
         ("ply\nelement vertex 1\nproperty float x\nend_header\n", "no format line"),
         (HEADER.format("binary_little_endian") + "abcdef", "ends after 1 of the 2 points"),
         (HEADER.format("ascii") + "1.0\n", "ends after 1 of the 2 points"),
-        (HEADER.format("ascii") + "1.0\none\n", "not a number"),
+        (HEADER.format("ascii") + "1.0\none\n", "no number of the type float32"),
     ],
 )
 def test_a_broken_file_ends_in_a_sentence(tmp_path, content, sentence):
@@ -92,3 +92,10 @@ def test_a_count_that_the_file_can_not_hold_allocates_nothing(tmp_path, encoding
     (tmp_path / "a.ply").write_bytes(header.encode() + b"1.5 2.5 ")
     with pytest.raises(UserError, match=rf"ends after \d+ of the {count} points in its header"):
         read_ply(tmp_path / "a.ply")
+
+
+def test_a_word_in_place_of_a_number_names_the_file(tmp_path):
+    path = tmp_path / "points.ply"
+    path.write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\nseven\n")
+    with pytest.raises(UserError, match=rf"Point 1 of the PLY file {path} has x = b'seven', which is no number"):
+        read_ply(path)

@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -66,3 +67,40 @@ def test_drafts_of_dead_processes_are_removed(tmp_path):
     assert not abandoned.exists()
     assert own.exists()
     assert other.exists()
+
+
+def test_a_draft_that_is_being_written_stays_and_an_old_one_goes(tmp_path):
+    """By its lock and not by its number, which is another process's on another machine or in a container."""
+    path = tmp_path / "a.ckpt"
+    with replaced(path) as draft:
+        draft.write_text("half")
+        os.utime(draft, (1, 1))
+        remove_drafts(tmp_path)
+        assert draft.exists()
+    assert path.read_text() == "half"
+    left_over = tmp_path / f".a.ckpt.{os.getpid()}.part"
+    left_over.write_text("half")
+    os.utime(left_over, (1, 1))
+    remove_drafts(tmp_path)
+    assert not left_over.exists()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_writer_leaves_nothing_that_stays(tmp_path, kill):
+    path = tmp_path / "a.ckpt"
+    path.write_text("before")
+    words = (
+        "import sys, time; from pathlib import Path; from ns_support.runs.safe_files import replaced\n"
+        "with replaced(Path(sys.argv[1])) as draft:\n"
+        "    draft.write_text('half'); print('begun', flush=True); time.sleep(600)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", words, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "begun\n"
+    remove_drafts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # it lives
+    writer.send_signal(kill)
+    writer.wait(60)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_drafts(tmp_path)
+    assert path.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,6 +1,7 @@
 import os
 import pickle
 import resource
+import zipfile
 
 import pytest
 import torch
@@ -142,3 +143,22 @@ def test_other_archives_and_pickles_are_no_checkpoints(tmp_path):
         read_checkpoint(path)
     with pytest.raises(UserError, match="is a folder"):
         read_checkpoint(tmp_path)
+
+
+def test_a_tensor_larger_than_the_file_is_refused(tmp_path):
+    """One number that is repeated 10^12 times takes no room in the file, and terabytes in a model."""
+    path = tmp_path / "step-000000001.ckpt"
+    torch.save({"step": 1, "pipeline": {"means": torch.zeros(1).expand(10**12)}}, path)
+    with pytest.raises(UserError, match=r"has a tensor of the shape \[1000000000000\], larger than the file"):
+        read_checkpoint(path)
+
+
+def test_an_archive_that_claims_more_than_it_holds_is_damaged(run, tmp_path):
+    """A compressed part of a few kilobytes may stand for gigabytes."""
+    path = tmp_path / "step-000000001.ckpt"
+    with zipfile.ZipFile(newest(run)) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
+    assert not is_whole(path)
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(path)

@@ -71,3 +71,12 @@ def test_a_recolored_cloud_shows_mapped_colours_from_everywhere():
             for each in (cloud, cloud.recolored(matrix, shift))
         )
         torch.testing.assert_close(after, before @ matrix.T + shift, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["means", "densities", "sh_rest"])
+def test_a_state_whose_parameters_differ_in_number_is_refused(name):
+    cloud = GaussianCloud(random_points(9, torch.tensor([[-1.0] * 3, [1.0] * 3])), 1.0, 1.0)
+    state = cloud.state_dict()
+    state[f"params.{name}"] = state[f"params.{name}"][:-3].clone()
+    with pytest.raises(RuntimeError, match="size mismatch for params"):
+        cloud.load_state_dict(state)

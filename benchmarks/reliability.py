@@ -1,0 +1,97 @@
+"""Nothing lost, nothing silent: what becomes of runs that are killed, of damaged files and of senseless settings.
+
+    python benchmarks/reliability.py kills --count 100
+    python benchmarks/reliability.py damage --count 200 [--groups checkpoint config ...]
+    python benchmarks/reliability.py fuzz --count 10000
+    python benchmarks/reliability.py numerics --count 20
+    python benchmarks/reliability.py endurance --count 3000
+    python benchmarks/reliability.py determinism
+
+All make small scenes of their own (12 images of 40 x 56 pixels) and train for a few steps, in forked processes with
+OMP_NUM_THREADS=1. `--json FILE` keeps every row; `--seed` decides what is drawn; a row's `last` is the last line that
+the process printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from common.report import machine_facts, print_table, write_json
+
+COUNTS = {"kills": 100, "damage": 200, "fuzz": 10_000, "numerics": 100, "endurance": 3000, "determinism": 1}
+"""Default of `--count`: kills, damaged files of a group, files, steps, steps, pairs of runs."""
+
+
+def tally(rows: list[dict[str, Any]], group: str, outcome: str) -> list[dict[str, Any]]:
+    """How many rows of each group had each outcome."""
+    kinds = sorted({str(row[outcome]) for row in rows})
+    counts = Counter((row[group], str(row[outcome])) for row in rows)
+    groups = list(dict.fromkeys(row[group] for row in rows))
+    return [{group: name, **{kind: counts[name, kind] for kind in kinds}} for name in groups]
+
+
+def trial(name: str, work: Path, given: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a trial, and the table to print."""
+    from trials.runs import make_scenes, preload
+
+    preload()
+    scenes = make_scenes(work / "scenes")
+    if name == "kills":
+        from trials.kills import kills, summary
+    elif name == "damage":
+        from trials.damage import damage
+
+        rows = damage(scenes, work, given.count, given.seed, given.groups)
+        return rows, tally(rows, "group", "kind")
+    elif name == "fuzz":
+        from trials.fuzz import fuzz
+
+        rows = fuzz(work, given.count, given.seed)
+        return rows, tally(rows, "reader", "kind")
+    elif name == "numerics":
+        from trials.numerics import numerics
+
+        rows = numerics(scenes, work, given.count, given.seed)
+        return rows, rows
+    elif name == "endurance":
+        from trials.endurance import endurance
+
+        rows = endurance(scenes / "blender", work, given.count)
+        return rows, rows
+    else:
+        from trials.determinism import determinism
+
+        rows = determinism(scenes / "blender", work, given.count)
+        return rows, rows
+    rows = kills(scenes / "blender", work, given.count, given.seed)
+    return rows, summary(rows)
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Parse the command line, run the trial, print its table; returns the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=tuple(COUNTS))
+    parser.add_argument("--count", type=int, help=f"how many; by default {COUNTS}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--groups", nargs="*", help="of damaged files; all by default")
+    parser.add_argument("--work", type=Path, help="a new folder for the runs; by default a temporary one")
+    parser.add_argument("--json", type=Path, help="file for all rows")
+    given = parser.parse_args(arguments)
+    given.count = COUNTS[given.trial] if given.count is None else given.count
+    with tempfile.TemporaryDirectory(prefix="reliability-") as temporary:
+        rows, table = trial(given.trial, given.work or Path(temporary), given)
+    facts = machine_facts() | {"trial": given.trial, "count": given.count, "seed": given.seed}
+    print_table(table)
+    write_json(given.json, {**facts, "table": table, "rows": rows})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

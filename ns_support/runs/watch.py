@@ -1,0 +1,90 @@
+"""Stops a training whose numbers have become senseless, before a checkpoint of them replaces a sound one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ns_support.errors import UserError
+from ns_support.runs.saved_runs import checkpoints_in
+from ns_support.terminal import warn
+
+_EVERY = 100
+"""Steps between two looks at the losses on a GPU, each of which waits for the GPU."""
+_PATIENCE = 100
+"""Steps one after the other whose loss may overflow in mixed precision: nerfstudio's scaler leaves them out."""
+_FEW = 0.01
+"""Fraction of a parameter's values that may be not finite: the caster leaves out Gaussians that are."""
+
+
+class Watch:
+    """Follows the loss of every step, and looks at the parameters before they are saved.
+
+    Args:
+        folder: of the run's checkpoints.
+        scales: whether a gradient scaler leaves out steps whose gradients are not finite.
+    """
+
+    def __init__(self, folder: Path, scales: bool = False) -> None:
+        self._folder, self._patience = folder, _PATIENCE if scales else 1
+        self._bad: Tensor | None = None
+        self._latest = -1
+
+    def follow(self, loss: Tensor | float, step: int) -> None:
+        """Record the loss of a step.
+
+        Args:
+            loss: a scalar, on any device.
+            step: which step.
+
+        Raises:
+            UserError: it is not finite, nor were those before it for as long as they may be.
+        """
+        bad = ~torch.isfinite(torch.as_tensor(loss).detach())
+        # How many in a row: counted where the loss is, so that no step waits for the GPU.
+        self._bad = (
+            bad.long()
+            if self._bad is None
+            else torch.where(self._bad < self._patience, bad * (self._bad + 1), self._bad)
+        )
+        self._latest = step
+        if bad.device.type == "cpu" or step % _EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Look at the losses so far.
+
+        Raises:
+            UserError: as for `follow`.
+        """
+        if self._bad is not None and int(self._bad) >= self._patience:
+            raise UserError(self._sentence("the loss is not a finite number any more"))
+
+    def check_parameters(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Look at what is about to be saved; a warning counts the values that are not finite if they are few.
+
+        Args:
+            parameters: with their names.
+
+        Raises:
+            UserError: of one of them, more than a hundredth is not finite.
+        """
+        self.check()
+        for name, parameter in parameters:
+            broken = int((~torch.isfinite(parameter.detach())).sum())
+            if broken > _FEW * parameter.numel():
+                what = f"{broken:,} of the {parameter.numel():,} numbers in {name} are not finite any more"
+                raise UserError(self._sentence(what))
+            if broken:
+                warn(f"{broken:,} of the {parameter.numel():,} numbers in {name} are not finite.")
+
+    def _sentence(self, what: str) -> str:
+        found = checkpoints_in(self._folder)
+        saved = f"{found[0].path} is from before" if found else "Nothing had been saved before"
+        return (
+            f"Training stopped at step {self._latest:,}: {what}, and nothing of that was saved. {saved}. Train with "
+            "lower learning rates, or look for values in the data that are out of all proportion."
+        )
