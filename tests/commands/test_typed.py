@@ -25,7 +25,12 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(METHODS))
+RENDERED = ["raygauss", "instant-ngp-hardmine-bounded"]
+"""Methods whose trained runs go through every command: the bounded one differs from the other in its defaults only."""
+REFUSING = ["raygauss", "instant-ngp-hardmine"]
+
+
+@pytest.fixture(scope="module", params=RENDERED)
 def trained(request, scene, tmp_path_factory, run):
     """A run of a few steps whose data parser nobody named: (method, its config.yml, the folder it ran in)."""
     folder = tmp_path_factory.mktemp("run")
@@ -154,7 +159,7 @@ def test_resume_goes_on_where_it_stopped(trained, scene, run):
     assert names == ["step-000000006.ckpt"]  # steps 0..3, then 4..6
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", REFUSING)
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -170,7 +175,7 @@ def test_bad_data_ends_in_one_sentence(method, make, sentence, tmp_path, run):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", REFUSING)
 def test_a_single_photograph_ends_in_one_sentence(method, tmp_path, run):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     output = run("ns-train", method, "--vis", "tensorboard", "--data", tmp_path, cwd=tmp_path, code=1)
