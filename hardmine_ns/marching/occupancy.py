@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hardmine_ns.marching.cpu import occupancy as cpu
 from ns_support.concurrency.processes import Processes
 
 _GOLDEN = 0.6180339887498949
@@ -121,8 +122,7 @@ class OccupancyGrid(nn.Module):
         Kept between updates: over some million cells it costs as much as a training step.
         """
         if self._mean is None:
-            visited = self.thickness >= 0
-            self._mean = float((self.thickness * visited).sum() / visited.sum().clamp(min=1))
+            self._mean = mean_of_visited(self.thickness)
         return self._mean
 
     def _next_of_sweep(self, count: int) -> Tensor:
@@ -133,13 +133,11 @@ class OccupancyGrid(nn.Module):
 
     def _decide(self) -> None:
         self._mean = None
-        occupied = (self.thickness > min(self.mean_thickness, self.threshold)) | (self.thickness < 0)
-        if not bool(occupied.any()):
+        if not mark_occupied(self.thickness, min(self.mean_thickness, self.threshold), self.binaries):
             # Nothing would ever be sampled again, and so nothing learnt. Look at every cell anew.
             self.thickness.fill_(_UNVISITED)
             self._mean = None
-            occupied = torch.ones_like(occupied)
-        self.binaries.copy_(occupied.view_as(self.binaries))
+            self.binaries.fill_(True)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._mean = None
@@ -167,6 +165,36 @@ def locate(positions: Tensor, grid: OccupancyGrid) -> tuple[Tensor, Tensor]:
     scaled = (unit * torch.exp2(-level.to(unit.dtype))[..., None] * 0.5 + 0.5) * r
     x, y, z = scaled.nan_to_num().clamp(0, r - 1).to(torch.int64).unbind(-1)
     return (((level * r + x) * r + y) * r + z) * inside, inside
+
+
+def mean_of_visited(thickness: Tensor) -> float:
+    """Mean over the cells [n] whose thickness is not negative; 0 if there are none."""
+    if _has_kernels(thickness):
+        return cpu.mean_of_visited(thickness)
+    visited = thickness >= 0
+    return float((thickness * visited).sum() / visited.sum().clamp(min=1))
+
+
+def mark_occupied(thickness: Tensor, limit: float, binaries: Tensor) -> bool:
+    """Mark the cells that are thicker than a limit or were never visited.
+
+    Args:
+        thickness: [n], negative where a cell was never visited.
+        limit: optical thickness of one step.
+        binaries: bool, n entries in any shape: written to.
+
+    Returns:
+        Whether there are any.
+    """
+    if _has_kernels(thickness) and binaries.is_contiguous():
+        return cpu.mark_occupied(thickness, limit, binaries)
+    occupied = (thickness > limit) | (thickness < 0)
+    binaries.copy_(occupied.view_as(binaries))
+    return bool(occupied.any())
+
+
+def _has_kernels(thickness: Tensor) -> bool:
+    return thickness.device.type == "cpu" and thickness.dtype == torch.float32
 
 
 def _coprime_near(number: int, size: int) -> int:
