@@ -24,6 +24,7 @@ _COUNTS = (
     "grid_update_every",
     "grid_cells_per_update",
     "steps_per_diagonal",
+    "merge_most",
 )
 """Settings that must be at least 1."""
 
@@ -62,7 +63,7 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
     mining_max_fraction: float = 0.5
     """Greatest fraction b / B of the visible samples to backpropagate, from mining_min_fraction to 1."""
-    mining_decay: float = 0.99
+    mining_decay: float = 0.9
     """Decay per step of the running mean of tau, which sets b = B / tau; in [0, 1)."""
 
     num_levels: int = 16
@@ -102,6 +103,11 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Smallest distance between samples in scene units, > 0; unset: the scene box's diagonal / steps_per_diagonal."""
     steps_per_diagonal: int = 1000
     """Smallest steps that fit the scene box's diagonal, > 0. Used while render_step_size is unset."""
+    merge_thickness: float = 0.04
+    """Optical thickness up to which neighbouring samples of a training ray become one, > 0: where the occupancy grid
+    knows of little, a ray takes longer steps. Images are rendered with all of their samples."""
+    merge_most: int = 1
+    """Samples that become one at most, >= 1; 1: none do. Without a GPU: 8."""
     near_plane: float = 0.05
     """Distance in scene units at which rays start, >= 0."""
     far_plane: float = 1e3
@@ -145,6 +151,7 @@ def check_settings(config: HardMineModelConfig) -> None:
         demand(name, 0 <= getattr(c, name) < 1, "in [0, 1)")
     demand("cone_angle", c.cone_angle >= 0, "at least 0")
     demand("render_step_size", c.render_step_size is None or c.render_step_size > 0, "more than 0")
+    demand("merge_thickness", c.merge_thickness > 0, "more than 0")
     demand("near_plane", c.near_plane >= 0, "at least 0")
     demand("far_plane", c.far_plane > c.near_plane, f"more than near-plane, {c.near_plane}")
     c.check_corrections()

@@ -14,6 +14,7 @@ from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
 
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
+RayRule = Literal["blocks", "uniform"]
 CPU_STEPS, GPU_STEPS = 6_000, 30_000
 """Length of training unless told otherwise."""
 
@@ -33,6 +34,14 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Fewest rays in a batch, >= 1."""
     max_num_rays: int = 1 << 15
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
+
+    ray_rule: RayRule = "uniform"
+    """Which rays are trained. blocks: more of those where the images are still wrong, weighted such that the gradient
+    stays that of all pixels; uniform: all pixels alike."""
+    ray_uniform_share: float = 0.2
+    """Part of the rays that are drawn uniformly all the same, in (0, 1]: no weight exceeds its inverse."""
+    ray_weight_power: float = 1.0
+    """Exponent of the rays' weights, in [0, 1]: 1 is without bias, less leaves one towards what is wrong."""
 
     def check(self) -> None:
         """Refuse settings that can't be trained with.
@@ -67,6 +76,8 @@ class AdaptiveRaysPipeline(SharedPipeline):
         # What the model's visibility pass found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
         self._set_num_rays()
+        if config.ray_rule == "blocks":
+            self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
 
     def describe(self) -> str:
         """The size of the hash table and of a step, and which samples are backpropagated."""
@@ -93,6 +104,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
+        self._remember(metrics)
         losses = {name: loss / size for name, loss in losses.items()}
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
         counts = self.model.sample_counts
@@ -100,6 +112,15 @@ class AdaptiveRaysPipeline(SharedPipeline):
         visible, searched = (int(n) // size for n in self.processes.sum(both))
         self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         return outputs, losses, metrics
+
+    def _remember(self, metrics: dict[str, Any]) -> None:
+        """Tell the memory of the images what this step's rays have shown and cost."""
+        memory, found = self.datamanager.memory, self.model.ray_findings
+        if memory is None or found is None:
+            return
+        # A ray costs as much as a sample before it has any.
+        memory.learn(found.pixels, found.errors, found.samples + 1.0)
+        metrics["ray_mining_gain"] = torch.tensor(memory.gain)
 
     def _set_num_rays(self) -> None:
         sampler = self.datamanager.train_pixel_sampler
@@ -113,6 +134,8 @@ def _check(config: AdaptiveRaysPipelineConfig) -> None:
         ("target-num-samples", c.target_num_samples >= 1, "at least 1"),
         ("max-searched-ratio", c.max_searched_ratio > 0, "more than 0"),
         ("min-num-rays", c.min_num_rays >= 1, "at least 1"),
+        ("ray-uniform-share", 0 < c.ray_uniform_share <= 1, "in (0, 1]"),
+        ("ray-weight-power", 0 <= c.ray_weight_power <= 1, "in [0, 1]"),
         ("max-num-rays", c.max_num_rays >= c.min_num_rays, f"at least min-num-rays, {c.min_num_rays}"),
     ):
         require(f"--pipeline.{name}", holds, wanted, getattr(c, name.replace("-", "_")))

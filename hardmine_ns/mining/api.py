@@ -6,7 +6,7 @@ the loss, `g_i` the hardness of row i, `p_i` its share of the total, `b` the num
 
     forward    y = field(x), without a graph: a row costs its outputs and nothing else
     hardness   g_i = || dL/dy_i ||_2 over all outputs, taken before their activations;  p_i = g_i / sum_j g_j
-    fraction   tau <- 0.99 tau + 0.01 sqrt(B sum_i p_i^2), from 1;   b / B = clamp(1 / tau, 0.05, 0.5)
+    fraction   tau <- 0.9 tau + 0.1 sqrt(B sum_i p_i^2), from its first value;   b / B = clamp(1 / tau, 0.05, 0.5)
     backward   dL/dtheta = sum over i in S of w_i (dy_i/dtheta)^T dL/dy_i, the field being run again on S with a graph
 
 `sqrt(B sum p^2)` equals `sqrt(1 + CV^2)`, CV being the coefficient of variation of g: 1 when all rows are equally hard,
@@ -95,7 +95,7 @@ class HardSampleMining(nn.Module):
         rule: MiningRule = "poisson",
         min_fraction: float = 0.05,
         max_fraction: float = 0.5,
-        decay: float = 0.99,
+        decay: float = 0.9,
         processes: Processes = ALONE,
     ) -> None:
         """Check and keep the settings.
@@ -227,10 +227,12 @@ class HardSampleMining(nn.Module):
         return rows, weights
 
     def _advance_tau(self, values: Tensor, everyones: int) -> float:
-        """Tau <- 0.99 tau + 0.01 sqrt(B sum p^2), for hardness [B']; B is the number of all processes' rows."""
+        """Tau <- 0.9 tau + 0.1 sqrt(B sum p^2), for hardness [B']; B is the number of all processes' rows."""
         share = values / self.processes.sum(values.sum())
         concentration = everyones * self.processes.sum(share.square().sum())
-        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
+        # 1 is where it starts: from there a slow decay would draw half of the samples for many steps, hard or not.
+        rate = 1 - self.decay if float(self.tau) > 1 else 1.0
+        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), rate)
         return float(self.tau)
 
     def _budget(self, tau: float, everyones: int) -> int:
