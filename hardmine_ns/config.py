@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 from nerfstudio.models.base_model import ModelConfig
@@ -41,6 +41,14 @@ def _model_class() -> type:
 class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Settings of instant-ngp-hardmine."""
 
+    sizes_of_checkpoints: ClassVar[tuple[str, ...]] = (
+        "num_levels",
+        "features_per_level",
+        "log2_hashmap_size",
+        "base_res",
+        "max_res",
+        "hidden_dim",
+    )
     _target: type = field(default_factory=_model_class)
     """Class to instantiate."""
     enable_collider: tyro.conf.Suppress[bool] = False
@@ -92,6 +100,9 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Steps, >= 0, during which updates are four times as frequent."""
     grid_cells_per_update: int = 1 << 15
     """Cells whose density an update looks up, > 0: the bound of what it costs. Cells on the training rays come free."""
+    grid_blocks_first: bool = False
+    """Whether, until all cells were visited once, a cell of the occupancy grid stands for its neighbours in a block of
+    2 x 2 x 2 that were not: empty space is then known sooner. Without a GPU: yes."""
 
     alpha_thre: float = 0.01
     """Opacity of a sample below which it is dropped, in [0, 1); never more than the grid's mean."""

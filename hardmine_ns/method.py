@@ -23,7 +23,8 @@ _ON_CPU = default_device_type() == "cpu"
 # cache another 2.6 dB (`benchmarks/mining.py`). Neither was measured on a GPU.
 _SIZES: dict[str, Any] = {"steps_per_diagonal": 1000}
 if _ON_CPU:
-    _SIZES = {"steps_per_diagonal": 500, "merge_most": 8, "log2_hashmap_size": 17}
+    _SIZES = {"steps_per_diagonal": 500, "merge_most": 8, "grid_blocks_first": True}
+    _SIZES |= {"log2_hashmap_size": 17, "num_levels": 12, "max_res": 512}
 
 
 def _correction(rate: float, final: float) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class HardMineModel(CorrectedModel):
         c.check()
         fractions = c.mining_min_fraction, c.mining_max_fraction
         try:
-            self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
+            self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels, blocks_first=c.grid_blocks_first)
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
                 num_levels=c.num_levels,
