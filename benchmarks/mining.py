@@ -8,8 +8,9 @@ Variants, each with the batch that suits it best:
 
     two-pass     as nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the visible
                  ones; then a second pass over these from the start, which also computes a gradient of their positions
-    plain        one pass resumes from the other; no sample is merged, the table has 2^19 rows a level
-    baseline     the best without mining: thin samples are merged, the table fits the cache
+    plain        one pass resumes from the other; no sample is merged, the table has 16 levels of 2^19 rows
+    earlier      plain, and of a batch's samples the hard ones are backpropagated: the method as it was
+    baseline     the best without mining: thin samples are merged, the table is small, empty space is known sooner
     points       baseline, and of a batch's samples the hard ones are backpropagated
     rays         baseline, and rays are drawn where images are wrong
     both         points and rays
@@ -52,10 +53,12 @@ from hardmine_ns.rendering.visibility import Rays, SampleCounts, search
 from ns_support.rays import camera_rays
 
 _UNMINED = ["mining_rule=off", "pipeline.ray_rule=uniform"]
-_PLAIN = [*_UNMINED, "merge_most=1", "log2_hashmap_size=19"]
+_LARGE = ["merge_most=1", "log2_hashmap_size=19", "num_levels=16", "max_res=2048", "grid_blocks_first=False"]
+_PLAIN = [*_UNMINED, *_LARGE]
 VARIANTS: dict[str, list[str]] = {
     "two-pass": _PLAIN,
     "plain": _PLAIN,
+    "earlier": [*_LARGE, "mining_rule=poisson", "mining_decay=0.99", "pipeline.ray_rule=uniform"],
     "baseline": _UNMINED,
     "points": ["mining_rule=poisson", "pipeline.ray_rule=uniform"],
     "rays": ["mining_rule=off", "pipeline.ray_rule=blocks"],
