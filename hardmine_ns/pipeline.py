@@ -8,13 +8,17 @@ from typing import Any, Literal
 import torch
 
 from hardmine_ns.data import RayDataManager
+from hardmine_ns.mining.pays import REST, CostWatch
 from ns_support.errors import require
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
+from ns_support.terminal import say
 
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
 RayRule = Literal["blocks", "uniform"]
+_WORTH_IT = 1.0
+"""Time of a mined step over that of one without mining, above which mining rests."""
 CPU_STEPS, GPU_STEPS = 6_000, 30_000
 """Length of training unless told otherwise."""
 
@@ -42,6 +46,10 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Part of the rays that are drawn uniformly all the same, in (0, 1]: no weight exceeds its inverse."""
     ray_weight_power: float = 1.0
     """Exponent of the rays' weights, in [0, 1]: 1 is without bias, less leaves one towards what is wrong."""
+
+    mining_may_rest: bool = True
+    """Whether all samples are backpropagated where mining turns out to make no step cheaper, on a CPU: one step in 64
+    is done without it, to know."""
 
     def check(self) -> None:
         """Refuse settings that can't be trained with.
@@ -75,6 +83,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # What the model's visibility pass found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
+        self._costs = CostWatch()
         self._set_num_rays()
         if config.ray_rule == "blocks":
             self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
@@ -101,6 +110,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
+        self._watch_costs(step)
         self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
@@ -108,10 +118,26 @@ class AdaptiveRaysPipeline(SharedPipeline):
         losses = {name: loss / size for name, loss in losses.items()}
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
         counts = self.model.sample_counts
+        self._costs.end(counts.visible)
         both = torch.tensor([counts.visible, counts.searched], device=self.model.device)
         visible, searched = (int(n) // size for n in self.processes.sum(both))
         self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         return outputs, losses, metrics
+
+    def _watch_costs(self, step: int) -> None:
+        """Let mining rest where it makes no step cheaper. Not on a GPU, whose time the host's clock does not show."""
+        mining = self.model.mining
+        if self.config.mining_may_rest and mining.rule != "off" and self.model.device.type == "cpu":
+            ratio = self._costs.verdict()
+            if ratio is not None and ratio > _WORTH_IT:
+                self._costs.rest(step)
+                say(
+                    f"Mining makes no step cheaper here ({ratio:.2f} times the time of one without): all samples are "
+                    f"backpropagated for {REST:,} steps."
+                )
+            mining.rests = not self._costs.begin(step)
+        else:
+            mining.rests = False
 
     def _remember(self, metrics: dict[str, Any]) -> None:
         """Tell the memory of the images what this step's rays have shown and cost."""

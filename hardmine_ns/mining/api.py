@@ -125,6 +125,8 @@ class HardSampleMining(nn.Module):
         self.processes = processes
         self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
         self.statistics = MiningStatistics()
+        self.rests = False
+        """Whether all rows are used for now, whatever the rule; process 0 decides."""
         self.observer: Callable[[Tensor | None], None] | None = None
         """Told the rows of each backward pass, as `choose` returns them."""
         self.register_buffer("tau", torch.ones(()))
@@ -161,12 +163,13 @@ class HardSampleMining(nn.Module):
             raise ValueError(
                 f"inputs must share their first dimension B, got shapes {[tuple(x.shape) for x in inputs]}"
             )
-        if self.rule == "off" or not torch.is_grad_enabled():
+        whole = self.rule == "off" or self.rests
+        if whole or not torch.is_grad_enabled():
             count = inputs[0].shape[0]
             self.statistics = MiningStatistics(count, count, self.statistics.tau)
             if self.observer is not None and torch.is_grad_enabled():
                 self.observer(None)
-            return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+            return field(*inputs) if whole or search is None else search(*inputs)
         if inputs[0].device != self.tau.device:
             raise ValueError(
                 f"the inputs are on {inputs[0].device}, the mining's tau is on {self.tau.device}; move the "
@@ -195,10 +198,10 @@ class HardSampleMining(nn.Module):
             self.rule, self.min_fraction, self.max_fraction = self._requested.pop()
         if self.processes.size > 1:
             rules = get_args(MiningRule)
-            own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
+            own = [rules.index(self.rule), self.min_fraction, self.max_fraction, float(self.rests)]
             firsts = self.processes.broadcast(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
-            index, self.min_fraction, self.max_fraction = firsts.tolist()
-            self.rule = rules[int(index)]
+            index, self.min_fraction, self.max_fraction, rests = firsts.tolist()
+            self.rule, self.rests = rules[int(index)], bool(rests)
 
     @torch.no_grad()
     def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
