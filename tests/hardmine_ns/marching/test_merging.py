@@ -23,7 +23,7 @@ def scene(levels: int, cone: float, rays: int = 300) -> tuple[PackedSamples, tor
     directions = torch.nn.functional.normalize(0.7 * torch.randn(rays, 3) - origins, dim=-1)
     nears, fars = torch.full((rays,), 0.1), torch.full((rays,), 9.0)
     samples = march_rays(origins, directions, nears, fars, grid, step_size=STEP, cone_angle=cone)
-    assert len(samples) > 1000
+    assert len(samples) > 5 * rays
     return samples, origins, directions, grid
 
 
@@ -63,7 +63,7 @@ def test_the_rule_by_hand():
 @pytest.mark.parametrize("most", [2, 8])
 def test_triton_and_torch_agree_exactly(most):
     pytest.importorskip("triton")
-    samples, origins, directions, grid = scene(3, 0.02, rays=100)
+    samples, origins, directions, grid = scene(3, 0.02, rays=12)
     thickness = expected_thickness(samples, origins, directions, grid, STEP, LIMIT)
     expected = starts_of_groups_torch(samples, thickness, LIMIT, most)
     assert torch.equal(starts_of_groups_triton(samples, thickness, LIMIT, most), expected)
