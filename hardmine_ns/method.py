@@ -50,7 +50,6 @@ def _trainer(name: str, datamanager: RayDataManagerConfig, model: HardMineModelC
             # Many small steps beat few large ones where a sample is dear: on lego_200, from the same checkpoint and in
             # the same 20 s of CPU time, 12,000 samples at half the steps per ray gave 24.55 dB and 32,768 at the usual
             # steps 23.98.
-            ray_rule="blocks",
             target_num_samples=1 << 14 if _ON_CPU else 1 << 18,
         ),
         optimizers={

@@ -17,8 +17,8 @@ from ns_support.terminal import say
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
 RayRule = Literal["blocks", "uniform"]
-_WORTH_IT = 1.0
-"""Time of a mined step over that of one without mining, above which mining rests."""
+_TOO_SLOW = 1.05
+"""Time of a mined step over that of one without mining, above which mining rests: clearly, whatever the noise."""
 CPU_STEPS, GPU_STEPS = 6_000, 30_000
 """Length of training unless told otherwise."""
 
@@ -129,7 +129,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         mining = self.model.mining
         if self.config.mining_may_rest and mining.rule != "off" and self.model.device.type == "cpu":
             ratio = self._costs.verdict()
-            if ratio is not None and ratio > _WORTH_IT:
+            if ratio is not None and ratio > _TOO_SLOW:
                 self._costs.rest(step)
                 say(
                     f"Mining makes no step cheaper here ({ratio:.2f} times the time of one without): all samples are "

@@ -1,8 +1,9 @@
 """Whether mining makes a step cheaper, measured while training: where it doesn't, it rests.
 
 What mining saves of a backward pass it must first earn: hardness, the draw, and a second run of the field on what was
-drawn. Now and then a step is therefore done without it. Times are divided by the step's visible samples, and medians
-compared, so that neither a busy moment nor an update of the occupancy grid decides.
+drawn. Now and then a step is therefore done without it, and compared with those just before it: over hundreds of steps
+the scene and the load of the machine change more than mining does. Times are divided by the step's visible samples, and
+medians taken, so that neither a busy moment nor an update of the occupancy grid decides.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ PROBE_EVERY = 64
 _PROBE_AT = 5
 """Within these: neither that step nor the next is one in which the occupancy grid is updated by default (every 4th)."""
 _GRID_EVERY = 4
-_KEPT = 9
-"""Steps of either kind whose median counts."""
+_BEFORE = 8
+"""Mined steps whose median a step without mining is compared with."""
+_COMPARED = 11
+"""Comparisons whose median is the verdict."""
 REST = 1024
 """Steps for which mining rests before it is tried again: as training goes on, gradients concentrate."""
 
@@ -37,7 +40,8 @@ class CostWatch:
         self._began: float | None = None
         self._kind: str | None = None
         self._step = self._samples = 0
-        self._times: dict[str, deque[float]] = {kind: deque(maxlen=_KEPT) for kind in ("mined", "whole")}
+        self._mined: deque[float] = deque(maxlen=_BEFORE)
+        self._ratios: deque[float] = deque(maxlen=_COMPARED)
         self._rests_until = -1
 
     def begin(self, step: int) -> bool:
@@ -51,7 +55,7 @@ class CostWatch:
         """
         now = self._clock()
         if self._began is not None and self._kind is not None and self._samples > 0 and step == self._step + 1:
-            self._times[self._kind].append((now - self._began) / self._samples)
+            self._note((now - self._began) / self._samples)
         resting, probing = step < self._rests_until, step % PROBE_EVERY == _PROBE_AT
         mined = not (resting or probing)
         near_grid = step % _GRID_EVERY == 0 or (step + 1) % _GRID_EVERY == 0
@@ -65,12 +69,17 @@ class CostWatch:
 
     def verdict(self) -> float | None:
         """Time of a mined step over that of a whole one; None until enough of both were measured."""
-        if any(len(times) < _KEPT for times in self._times.values()):
-            return None
-        return median(self._times["mined"]) / median(self._times["whole"])
+        return median(self._ratios) if len(self._ratios) == _COMPARED else None
 
     def rest(self, step: int) -> None:
         """Let mining rest from this step on, and forget what was measured."""
         self._rests_until = step + REST
-        for times in self._times.values():
-            times.clear()
+        self._mined.clear()
+        self._ratios.clear()
+
+    def _note(self, seconds: float) -> None:
+        """Take the time a sample of the step that has just ended."""
+        if self._kind == "mined":
+            self._mined.append(seconds)
+        elif len(self._mined) == _BEFORE and seconds > 0:
+            self._ratios.append(median(self._mined) / seconds)

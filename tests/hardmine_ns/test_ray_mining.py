@@ -16,7 +16,7 @@ from ns_support.errors import UserError
 def pipeline(folder, **settings) -> AdaptiveRaysPipeline:
     config = copy.deepcopy(instant_ngp_hardmine_bounded.config.pipeline)
     config.datamanager.data = folder
-    config.target_num_samples = 1024
+    config.target_num_samples, config.ray_rule = 1024, "blocks"
     model = {"log2_hashmap_size": 10, "max_res": 64, "grid_resolution": 32, "hidden_dim": 16, "render_step_size": 0.06}
     for name, value in model.items():
         setattr(config.model, name, value)

@@ -33,17 +33,26 @@ def test_the_verdict_is_the_ratio_of_the_times(mined, whole):
     steps = Steps(mined, whole)
     steps.run(PROBE_EVERY)
     assert steps.watch.verdict() is None  # a single whole step says nothing
-    steps.run(9 * PROBE_EVERY)
+    steps.run(11 * PROBE_EVERY)
     assert steps.watch.verdict() == pytest.approx(mined / whole)
 
 
 def test_larger_steps_and_busy_moments_do_not_decide():
     steps = Steps(1.0, 2.0)
-    for i in range(10 * PROBE_EVERY):
+    for i in range(14 * PROBE_EVERY):
         steps.run(1, samples=100 + 10 * (i % 7))
         if i % 10 == 0:
             steps.now += 1e6
     assert steps.watch.verdict() == pytest.approx(0.5)
+
+
+def test_a_machine_that_grows_slower_does_not_decide():
+    """Compared are steps that follow one another, not whole ones of long ago with mined ones of now."""
+    steps = Steps(1.0, 1.2)
+    for _ in range(14 * PROBE_EVERY):
+        steps.run(1)
+        steps.seconds = {mined: 1.002 * seconds for mined, seconds in steps.seconds.items()}
+    assert steps.watch.verdict() == pytest.approx(1 / 1.2, rel=0.03)
 
 
 def test_steps_that_are_not_in_a_row_are_not_measured():
@@ -56,7 +65,7 @@ def test_steps_that_are_not_in_a_row_are_not_measured():
 
 def test_it_rests_and_tries_again():
     steps = Steps(1.0, 0.5)
-    steps.run(10 * PROBE_EVERY)
+    steps.run(13 * PROBE_EVERY)
     assert steps.watch.verdict() == pytest.approx(2)
     steps.watch.rest(steps.step)
     assert not any(steps.run(REST))
