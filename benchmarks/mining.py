@@ -4,7 +4,7 @@
         --variants baseline points rays both --seeds 5 --at 30 60 120 --output lego.json
     python benchmarks/mining.py show lego.json --levels 27 29
 
-Variants, each with the batch that suits it best:
+Variants, all with the method's batch (--option changes it for all: pipeline.target_num_samples=8192):
 
     two-pass     as nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the visible
                  ones; then a second pass over these from the start, which also computes a gradient of their positions
@@ -223,9 +223,7 @@ def run(options: argparse.Namespace) -> None:
     seeds = [seed for seed in range(options.first_seed, options.first_seed + options.seeds)]
     seeds = [seed for seed in seeds if seed not in {done["seed"] for done in record["runs"]}]
     if seeds:
-        warm = argparse.Namespace(**vars(options))
-        warm.at, warm.output, warm.views = [1.0], options.output.with_suffix(".warm"), 0
-        compile_kernels(warm)
+        compile_kernels(options)
     for seed in seeds:
         run_seed(seed, options, record)
 
