@@ -101,7 +101,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """How long it takes without a GPU."""
         if self.model.device.type != "cpu" or steps != CPU_STEPS:
             return ""
-        return f"Some 15 minutes on one core; nerfstudio's own instant-ngp has {GPU_STEPS:,} (--max-num-iterations)."
+        return f"Some 10 minutes on one core; nerfstudio's own instant-ngp has {GPU_STEPS:,} (--max-num-iterations)."
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """One training step's outputs, losses and metrics; then chooses the next batch's rays.
