@@ -1,58 +1,77 @@
-"""What hard-sample mining gains over two baselines, at equal time and at equal steps.
+"""What mining gains over the best training without it: processor seconds to fixed scores, and scores at equal seconds.
 
-Variants, all with the same kernels, grid, batch rule and learning rate:
+    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/mining.py run lego_200 --parser blender-data \
+        --variants baseline points rays both --seeds 5 --at 30 60 120 --output lego.json
+    python benchmarks/mining.py show lego.json --levels 27 29
 
-    two-pass     as in nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the
-                 visible ones; then a second pass over all visible samples from the start, with autograd, which also
-                 computes a gradient of their positions that is not used
-    baseline     the fastest without mining: the visibility pass runs front to back, the second pass resumes from its
-                 features, and the positions get no gradient
-    poisson, multinomial, topk    mining
+Variants, all with the method's batch (--option changes it for all: pipeline.target_num_samples=8192):
 
-For each seed, all variants are trained in turn, a few seconds at a time, so that other load on the machine affects all
-of them alike. A variant's clock runs during its training steps only. PSNR is on test views, over white.
+    two-pass     as nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the visible
+                 ones; then a second pass over these from the start, which also computes a gradient of their positions
+    plain        one pass resumes from the other; no sample is merged, the table has 16 levels of 2^19 rows
+    earlier      plain, and of a batch's samples the hard ones are backpropagated: the method as it was
+    baseline     the best without mining: thin samples are merged, the table is small, empty space is known sooner
+    points       baseline, and of a batch's samples the hard ones are backpropagated
+    multinomial, topk    the same by the rules that are not unbiased
+    rays         baseline, and rays are drawn where images are wrong
+    both         points and rays
 
-    python benchmarks/mining.py --data SCENE --seconds 60 --seeds 3 --output results/mining
+For each seed all variants are trained in one process in turn, some seconds at a time, so that other load on the machine
+affects all alike. A variant's clock is the process's time (all threads) during its training steps. A point is PSNR over
+test views, evenly spread, on every third pixel of every third row, over the method's background. The JSON file is
+written after each point; seeds that it has are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import platform
+import json
+import random
 import time
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
-from common.report import print_table, write_json
-from common.training import evenly_spread
+from common.activations import ActivationMeter
+from common.intervals import in_words
+from common.report import machine_facts, print_table, write_json
+from common.training import configure, evenly_spread
+from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
 from hardmine_ns.marching import Composite, PackedSamples, composite
-from hardmine_ns.method import instant_ngp_hardmine_bounded
 from hardmine_ns.mining import MiningStatistics
 from hardmine_ns.model import HardMineModel
 from hardmine_ns.optimizers import fit_learning_rates
-from hardmine_ns.pipeline import AdaptiveRaysPipeline
+from hardmine_ns.pipeline import CPU_STEPS, AdaptiveRaysPipeline
 from hardmine_ns.rendering.field import spherical_harmonics, truncated_exp
 from hardmine_ns.rendering.visibility import Rays, SampleCounts, search
+from ns_support.rays import camera_rays
 
-RULE_OF = {
-    "two-pass": "off",
-    "baseline": "off",
-    "poisson": "poisson",
-    "multinomial": "multinomial",
-    "topk": "topk",
+_UNMINED = ["mining_rule=off", "pipeline.ray_rule=uniform"]
+_LARGE = ["merge_most=1", "log2_hashmap_size=19", "num_levels=16", "max_res=2048", "grid_blocks_first=False"]
+_PLAIN = [*_UNMINED, *_LARGE]
+VARIANTS: dict[str, list[str]] = {
+    "two-pass": _PLAIN,
+    "plain": _PLAIN,
+    "earlier": [*_LARGE, "mining_rule=poisson", "mining_decay=0.99", "pipeline.ray_rule=uniform"],
+    "baseline": _UNMINED,
+    "points": ["mining_rule=poisson", "pipeline.ray_rule=uniform"],
+    "multinomial": ["mining_rule=multinomial", "pipeline.ray_rule=uniform"],
+    "topk": ["mining_rule=topk", "pipeline.ray_rule=uniform"],
+    "rays": ["mining_rule=off", "pipeline.ray_rule=blocks"],
+    "both": ["mining_rule=poisson", "pipeline.ray_rule=blocks"],
 }
-"""The mining rule of each variant."""
+"""What each variant changes of the method's configuration."""
 SLICE_SECONDS = 2.0
 """Training time of a variant before it is the next one's turn."""
+PIXEL_STRIDE = 3
+"""Of the test views' rows and columns, every one of these is scored."""
 
 
 class TwoPassModel(HardMineModel):
@@ -73,47 +92,6 @@ class TwoPassModel(HardMineModel):
         return composite(truncated_exp(geometry[:, 0]), torch.sigmoid(color), kept)
 
 
-class ActivationMeter:
-    """Peak number of bytes that autograd saves for the backward pass; counts shared storage once, parameters never."""
-
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.peak = self._held = 0
-        self._users = {p.untyped_storage().data_ptr(): 1 for p in parameters}
-
-    def __enter__(self) -> ActivationMeter:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Kept(self, t), lambda kept: kept.tensor)
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        """Count one more use of a storage."""
-        users = self._users.get(storage.data_ptr(), 0)
-        self._users[storage.data_ptr()] = users + 1
-        if users == 0:
-            self._held += storage.nbytes()
-            self.peak = max(self.peak, self._held)
-
-    def remove(self, storage: torch.UntypedStorage) -> None:
-        """Count one use less."""
-        self._users[storage.data_ptr()] -= 1
-        if self._users[storage.data_ptr()] == 0:
-            del self._users[storage.data_ptr()]
-            self._held -= storage.nbytes()
-
-
-class _Kept:
-    def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
-        # Detached: a saved output with a reference to its own graph would keep that graph alive for ever.
-        self.meter, self.tensor = meter, tensor.detach() if not tensor.is_leaf else tensor
-        meter.add(tensor.untyped_storage())
-
-    def __del__(self) -> None:
-        self.meter.remove(self.tensor.untyped_storage())
-
-
 @dataclass
 class Point:
     """One evaluation during a run."""
@@ -130,58 +108,50 @@ class Result:
     variant: str
     seed: int
     curve: list[Point] = field(default_factory=list)
-    fractions: list[float] = field(default_factory=list)
-    """b / B of each step: mined samples over visible samples."""
-    tau: float = 1.0
+    fraction: float = 1.0
+    """b / B: mined samples over visible samples, mean over the second half of the steps."""
+    rays: float = 0.0
+    """Rays of a step, likewise."""
     visible: float = 0.0
-    """Mean number of visible samples per step, B, in the second half."""
+    """Visible samples of a step, B, likewise."""
     searched: float = 0.0
-    """Mean number of samples that the visibility pass evaluates per step, in the second half."""
+    """Samples that the visibility pass evaluates in a step, likewise."""
     activation_bytes_per_sample: float = 0.0
     """Peak during one step after the run, per visible sample."""
 
-    @property
-    def steps_per_second(self) -> float:
-        """Over the whole run, including the warm-up of the grid."""
-        return self.curve[-1].steps / self.curve[-1].seconds
 
-    @property
-    def fraction(self) -> float:
-        """Mean b / B."""
-        return mean(self.fractions)
-
-
-class Trainer:
+class Run:
     """The training of one variant; its clock runs in `train_until` only."""
 
     def __init__(self, variant: str, seed: int, options: argparse.Namespace) -> None:
-        config = copy.deepcopy(instant_ngp_hardmine_bounded.config)
-        config.pipeline.datamanager.data = options.data
-        config.pipeline.model.mining_rule = RULE_OF[variant]
+        changes = VARIANTS[variant] + options.option
+        config = configure(options.method, options.data, options.parser, options.steps, options.output.parent, changes)
         if variant == "two-pass":
             config.pipeline.model._target = TwoPassModel
-        if options.target_samples:
-            config.pipeline.target_num_samples = options.target_samples
-        torch.manual_seed(seed)
+        random.seed(seed)
         np.random.seed(seed)
-        self.pipeline: AdaptiveRaysPipeline = config.pipeline.setup(device=options.device, test_mode="test")
+        torch.manual_seed(seed)
+        mode = "test" if options.parser == "blender-data" else "val"
+        device = options.device
+        self.pipeline: AdaptiveRaysPipeline = config.pipeline.setup(device=device, test_mode=mode)
         self.optimizers = Optimizers(config.optimizers, self.pipeline.get_param_groups())
-        fit_learning_rates(self.optimizers, config.max_num_iterations)
+        fit_learning_rates(self.optimizers, options.steps)
         self.result = Result(variant, seed)
         self.seconds, self.steps = 0.0, 0
-        self._counts: list[SampleCounts] = []
+        self._counts: list[tuple[SampleCounts, float, int]] = []
 
     def train_until(self, seconds: float) -> None:
         """Train until the clock shows so many seconds."""
         self.pipeline.train()
+        clock = time.perf_counter if self.pipeline.device.type == "cuda" else time.process_time
         while self.seconds < seconds:
-            start = time.perf_counter()
+            start = clock()
             self._step()
             if self.pipeline.device.type == "cuda":
                 torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - start
-            self.result.fractions.append(self.pipeline.model.mining.statistics.fraction)
-            self._counts.append(self.pipeline.model.sample_counts)
+            self.seconds += clock() - start
+            model = self.pipeline.model
+            self._counts.append((model.sample_counts, model.mining.statistics.fraction, self.pipeline.num_rays))
 
     @torch.no_grad()
     def evaluate(self, images: int) -> None:
@@ -191,149 +161,147 @@ class Trainer:
         scores = []
         for index in evenly_spread(len(self.pipeline.datamanager.eval_dataset), images):
             camera, batch = loader.get_camera(index)
-            rgb = self.pipeline.model.get_outputs_for_camera(camera)["rgb"]
-            truth = self.pipeline.model.renderer_rgb.blend_background(batch["image"].to(rgb.device))
+            some = (slice(None, None, PIXEL_STRIDE),) * 2
+            rgb = self.pipeline.model.get_outputs_for_camera_ray_bundle(camera_rays(camera)[some])["rgb"]
+            truth = self.pipeline.model.renderer_rgb.blend_background(batch["image"][some].to(rgb.device))
             scores.append(-10 * float(torch.log10((rgb - truth).square().mean())))
-        self.result.curve.append(Point(self.seconds, self.steps, mean(scores)))
+        self.result.curve.append(Point(round(self.seconds, 2), self.steps, round(mean(scores), 4)))
 
     def finish(self) -> Result:
         """Measure the activations of one more step, and complete the result."""
         late = self._counts[len(self._counts) // 2 :]
-        self.result.visible = mean(c.visible for c in late)
-        self.result.searched = mean(c.searched for c in late)
-        self.result.tau = self.pipeline.model.mining.statistics.tau
+        result, model = self.result, self.pipeline.model
+        result.visible, result.searched = (mean(getattr(c, n) for c, *_ in late) for n in ("visible", "searched"))
+        result.fraction, result.rays = mean(f for _, f, _ in late), mean(r for *_, r in late)
         self.pipeline.train()
-        with ActivationMeter(list(self.pipeline.model.parameters())) as meter:
+        with ActivationMeter(list(model.parameters())) as meter:
             self._step()
-        visible = max(self.pipeline.model.sample_counts.visible, 1)
-        self.result.activation_bytes_per_sample = meter.peak / visible
-        return self.result
+        result.activation_bytes_per_sample = meter.peak / max(model.sample_counts.visible, 1)
+        return result
 
     def _step(self) -> None:
         self.pipeline.model.update_grid(self.steps)
         self.optimizers.zero_grad_all()
         _, losses, _ = self.pipeline.get_train_loss_dict(self.steps)
-        sum(losses.values()).backward()
+        total: Tensor = sum(losses.values())  # type: ignore[assignment]
+        total.backward()
         self.optimizers.optimizer_step_all()
         for scheduler in self.optimizers.schedulers.values():
             scheduler.step()
         self.steps += 1
 
 
-def run_seed(seed: int, options: argparse.Namespace) -> list[Result]:
-    """Train all variants in turn."""
-    trainers = [Trainer(variant, seed, options) for variant in options.variants]
-    times = np.linspace(0, options.seconds, options.points + 1)[1:]
-    for low, high in zip([0.0, *times[:-1]], times, strict=True):
-        for until in np.append(np.arange(low, high, SLICE_SECONDS)[1:], high):
-            for trainer in trainers:
-                trainer.train_until(float(until))
-        for trainer in trainers:
-            trainer.evaluate(options.images)
-            last = trainer.result.curve[-1]
-            print(f"seed {seed} {trainer.result.variant:12s} {last.seconds:7.1f} s {last.steps:6d} {last.psnr:6.2f} dB")
-    return [trainer.finish() for trainer in trainers]
+def run_seed(seed: int, options: argparse.Namespace, record: dict[str, Any]) -> None:
+    """Train all variants in turn, and write each point as soon as it is known."""
+    runs = [Run(variant, seed, options) for variant in options.variants]
+    low = 0.0
+    for at in options.at:
+        for until in np.append(np.arange(low, at, SLICE_SECONDS)[1:], at):
+            for one in runs:
+                one.train_until(float(until))
+        for one in runs:
+            one.evaluate(options.views)
+            last = one.result.curve[-1]
+            print(f"{seed} {one.result.variant:10s} {last.seconds:7.1f} s {last.steps:6d} {last.psnr:6.2f}", flush=True)
+        low = at
+        write_json(options.output, record | {"unfinished": [asdict(one.result) for one in runs]})
+    record["runs"] += [asdict(one.finish()) for one in runs]
+    write_json(options.output, record)
 
 
-def at(curve: list[Point], key: str, value: float) -> float:
-    """PSNR at a time or a step, interpolated between the points of a curve; NaN outside of it."""
-    x = [getattr(point, key) for point in curve]
-    return float(np.interp(value, x, [p.psnr for p in curve], left=np.nan, right=np.nan))
+def run(options: argparse.Namespace) -> None:
+    """Run the seeds that the output file does not have yet."""
+    options.at = sorted(options.at)
+    names = ("method", "steps", "at", "views", "option", "variants")
+    about = {"scene": options.data.name, **machine_facts()} | {name: getattr(options, name) for name in names}
+    record: dict[str, Any] = {"about": about, "runs": []}
+    if options.output.is_file():
+        found = json.loads(options.output.read_text())
+        if found["about"] != about:
+            raise SystemExit(f"{options.output} is of other runs: {found['about']}")
+        record["runs"] = found["runs"]
+    seeds = [seed for seed in range(options.first_seed, options.first_seed + options.seeds)]
+    seeds = [seed for seed in seeds if seed not in {done["seed"] for done in record["runs"]}]
+    if seeds:
+        compile_kernels(options)
+    for seed in seeds:
+        run_seed(seed, options, record)
 
 
-def seconds_to(curve: list[Point], psnr: float) -> float:
-    """Training time at which a curve first reaches a PSNR; NaN if it never does."""
+def compile_kernels(options: argparse.Namespace) -> None:
+    """Train each variant for a second: kernels are compiled then, which is no part of the times."""
+    for variant in options.variants:
+        Run(variant, 0, options).train_until(1.0)
+
+
+def seconds_to(curve: list[dict[str, Any]], psnr: float) -> float:
+    """Training time at which a curve first reaches a PSNR, interpolated; NaN if it never does or starts above it."""
     for before, after in pairwise(curve):
-        if before.psnr < psnr <= after.psnr:
-            fraction = (psnr - before.psnr) / (after.psnr - before.psnr)
-            return before.seconds + fraction * (after.seconds - before.seconds)
-    return curve[0].seconds if curve and curve[0].psnr >= psnr else float("nan")
+        if before["psnr"] < psnr <= after["psnr"]:
+            share = (psnr - before["psnr"]) / (after["psnr"] - before["psnr"])
+            return float(before["seconds"] + share * (after["seconds"] - before["seconds"]))
+    return float("nan")
 
 
-def spread(values: list[float]) -> str:
-    """Mean and, with several seeds, standard deviation; also the number of values if some are missing (NaN)."""
-    known = [float(value) for value in values if not np.isnan(value)]
-    if not known:
-        return "-"
-    text = f"{mean(known):.2f}" + (f"±{stdev(known):.2f}" if len(known) > 1 else "")
-    return text + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
-
-
-def summary(results: list[Result], variants: list[str]) -> list[dict[str, Any]]:
-    """One row per variant; comparisons are with `baseline`, seed by seed."""
-    by = {(r.variant, r.seed): r for r in results}
-    seeds = sorted({r.seed for r in results})
-    reference = "baseline" if "baseline" in variants else variants[0]
-    rows = []
-    for variant in variants:
-        own = [by[variant, seed] for seed in seeds]
-        base = [by[reference, seed] for seed in seeds]
-        fewest = [min(by[v, s].curve[-1].steps for v in variants) for s in seeds]
-        fraction = mean(r.fraction for r in own)
-        ratios = [r.steps_per_second / b.steps_per_second for r, b in zip(own, base, strict=True)]
-        times = [b.curve[-1].seconds / seconds_to(r.curve, b.curve[-1].psnr) for r, b in zip(own, base, strict=True)]
-        rows.append(
-            {
-                "variant": variant,
-                "PSNR at equal time": spread([r.curve[-1].psnr for r in own]),
-                "PSNR at equal steps": spread([at(r.curve, "steps", n) for r, n in zip(own, fewest, strict=True)]),
-                "steps/s": spread([r.steps_per_second for r in own]),
-                "speed / baseline": spread(ratios),
-                "cost model": f"{1.0 if RULE_OF[variant] == 'off' else 3 / (1 + 3 * fraction):.2f}",
-                "speed-up to its PSNR": spread(times),
-                "b/B": f"{fraction:.3f}",
-                "tau": spread([r.tau for r in own]),
-                "evaluated/B": f"{mean(r.searched / max(r.visible, 1) for r in own):.2f}",
-                "bytes/sample": f"{mean(r.activation_bytes_per_sample for r in own):.0f}",
-            }
-        )
+def summary(record: dict[str, Any], levels: list[float], reference: str) -> list[dict[str, Any]]:
+    """One row per variant, compared with the reference seed by seed; 95 % bootstrap intervals over the seeds."""
+    by = {(r["variant"], r["seed"]): r for r in record["runs"]}
+    seeds, rows = sorted({r["seed"] for r in record["runs"]}), []
+    for variant in record["about"]["variants"]:
+        own, base = ([by[v, seed] for seed in seeds] for v in (variant, reference))
+        pairs = list(zip(own, base, strict=True))
+        row: dict[str, Any] = {"variant": variant, "seeds": len(seeds)}
+        for i, at in enumerate(record["about"]["at"]):
+            row[f"dB at {at:g} s"] = in_words([r["curve"][i]["psnr"] for r in own])
+        gains = [r["curve"][-1]["psnr"] - b["curve"][-1]["psnr"] for r, b in pairs]
+        row["gain, dB"] = in_words(gains)
+        for level in levels:
+            row[f"s to {level:g} dB"] = in_words([seconds_to(r["curve"], level) for r in own])
+            row[f"times faster to {level:g}"] = in_words(
+                [seconds_to(b["curve"], level) / seconds_to(r["curve"], level) for r, b in pairs]
+            )
+        row["steps"] = round(mean(r["curve"][-1]["steps"] for r in own))
+        row |= {name: round(mean(r[name] for r in own)) for name in ("rays", "visible", "searched")}
+        row["b/B"] = f"{mean(r['fraction'] for r in own):.2f}"
+        row["bytes/sample"] = round(mean(r["activation_bytes_per_sample"] for r in own))
+        rows.append(row)
     return rows
 
 
-def draw(results: list[Result], variants: list[str], path: Path) -> None:
-    """Plot PSNR against training time and against steps, with a thin line per seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for axis, key, label in zip(axes, ("seconds", "steps"), ("training time, s", "steps"), strict=True):
-        for color, variant in enumerate(variants):
-            for i, result in enumerate(r for r in results if r.variant == variant):
-                x, y = [getattr(p, key) for p in result.curve], [p.psnr for p in result.curve]
-                axis.plot(x, y, color=f"C{color}", lw=1, label=variant if i == 0 else None)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("PSNR on test views, dB")
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+def show(options: argparse.Namespace) -> None:
+    """Print each file's table, a variant a column."""
+    for path in options.files:
+        record = json.loads(path.read_text())
+        print(f"\n{path.stem}: {record['about']}")
+        rows = summary(record, options.levels, options.reference)
+        print_table([{"": name} | {row["variant"]: row[name] for row in rows} for name in list(rows[0])[1:]])
 
 
 def main() -> None:
-    """Parse the command line, run, print the table, and write the JSON file and the plot."""
+    """Parse the command line, run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="scene in Blender's format, e.g. lego")
-    parser.add_argument("--seconds", type=float, default=60.0, help="training time of each run")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--points", type=int, default=6, help="evaluations during a run")
-    parser.add_argument("--images", type=int, default=8, help="test views of each evaluation")
-    parser.add_argument("--variants", nargs="+", default=list(RULE_OF), choices=list(RULE_OF))
-    parser.add_argument("--target-samples", type=int, default=0, help="visible samples per batch; 0: the default")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("mining"), help="path of the results, without extension")
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("run", help="train the variants and write their points")
+    training.add_argument("data", type=Path)
+    training.add_argument("--parser", default="nerfstudio-data", choices=sorted(all_dataparsers))
+    training.add_argument("--method", default="instant-ngp-hardmine-bounded")
+    training.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    training.add_argument("--at", type=float, nargs="+", default=[30.0, 60.0, 120.0, 300.0, 600.0], help="seconds")
+    training.add_argument("--steps", type=int, default=CPU_STEPS, help="length that the schedules are made for")
+    training.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    training.add_argument("--first-seed", type=int, default=0)
+    training.add_argument("--views", type=int, default=10, help="test views of each evaluation")
+    training.add_argument("--option", action="append", default=[], help="field=value; see common.training.configure")
+    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    training.add_argument("--output", type=Path, required=True, help="JSON file")
+    training.set_defaults(act=run)
+    shown = commands.add_parser("show", help="print the tables of runs")
+    shown.add_argument("files", type=Path, nargs="+")
+    shown.add_argument("--levels", type=float, nargs="*", default=[], help="PSNR whose time is compared, dB")
+    shown.add_argument("--reference", default="baseline", help="variant that the others are compared with")
+    shown.set_defaults(act=show)
     options = parser.parse_args()
-
-    warm = argparse.Namespace(**{**vars(options), "seconds": 1.0, "points": 1, "images": 1})
-    run_seed(0, warm)  # compiles the kernels, which is not part of the times
-    results = [result for seed in range(options.seeds) for result in run_seed(seed, options)]
-    machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    record = {"settings": settings, "machine": machine, "runs": [asdict(r) for r in results]}
-    write_json(options.output.with_suffix(".json"), record)  # first, so that an error below loses nothing
-    print_table(summary(results, options.variants))
-    draw(results, options.variants, options.output.with_suffix(".png"))
+    options.act(options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 from nerfstudio.models.base_model import ModelConfig
@@ -24,6 +24,7 @@ _COUNTS = (
     "grid_update_every",
     "grid_cells_per_update",
     "steps_per_diagonal",
+    "merge_most",
 )
 """Settings that must be at least 1."""
 
@@ -40,6 +41,14 @@ def _model_class() -> type:
 class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Settings of instant-ngp-hardmine."""
 
+    sizes_of_checkpoints: ClassVar[tuple[str, ...]] = (
+        "num_levels",
+        "features_per_level",
+        "log2_hashmap_size",
+        "base_res",
+        "max_res",
+        "hidden_dim",
+    )
     _target: type = field(default_factory=_model_class)
     """Class to instantiate."""
     enable_collider: tyro.conf.Suppress[bool] = False
@@ -62,7 +71,7 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
     mining_max_fraction: float = 0.5
     """Greatest fraction b / B of the visible samples to backpropagate, from mining_min_fraction to 1."""
-    mining_decay: float = 0.99
+    mining_decay: float = 0.9
     """Decay per step of the running mean of tau, which sets b = B / tau; in [0, 1)."""
 
     num_levels: int = 16
@@ -91,6 +100,9 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Steps, >= 0, during which updates are four times as frequent."""
     grid_cells_per_update: int = 1 << 15
     """Cells whose density an update looks up, > 0: the bound of what it costs. Cells on the training rays come free."""
+    grid_blocks_first: bool = False
+    """Whether, until all cells were visited once, a cell of the occupancy grid stands for its neighbours in a block of
+    2 x 2 x 2 that were not: empty space is then known sooner. Without a GPU: yes."""
 
     alpha_thre: float = 0.01
     """Opacity of a sample below which it is dropped, in [0, 1); never more than the grid's mean."""
@@ -102,6 +114,11 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Smallest distance between samples in scene units, > 0; unset: the scene box's diagonal / steps_per_diagonal."""
     steps_per_diagonal: int = 1000
     """Smallest steps that fit the scene box's diagonal, > 0. Used while render_step_size is unset."""
+    merge_thickness: float = 0.04
+    """Optical thickness up to which neighbouring samples of a training ray become one, > 0: where the occupancy grid
+    knows of little, a ray takes longer steps. Images are rendered with all of their samples."""
+    merge_most: int = 1
+    """Samples that become one at most, >= 1; 1: none do. Without a GPU: 8."""
     near_plane: float = 0.05
     """Distance in scene units at which rays start, >= 0."""
     far_plane: float = 1e3
@@ -145,6 +162,7 @@ def check_settings(config: HardMineModelConfig) -> None:
         demand(name, 0 <= getattr(c, name) < 1, "in [0, 1)")
     demand("cone_angle", c.cone_angle >= 0, "at least 0")
     demand("render_step_size", c.render_step_size is None or c.render_step_size > 0, "more than 0")
+    demand("merge_thickness", c.merge_thickness > 0, "more than 0")
     demand("near_plane", c.near_plane >= 0, "at least 0")
     demand("far_plane", c.far_plane > c.near_plane, f"more than near-plane, {c.near_plane}")
     c.check_corrections()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from torch import Tensor
 
+from hardmine_ns.mining import BlockMemory
+from ns_support.concurrency.processes import Processes
 from ns_support.data.checks import ChecksData
 from ns_support.errors import UserError
 from ns_support.help import documented
@@ -50,8 +53,15 @@ class MaskedPixelSampler(PixelSampler):
     first images never get one.
     """
 
+    draw: Callable[[int], Tensor] | None = None
+    """Draws n pixels [n, 3] int64 (place in the batch, row, column) if not all are as likely; None: all are."""
     _pixels: VisiblePixels
     _source: object = None
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the cameras want some pixels drawn less often than others."""
+        return self.config.is_equirectangular or self.config.fisheye_crop_radius is not None
 
     def sample_method(
         self,
@@ -78,6 +88,8 @@ class MaskedPixelSampler(PixelSampler):
         Raises:
             UserError: if the masks hide every pixel.
         """
+        if self.draw is not None:
+            return self.draw(batch_size).to(device)
         if mask is None or self.config.ignore_mask:
             return super().sample_method(batch_size, num_images, image_height, image_width, None, device)
         return self._visible(mask, [(image_height, image_width)] * num_images, mask).draw(batch_size).to(device)
@@ -112,6 +124,8 @@ class MaskedPixelSampler(PixelSampler):
 
     def _pixels_in_list(self, images: list[Tensor], masks: list[Tensor] | None, number: int) -> Tensor:
         """[n, 3] int64: place in the list, row, column."""
+        if self.draw is not None:
+            return self.draw(number)
         if self.config.ignore_mask:
             masks = None
         sizes = [(image.shape[0], image.shape[1]) for image in images]
@@ -149,9 +163,14 @@ class RayDataManagerConfig(VanillaDataManagerConfig):
 
 
 class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
-    """`VanillaDataManager` that says in one sentence what is wrong with the data, and trains without eval images."""
+    """`VanillaDataManager` that says in one sentence what is wrong with the data, and trains without eval images.
+
+    Its rays are drawn where they are needed, if `mine_rays` was called.
+    """
 
     config: RayDataManagerConfig
+    memory: BlockMemory | None
+    """Where the images are still wrong; saved in checkpoints."""
 
     def __init__(
         self,
@@ -165,6 +184,7 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         if config.patch_size != 1:
             raise UserError(f"patch-size must be 1, got {config.patch_size}: single pixels are drawn, not patches.")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
+        self.memory = None
         # The pipeline passes the metadata to the model, which has no other access to the cameras.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
         if len(self.eval_dataset) == 0:
@@ -174,6 +194,45 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         """Load the training images; rays come from them as they are, distorted or not."""
         super().setup_train()
         self.train_ray_generator = ExactRayGenerator(self.train_dataset.cameras.to(self.device))
+
+    def mine_rays(self, uniform_share: float, weight_power: float, processes: Processes) -> None:
+        """Draw training rays where images are wrong from now on, if all images are in memory and flat.
+
+        Args:
+            uniform_share: as for `BlockMemory`.
+            weight_power: likewise.
+            processes: that train together.
+
+        Raises:
+            UserError: if the masks hide every pixel.
+        """
+        sampler, batch = self.train_pixel_sampler, self.train_image_dataloader.cached_collated_batch
+        if not isinstance(sampler, MaskedPixelSampler) or sampler.unequal or batch is None:
+            return
+        # The loader shuffles the images, anew at each start; the memory and its checkpoints have them in order.
+        places = batch["image_idx"].cpu().argsort()
+        sizes = [tuple(batch["image"][place].shape[:2]) for place in places.tolist()]
+        masks = None
+        if "mask" in batch and not sampler.config.ignore_mask:
+            masks = [batch["mask"][place] for place in places.tolist()]
+        powers = {"uniform_share": uniform_share, "weight_power": weight_power}
+        try:
+            memory = BlockMemory(sizes, masks, **powers, processes=processes)
+        except ValueError as error:
+            raise UserError(_ALL_HIDDEN) from error
+
+        def draw(number: int) -> Tensor:
+            pixels = memory.draw(number)
+            return torch.cat([places[pixels[:, :1]], pixels[:, 1:]], 1)
+
+        self.memory, sampler.draw = memory, draw
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """The next batch of rays; with "ray_weights" [n], factors on their losses, if not all were as likely."""
+        rays, batch = super().next_train(step)
+        if self.memory is not None:
+            batch["ray_weights"] = self.memory.weights(batch["indices"])
+        return rays, batch
 
     def setup_eval(self) -> None:
         """The same for evaluation."""

@@ -7,7 +7,7 @@ tiny-cuda-nn, its sampler CUDA, its LPIPS a download. Options that both have bea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from hardmine_ns.config import HardMineModelConfig
 from hardmine_ns.hash_encoding import HashEncoding, check_backend
-from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays
+from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays, merge_thin
 from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering.field import HashField, to_unit_cube, truncated_exp
@@ -50,6 +50,25 @@ _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
 
 
+class RayFindings(NamedTuple):
+    """What a training step found out about its rays.
+
+    Attributes:
+        pixels: [R, 3] int64: image, row, column.
+        errors: [R] mean squared error of the colour.
+        samples: [R] int64, samples that were marched.
+    """
+
+    pixels: Tensor
+    errors: Tensor
+    samples: Tensor
+
+
+def weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses [R, C] times the weights [R] of their rays; None: all are 1."""
+    return losses if weights is None else losses * weights.to(losses)[:, None]
+
+
 class HardMineModel(CorrectedModel):
     """Instant-NGP on a CPU or on CUDA, backpropagating hard samples only."""
 
@@ -71,7 +90,7 @@ class HardMineModel(CorrectedModel):
         c.check()
         fractions = c.mining_min_fraction, c.mining_max_fraction
         try:
-            self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels)
+            self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels, blocks_first=c.grid_blocks_first)
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
             encoding = HashEncoding(
                 num_levels=c.num_levels,
@@ -90,6 +109,8 @@ class HardMineModel(CorrectedModel):
         self.renderer_rgb = renderers.RGBRenderer(background_color=c.background_color)
         self.lpips = LazyLPIPS()
         self.sample_counts = SampleCounts()
+        self.ray_findings: RayFindings | None = None
+        self._samples_of_rays: Tensor | None = None
         # What a step's visibility pass evaluated, until the next step's update of the grid takes it.
         self._observed: tuple[Tensor, Tensor] | None = None
         self.plane = SlicePlane(aabb)
@@ -225,6 +246,7 @@ class HardMineModel(CorrectedModel):
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
+        self._samples_of_rays = samples.offsets.diff()
         self._observed = positions, densities * self.step_size
         self.mining.observer = self.run.watcher(visible.unit_positions)
         of_rays = self.to_unit if rays.origins.requires_grad or rays.directions.requires_grad else None
@@ -239,7 +261,7 @@ class HardMineModel(CorrectedModel):
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
         image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
-        error = (outputs["rgb"].detach() - image).square().mean()
+        error = weighted((outputs["rgb"].detach() - image).square(), batch.get("ray_weights")).mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
         if self.training:
             counts, mined = self.sample_counts, self.mining.statistics
@@ -265,14 +287,19 @@ class HardMineModel(CorrectedModel):
             return {"rgb_loss": squares.mean()}
         pixels = batch["indices"].to(self.device)
         squares = self.counting(pixels, squares)
-        losses = {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0])
+        if self._samples_of_rays is not None:
+            self.ray_findings = RayFindings(pixels, squares.detach().mean(-1), self._samples_of_rays)
+        squares = weighted(squares, batch.get("ray_weights"))
+        return {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0]) | self._curvature(squares)
+
+    def _curvature(self, squares: Tensor) -> dict[str, Tensor]:
+        """What tells the corrections how far to move, from the weighted squared errors [R, 3] of the colours."""
         if self.refinement is not None:
             self.refinement.note_residuals(squares.sum(-1))
-        if self.exposure.moves:
-            losses["exposure_curvature"] = self.exposure.curvature_of(
-                torch.full_like(squares[:, 0], 2 / squares.numel())
-            )
-        return losses
+        if not self.exposure.moves:
+            return {}
+        weight = torch.full_like(squares[:, 0], 2 / squares.numel())
+        return {"exposure_curvature": self.exposure.curvature_of(weight)}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
@@ -323,6 +350,9 @@ class HardMineModel(CorrectedModel):
         jitter = torch.rand_like(nears) if self.training else None
         steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
         samples = march_rays(origins.detach(), directions.detach(), nears, fars, self.grid, **steps, jitter=jitter)
+        if self.training:
+            along, limit, most = (origins.detach(), directions.detach()), c.merge_thickness, c.merge_most
+            samples = merge_thin(samples, *along, self.grid, self.step_size, limit=limit, most=most)
         cameras = ray_bundle.camera_indices
         if not c.use_appearance_embedding:
             cameras = None

@@ -8,12 +8,17 @@ from typing import Any, Literal
 import torch
 
 from hardmine_ns.data import RayDataManager
+from hardmine_ns.mining.pays import REST, CostWatch
 from ns_support.errors import require
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
+from ns_support.terminal import say
 
 _GREATEST_GROWTH = 1.5
 """Factor by which a batch may grow in one step: a grid that empties all at once must not make a batch explode."""
+RayRule = Literal["blocks", "uniform"]
+_TOO_SLOW = 1.05
+"""Time of a mined step over that of one without mining, above which mining rests: clearly, whatever the noise."""
 CPU_STEPS, GPU_STEPS = 6_000, 30_000
 """Length of training unless told otherwise."""
 
@@ -33,6 +38,18 @@ class AdaptiveRaysPipelineConfig(SharedPipelineConfig):
     """Fewest rays in a batch, >= 1."""
     max_num_rays: int = 1 << 15
     """Most rays in a batch, >= `min_num_rays`. Rays that see nothing cost little, but not nothing."""
+
+    ray_rule: RayRule = "uniform"
+    """Which rays are trained. blocks: more of those where the images are still wrong, weighted such that the gradient
+    stays that of all pixels; uniform: all pixels alike."""
+    ray_uniform_share: float = 0.2
+    """Part of the rays that are drawn uniformly all the same, in (0, 1]: no weight exceeds its inverse."""
+    ray_weight_power: float = 1.0
+    """Exponent of the rays' weights, in [0, 1]: 1 is without bias, less leaves one towards what is wrong."""
+
+    mining_may_rest: bool = True
+    """Whether all samples are backpropagated where mining turns out to make no step cheaper, on a CPU: one step in 64
+    is done without it, to know."""
 
     def check(self) -> None:
         """Refuse settings that can't be trained with.
@@ -66,7 +83,10 @@ class AdaptiveRaysPipeline(SharedPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # What the model's visibility pass found decides; until then, assume rays that cross the whole grid.
         self.num_rays = config.min_num_rays
+        self._costs = CostWatch()
         self._set_num_rays()
+        if config.ray_rule == "blocks":
+            self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
 
     def describe(self) -> str:
         """The size of the hash table and of a step, and which samples are backpropagated."""
@@ -81,7 +101,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """How long it takes without a GPU."""
         if self.model.device.type != "cpu" or steps != CPU_STEPS:
             return ""
-        return f"Some 15 minutes on one core; nerfstudio's own instant-ngp has {GPU_STEPS:,} (--max-num-iterations)."
+        return f"Some 10 minutes on one core; nerfstudio's own instant-ngp has {GPU_STEPS:,} (--max-num-iterations)."
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """One training step's outputs, losses and metrics; then chooses the next batch's rays.
@@ -90,16 +110,43 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
+        self._watch_costs(step)
         self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)
         size = self.processes.size
+        self._remember(metrics)
         losses = {name: loss / size for name, loss in losses.items()}
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
         counts = self.model.sample_counts
+        self._costs.end(counts.visible)
         both = torch.tensor([counts.visible, counts.searched], device=self.model.device)
         visible, searched = (int(n) // size for n in self.processes.sum(both))
         self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         return outputs, losses, metrics
+
+    def _watch_costs(self, step: int) -> None:
+        """Let mining rest where it makes no step cheaper. Not on a GPU, whose time the host's clock does not show."""
+        mining = self.model.mining
+        if self.config.mining_may_rest and mining.rule != "off" and self.model.device.type == "cpu":
+            ratio = self._costs.verdict()
+            if ratio is not None and ratio > _TOO_SLOW:
+                self._costs.rest(step)
+                say(
+                    f"Mining makes no step cheaper here ({ratio:.2f} times the time of one without): all samples are "
+                    f"backpropagated for {REST:,} steps."
+                )
+            mining.rests = not self._costs.begin(step)
+        else:
+            mining.rests = False
+
+    def _remember(self, metrics: dict[str, Any]) -> None:
+        """Tell the memory of the images what this step's rays have shown and cost."""
+        memory, found = self.datamanager.memory, self.model.ray_findings
+        if memory is None or found is None:
+            return
+        # A ray costs as much as a sample before it has any.
+        memory.learn(found.pixels, found.errors, found.samples + 1.0)
+        metrics["ray_mining_gain"] = torch.tensor(memory.gain)
 
     def _set_num_rays(self) -> None:
         sampler = self.datamanager.train_pixel_sampler
@@ -113,6 +160,8 @@ def _check(config: AdaptiveRaysPipelineConfig) -> None:
         ("target-num-samples", c.target_num_samples >= 1, "at least 1"),
         ("max-searched-ratio", c.max_searched_ratio > 0, "more than 0"),
         ("min-num-rays", c.min_num_rays >= 1, "at least 1"),
+        ("ray-uniform-share", 0 < c.ray_uniform_share <= 1, "in (0, 1]"),
+        ("ray-weight-power", 0 <= c.ray_weight_power <= 1, "in [0, 1]"),
         ("max-num-rays", c.max_num_rays >= c.min_num_rays, f"at least min-num-rays, {c.min_num_rays}"),
     ):
         require(f"--pipeline.{name}", holds, wanted, getattr(c, name.replace("-", "_")))

@@ -34,6 +34,7 @@ from ns_support.help import documented
 from ns_support.runs.progress import TrainingProgress, install
 from ns_support.runs.safe_files import FULL, replaced, unwritable
 from ns_support.runs.saved_runs import read_checkpoint, write_checkpoint
+from ns_support.runs.sizes import keep_sizes
 from ns_support.runs.start import check_resumable, check_run, free_timestamp, resume_path
 from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
 from ns_support.runs.summary import data_facts, device_facts, say_farewell
@@ -149,6 +150,9 @@ class SharedTrainer(Trainer):
         resumes = self.config.load_dir is not None or self.config.load_checkpoint is not None
         if hasattr(data, "resumes"):
             data.resumes = resumes
+        path = resume_path(self.config)
+        if path is not None:
+            keep_sizes(self.config.pipeline.model, path)
         if resumes and not self.config.resume_on_other_data and isinstance(data.dataparser, AutoDataParserConfig):
             data.dataparser.photos.must_exist = True
         with _quiet():

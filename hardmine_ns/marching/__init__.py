@@ -1,6 +1,6 @@
 """Occupancy-grid ray marching and packed compositing, on a CPU or on CUDA.
 
-On a CPU the loops that run along a ray are Numba kernels (`cpu.py`). On CUDA marching is a Triton kernel (`gpu.py`) and
+On a CPU the loops that run along a ray are Numba kernels (`cpu/`). On CUDA marching is a Triton kernel (`gpu.py`) and
 compositing whole-tensor PyTorch. Each kernel has a PyTorch version, the reference that it is tested against.
 
 Example:
@@ -15,8 +15,9 @@ Example:
 """
 
 from hardmine_ns.marching.compositing import Composite, composite, visible_samples
+from hardmine_ns.marching.merging import merge_thin
 from hardmine_ns.marching.occupancy import OccupancyGrid
 from hardmine_ns.marching.rays import march_rays
 from hardmine_ns.marching.samples import PackedSamples
 
-__all__ = ["Composite", "OccupancyGrid", "PackedSamples", "composite", "march_rays", "visible_samples"]
+__all__ = ["Composite", "OccupancyGrid", "PackedSamples", "composite", "march_rays", "merge_thin", "visible_samples"]

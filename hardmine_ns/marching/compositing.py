@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hardmine_ns.marching import cpu
+from hardmine_ns.marching.cpu import compositing as cpu
 from hardmine_ns.marching.reference import _OPAQUE, _exclusive_sums, composite_backward_torch, composite_torch
 from hardmine_ns.marching.samples import PackedSamples
 

@@ -4,6 +4,8 @@ Two passes over the same points: the first counts what each ray keeps, the secon
 the number of samples, which is the size of the result. Every float32 operation is the reference's, in its order and
 without fused multiply-adds, so that both keep the same samples.
 
+Which samples become one (`merging`) depends on those before it on the ray: a program goes along it, one by one.
+
 Importing this module needs Triton 3.2 or newer.
 """
 
@@ -22,6 +24,7 @@ from ns_support.kernels import triton_types as ty
 if TYPE_CHECKING:
     from hardmine_ns.marching.lattice import RayLattices
     from hardmine_ns.marching.occupancy import OccupancyGrid
+    from hardmine_ns.marching.samples import PackedSamples
 
 _BLOCK = 128
 _OPTIONS: dict[str, Any] = {"BLOCK": _BLOCK, "num_warps": 1, "enable_fp_fusion": False}
@@ -170,3 +173,41 @@ def march(
     ray_indices = torch.empty(total, dtype=torch.int64, device=origins.device)
     launch(t_starts, t_ends, ray_indices, write=True)
     return t_starts, t_ends, ray_indices, offsets
+
+
+@triton.jit(do_not_specialize=["limit", "most"])
+def merge_kernel(
+    offsets: ty.Pointer,
+    t_starts: ty.Pointer,
+    t_ends: ty.Pointer,
+    thickness: ty.Pointer,
+    firsts: ty.Pointer,
+    limit: ty.Scalar,
+    most: ty.Scalar,
+) -> None:
+    """Mark the first sample of each group on one ray."""
+    ray = tl.program_id(0).to(tl.int64)
+    i = tl.load(offsets + ray)
+    last = tl.load(offsets + ray + 1)
+    # The least float as the end of what came before: nothing begins there.
+    end = limit * 0.0 - 3.0e38
+    total = limit * 0.0
+    count = most * 0
+    while i < last:
+        x = tl.load(thickness + i)
+        joins = (tl.load(t_starts + i) == end) & (count < most) & (total + x <= limit)
+        tl.store(firsts + i, tl.where(joins, 0, 1).to(tl.uint8))
+        total = tl.where(joins, total + x, x)
+        count = tl.where(joins, count + 1, 1)
+        end = tl.load(t_ends + i)
+        i += 1
+
+
+def starts_of_groups(samples: PackedSamples, thickness: Tensor, limit: float, most: int) -> Tensor:
+    """See `reference.starts_of_groups_torch`, which defines the result."""
+    firsts = torch.empty(len(samples), dtype=torch.uint8, device=thickness.device)
+    spans = (samples.offsets, samples.t_starts, samples.t_ends, thickness, firsts)
+    if samples.num_rays:
+        tensors = [tensor.contiguous() for tensor in spans]
+        merge_kernel[(samples.num_rays,)](*tensors, limit, most, num_warps=1, enable_fp_fusion=False)
+    return firsts.view(torch.bool)

@@ -7,7 +7,8 @@ The difference is what an update costs. Querying every cell, as both do at first
 a CPU. Here the cells that rays pass through cost nothing: training has just computed densities there. For the others a
 fixed number of cells is queried in each update, in an order that visits each cell once before it visits any twice and
 spreads over the whole grid. A cell never visited counts as occupied, so that no part of the scene is lost before it was
-looked at.
+looked at. With `blocks_first`, the first time around a cell also stands for its neighbours in a block of 2 x 2 x 2 that
+were never visited, until it is their turn: the fog of a new scene lifts after a quarter of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hardmine_ns.marching.cpu import occupancy as cpu
 from ns_support.concurrency.processes import Processes
 
 _GOLDEN = 0.6180339887498949
@@ -40,7 +42,13 @@ class OccupancyGrid(nn.Module):
     cursor: Tensor
 
     def __init__(
-        self, aabb: Tensor, resolution: int = 128, levels: int = 1, threshold: float = 0.01, decay: float = 0.95
+        self,
+        aabb: Tensor,
+        resolution: int = 128,
+        levels: int = 1,
+        threshold: float = 0.01,
+        decay: float = 0.95,
+        blocks_first: bool = False,
     ) -> None:
         """Start with every cell occupied.
 
@@ -50,6 +58,7 @@ class OccupancyGrid(nn.Module):
             levels: number of boxes, 1 to 8.
             threshold: greatest optical thickness of one step that may count as empty, > 0.
             decay: factor on a cell's memory at each visit, in [0, 1).
+            blocks_first: whether a cell stands for its neighbours during the first sweep.
 
         Raises:
             ValueError: if an argument is out of its range.
@@ -64,6 +73,7 @@ class OccupancyGrid(nn.Module):
                 f"got {resolution} and {levels}"
             )
         self.resolution, self.levels, self.threshold, self.decay = resolution, levels, threshold, decay
+        self.blocks_first = blocks_first and resolution % 2 == 0
         cells = levels * resolution**3
         self.register_buffer("center", (corners[0] + corners[1]) / 2)
         self.register_buffer("half_extent", (corners[1] - corners[0]) / 2)
@@ -103,7 +113,10 @@ class OccupancyGrid(nn.Module):
             found = torch.cat([found, observed[1][inside].to(found.dtype)])
         visited, found = processes.gather(visited), processes.gather(found)
         self.thickness[visited] = self.thickness[visited] * self.decay
-        self.thickness.scatter_reduce_(0, visited, found.nan_to_num(), "amax")
+        found = found.nan_to_num()
+        self.thickness.scatter_reduce_(0, visited, found, "amax")
+        if self.blocks_first and self.cursor < self.num_cells:
+            self._tell_neighbours(visited, found)
         self._decide()
 
     def random_positions(self, cells: Tensor) -> Tensor:
@@ -121,8 +134,7 @@ class OccupancyGrid(nn.Module):
         Kept between updates: over some million cells it costs as much as a training step.
         """
         if self._mean is None:
-            visited = self.thickness >= 0
-            self._mean = float((self.thickness * visited).sum() / visited.sum().clamp(min=1))
+            self._mean = mean_of_visited(self.thickness)
         return self._mean
 
     def _next_of_sweep(self, count: int) -> Tensor:
@@ -131,15 +143,23 @@ class OccupancyGrid(nn.Module):
         self.cursor += count
         return index * self._stride % self.num_cells
 
+    def _tell_neighbours(self, visited: Tensor, found: Tensor) -> None:
+        """Let cells stand for those of their 2 x 2 x 2 that were never visited, by the densest of them."""
+        r = self.resolution
+        first = visited - visited // r**2 % r % 2 * r**2 - visited // r % r % 2 * r - visited % r % 2
+        steps = torch.arange(2, device=visited.device)
+        around = (steps[:, None, None] * r**2 + steps[:, None] * r + steps).reshape(-1)
+        cells = (first[:, None] + around).reshape(-1)
+        unknown = torch.nonzero(self.thickness[cells] < 0)[:, 0]
+        self.thickness.scatter_reduce_(0, cells[unknown], found.repeat_interleave(8)[unknown], "amax")
+
     def _decide(self) -> None:
         self._mean = None
-        occupied = (self.thickness > min(self.mean_thickness, self.threshold)) | (self.thickness < 0)
-        if not bool(occupied.any()):
+        if not mark_occupied(self.thickness, min(self.mean_thickness, self.threshold), self.binaries):
             # Nothing would ever be sampled again, and so nothing learnt. Look at every cell anew.
             self.thickness.fill_(_UNVISITED)
             self._mean = None
-            occupied = torch.ones_like(occupied)
-        self.binaries.copy_(occupied.view_as(self.binaries))
+            self.binaries.fill_(True)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._mean = None
@@ -167,6 +187,36 @@ def locate(positions: Tensor, grid: OccupancyGrid) -> tuple[Tensor, Tensor]:
     scaled = (unit * torch.exp2(-level.to(unit.dtype))[..., None] * 0.5 + 0.5) * r
     x, y, z = scaled.nan_to_num().clamp(0, r - 1).to(torch.int64).unbind(-1)
     return (((level * r + x) * r + y) * r + z) * inside, inside
+
+
+def mean_of_visited(thickness: Tensor) -> float:
+    """Mean over the cells [n] whose thickness is not negative; 0 if there are none."""
+    if _has_kernels(thickness):
+        return cpu.mean_of_visited(thickness)
+    visited = thickness >= 0
+    return float((thickness * visited).sum() / visited.sum().clamp(min=1))
+
+
+def mark_occupied(thickness: Tensor, limit: float, binaries: Tensor) -> bool:
+    """Mark the cells that are thicker than a limit or were never visited.
+
+    Args:
+        thickness: [n], negative where a cell was never visited.
+        limit: optical thickness of one step.
+        binaries: bool, n entries in any shape: written to.
+
+    Returns:
+        Whether there are any.
+    """
+    if _has_kernels(thickness) and binaries.is_contiguous():
+        return cpu.mark_occupied(thickness, limit, binaries)
+    occupied = (thickness > limit) | (thickness < 0)
+    binaries.copy_(occupied.view_as(binaries))
+    return bool(occupied.any())
+
+
+def _has_kernels(thickness: Tensor) -> bool:
+    return thickness.device.type == "cpu" and thickness.dtype == torch.float32
 
 
 def _coprime_near(number: int, size: int) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hardmine_ns.marching import cpu
+from hardmine_ns.marching.cpu import marching as cpu
 from hardmine_ns.marching.lattice import RayLattices, cone_switch, lattice_range
 from hardmine_ns.marching.occupancy import OccupancyGrid
 from hardmine_ns.marching.samples import PackedSamples

@@ -47,6 +47,32 @@ def march_rays_torch(rays: RayLattices, grid: OccupancyGrid) -> PackedSamples:
     return pack(t_starts, t_ends, rays_of, num_rays)
 
 
+def starts_of_groups_torch(samples: PackedSamples, thickness: Tensor, limit: float, most: int) -> Tensor:
+    """Say which samples begin a merged interval (`merging`): the definition, for all rays at once, front to back.
+
+    Args:
+        samples: M intervals.
+        thickness: [M] float32 optical thickness x of each.
+        limit: greatest sum of x in a group.
+        most: greatest number of intervals in a group.
+
+    Returns:
+        [M] bool.
+    """
+    firsts = torch.ones_like(thickness, dtype=torch.bool)
+    begins, lengths = samples.offsets[:-1], samples.offsets[1:] - samples.offsets[:-1]
+    total, count = thickness.new_zeros(len(begins)), torch.zeros_like(begins)
+    for rank in range(int(lengths.max()) if len(lengths) else 0):
+        rays = torch.nonzero(lengths > rank)[:, 0]
+        own = begins[rays] + rank
+        touches = samples.t_starts[own] == samples.t_ends[own - 1] if rank else torch.zeros_like(rays, dtype=torch.bool)
+        joins = touches & (count[rays] < most) & (total[rays] + thickness[own] <= limit)
+        firsts[own] = ~joins
+        total[rays] = torch.where(joins, total[rays] + thickness[own], thickness[own])
+        count[rays] = torch.where(joins, count[rays] + 1, 1)
+    return firsts
+
+
 def composite_torch(
     thickness: Tensor, colors: Tensor, middles: Tensor, samples: PackedSamples
 ) -> tuple[Tensor, Tensor, Tensor]:

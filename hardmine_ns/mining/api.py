@@ -6,7 +6,7 @@ the loss, `g_i` the hardness of row i, `p_i` its share of the total, `b` the num
 
     forward    y = field(x), without a graph: a row costs its outputs and nothing else
     hardness   g_i = || dL/dy_i ||_2 over all outputs, taken before their activations;  p_i = g_i / sum_j g_j
-    fraction   tau <- 0.99 tau + 0.01 sqrt(B sum_i p_i^2), from 1;   b / B = clamp(1 / tau, 0.05, 0.5)
+    fraction   tau <- 0.9 tau + 0.1 sqrt(B sum_i p_i^2), from its first value;   b / B = clamp(1 / tau, 0.05, 0.5)
     backward   dL/dtheta = sum over i in S of w_i (dy_i/dtheta)^T dL/dy_i, the field being run again on S with a graph
 
 `sqrt(B sum p^2)` equals `sqrt(1 + CV^2)`, CV being the coefficient of variation of g: 1 when all rows are equally hard,
@@ -95,7 +95,7 @@ class HardSampleMining(nn.Module):
         rule: MiningRule = "poisson",
         min_fraction: float = 0.05,
         max_fraction: float = 0.5,
-        decay: float = 0.99,
+        decay: float = 0.9,
         processes: Processes = ALONE,
     ) -> None:
         """Check and keep the settings.
@@ -125,6 +125,8 @@ class HardSampleMining(nn.Module):
         self.processes = processes
         self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
         self.statistics = MiningStatistics()
+        self.rests = False
+        """Whether all rows are used for now, whatever the rule; process 0 decides."""
         self.observer: Callable[[Tensor | None], None] | None = None
         """Told the rows of each backward pass, as `choose` returns them."""
         self.register_buffer("tau", torch.ones(()))
@@ -161,12 +163,13 @@ class HardSampleMining(nn.Module):
             raise ValueError(
                 f"inputs must share their first dimension B, got shapes {[tuple(x.shape) for x in inputs]}"
             )
-        if self.rule == "off" or not torch.is_grad_enabled():
+        whole = self.rule == "off" or self.rests
+        if whole or not torch.is_grad_enabled():
             count = inputs[0].shape[0]
             self.statistics = MiningStatistics(count, count, self.statistics.tau)
             if self.observer is not None and torch.is_grad_enabled():
                 self.observer(None)
-            return field(*inputs) if self.rule == "off" or search is None else search(*inputs)
+            return field(*inputs) if whole or search is None else search(*inputs)
         if inputs[0].device != self.tau.device:
             raise ValueError(
                 f"the inputs are on {inputs[0].device}, the mining's tau is on {self.tau.device}; move the "
@@ -195,10 +198,10 @@ class HardSampleMining(nn.Module):
             self.rule, self.min_fraction, self.max_fraction = self._requested.pop()
         if self.processes.size > 1:
             rules = get_args(MiningRule)
-            own = [rules.index(self.rule), self.min_fraction, self.max_fraction]
+            own = [rules.index(self.rule), self.min_fraction, self.max_fraction, float(self.rests)]
             firsts = self.processes.broadcast(torch.tensor(own, dtype=torch.float64, device=self.tau.device))
-            index, self.min_fraction, self.max_fraction = firsts.tolist()
-            self.rule = rules[int(index)]
+            index, self.min_fraction, self.max_fraction, rests = firsts.tolist()
+            self.rule, self.rests = rules[int(index)], bool(rests)
 
     @torch.no_grad()
     def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -227,10 +230,12 @@ class HardSampleMining(nn.Module):
         return rows, weights
 
     def _advance_tau(self, values: Tensor, everyones: int) -> float:
-        """Tau <- 0.99 tau + 0.01 sqrt(B sum p^2), for hardness [B']; B is the number of all processes' rows."""
+        """Tau <- 0.9 tau + 0.1 sqrt(B sum p^2), for hardness [B']; B is the number of all processes' rows."""
         share = values / self.processes.sum(values.sum())
         concentration = everyones * self.processes.sum(share.square().sum())
-        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), 1 - self.decay)
+        # 1 is where it starts: from there a slow decay would draw half of the samples for many steps, hard or not.
+        rate = 1 - self.decay if float(self.tau) > 1 else 1.0
+        self.tau.lerp_(concentration.sqrt().to(self.tau.dtype), rate)
         return float(self.tau)
 
     def _budget(self, tau: float, everyones: int) -> int:

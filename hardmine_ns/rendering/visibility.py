@@ -133,7 +133,7 @@ def search(
     """
     device = samples.t_starts.device
     limit = -math.log(early_stop) if early_stop > 0 else math.inf
-    length = samples.t_ends - samples.t_starts
+    length, middles = samples.t_ends - samples.t_starts, samples.midpoints
     rank = torch.arange(len(samples), device=device) - samples.offsets[:-1][samples.ray_indices]
     density = torch.zeros_like(length)
     depth = torch.zeros(samples.num_rays, dtype=torch.float64, device=device)
@@ -142,8 +142,7 @@ def search(
         wanted = (rank >= begin) & (rank < end) & (depth <= limit)[samples.ray_indices]
         rows = torch.nonzero(wanted)[:, 0]
         ray = samples.ray_indices[rows]
-        middle = (samples.t_starts[rows] + samples.t_ends[rows]) * 0.5
-        positions = torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None])
+        positions = torch.addcmul(rays.origins[ray], rays.directions[ray], middles[rows, None])
         unit = to_unit(positions)
         features = field.encoding(unit)
         geometry = field.geometry(unit, features)
@@ -251,6 +250,7 @@ def groups_of_rays(samples: PackedSamples, most: int) -> Iterator[tuple[slice, P
                 samples.t_ends[own],
                 samples.ray_indices[own] - first,
                 samples.offsets[first : last + 1] - samples.offsets[first],
+                None if samples.t_middles is None else samples.t_middles[own],
             ),
         )
         first = last

@@ -33,6 +33,8 @@ SPECIFICATIONS = (
 )
 CONFIGS = {specification.config.method_name: specification.config for specification in SPECIFICATIONS}
 STEPS, MORE_STEPS = 6, 4
+AS_SAVED = ["merge_most", "grid_blocks_first", "mining_decay"]
+"""Fields of the model that change what a training step does, and whose defaults have changed."""
 
 
 def small(method):
@@ -78,10 +80,19 @@ def loaded(folder):
 def resumed(folder):
     """The figures after a few more steps of the saved run, begun as `ns-train --load-dir` begins them.
 
-    With the run's learning rates: a version with other defaults is not meant to give the same figures.
+    With the run's learning rates and its steps along a ray: a version with other defaults is not meant to give the same
+    figures.
     """
     config = small(folder.parent.name)
-    config.optimizers |= yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader).optimizers
+    saved = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    config.optimizers |= saved.optimizers
+    for now, then, names in (
+        (config.pipeline, saved.pipeline, ["ray_rule"]),
+        (config.pipeline.model, saved.pipeline.model, AS_SAVED),
+    ):
+        for name in names:
+            if hasattr(now, name):
+                setattr(now, name, getattr(then, name))
     config.load_dir, config.max_num_iterations = folder / "nerfstudio_models", MORE_STEPS
     config.timestamp = "resumed"
     trainer = begin(config)

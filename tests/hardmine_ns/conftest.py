@@ -56,6 +56,12 @@ def ball(tmp_path: Path) -> Path:
     return _blender(tmp_path / "ball", 6)
 
 
+@pytest.fixture(scope="module")
+def lasting_ball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for all tests of a module."""
+    return _blender(tmp_path_factory.mktemp("lasting") / "ball", 6)
+
+
 @pytest.fixture
 def blank(tmp_path: Path) -> Path:
     """Three views of nothing, `blender-data`."""

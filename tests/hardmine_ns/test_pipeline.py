@@ -86,6 +86,32 @@ def test_mining_follows_the_viewer_of_process_0(ball, run_processes):
         assert found == [("poisson", 0.05, 0.5), ("topk", 0.3, 0.7)]
 
 
+def test_mining_rests_where_it_makes_no_step_cheaper(ball, monkeypatch, capsys):
+    pipeline = small_config(ball).pipeline.setup(device="cpu").train()
+    mining = pipeline.model.mining
+    pipeline.get_train_loss_dict(0)
+    assert not mining.rests
+    monkeypatch.setattr(pipeline._costs, "verdict", lambda: 1.3)
+    _, losses, _ = pipeline.get_train_loss_dict(1)
+    assert mining.rests
+    losses["rgb_loss"].backward()
+    assert mining.statistics.selected == mining.statistics.rows > 0
+    assert "no step cheaper here (1.30 times" in " ".join(capsys.readouterr().out.split())
+    pipeline.config.mining_may_rest = False
+    pipeline.get_train_loss_dict(2)
+    assert not mining.rests
+
+
+def test_processes_rest_together(ball, run_processes):
+    def work(rank):
+        pipeline = small_config(ball).pipeline.setup(device="cpu", world_size=2, local_rank=rank).train()
+        pipeline._costs.verdict = lambda: 1.3 if rank == 0 else 0.5
+        pipeline.get_train_loss_dict(1)
+        return pipeline.model.mining.rests
+
+    assert run_processes(work) == [True, True]
+
+
 def test_rays_per_batch_follow_the_samples_within_their_limits():
     config = AdaptiveRaysPipelineConfig(
         target_num_samples=1000, max_searched_ratio=4.0, min_num_rays=64, max_num_rays=512

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.marching import PackedSamples, composite, visible_samples
-from hardmine_ns.marching.cpu import composite as composite_numba
-from hardmine_ns.marching.cpu import composite_backward as composite_backward_numba
+from hardmine_ns.marching.cpu.compositing import composite as composite_numba
+from hardmine_ns.marching.cpu.compositing import composite_backward as composite_backward_numba
 from hardmine_ns.marching.reference import composite_backward_torch, composite_torch
 from hardmine_ns.marching.samples import pack
 

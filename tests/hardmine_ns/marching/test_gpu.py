@@ -68,3 +68,11 @@ def test_builds_without_spilling(write, cone, capability, triton_build):
     types |= {"binaries": "*u8", "levels": "i32", "resolution": "i32", "step": "fp32"}
     build = triton_build(gpu.march_kernel, types, {"CONE": cone, "WRITE": write, "BLOCK": 128}, capability)
     assert build.spilled == 0
+
+
+def test_merging_builds_without_spilling(capability, triton_build):
+    from hardmine_ns.marching import gpu
+
+    types = dict.fromkeys(["t_starts", "t_ends", "thickness"], "*fp32") | {"offsets": "*i64", "firsts": "*u8"}
+    build = triton_build(gpu.merge_kernel, types | {"limit": "fp32", "most": "i32"}, {}, capability)
+    assert build.spilled == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hardmine_ns.marching import OccupancyGrid
+from hardmine_ns.marching import OccupancyGrid, occupancy
 from hardmine_ns.marching.occupancy import locate
 from ns_support.concurrency.processes import Processes
 
@@ -51,6 +51,47 @@ def test_update_finds_a_ball_at_bounded_cost():
     corners = grid.random_positions(torch.arange(grid.num_cells)).norm(dim=-1).view_as(grid.binaries[0])
     assert grid.binaries[0][corners < 0.35].all()
     assert not grid.binaries[0][corners > 0.75].any()
+
+
+def test_a_visited_cell_stands_for_its_neighbours_until_they_are_visited():
+    grid = OccupancyGrid(UNIT_BOX, resolution=8, levels=2, blocks_first=True)
+    told = grid._next_of_sweep(1).item()
+    grid.cursor.zero_()
+    grid.update(lambda x: torch.full((len(x),), 0.25), num_cells=1)
+    level, x, y, z = told // 512, told // 64 % 8, told // 8 % 8, told % 8
+    known = torch.nonzero(grid.thickness.view(2, 8, 8, 8) >= 0)
+    assert {tuple(cell) for cell in known.tolist()} == {
+        (level, x // 2 * 2 + a, y // 2 * 2 + b, z // 2 * 2 + c) for a in (0, 1) for b in (0, 1) for c in (0, 1)
+    }
+    for _ in range(2):  # what it was told a cell forgets; what it has found itself it keeps longer
+        grid.update(lambda x: torch.full((len(x),), 0.001), num_cells=grid.num_cells)
+    assert grid.thickness.max() <= 0.25 * 0.95
+    odd = OccupancyGrid(UNIT_BOX, resolution=7, blocks_first=True)
+    odd.update(lambda x: torch.full((len(x),), 0.25), num_cells=3)
+    assert int((odd.thickness >= 0).sum()) == 3
+
+
+@pytest.mark.parametrize("cells", [1, 15, 16, 4096, 10_007])
+def test_numba_and_torch_decide_alike(cells, monkeypatch):
+    torch.manual_seed(0)
+    thickness = torch.rand(cells)
+    thickness[torch.rand(cells) < 0.3] = -1
+    for limit in (0.5, 2.0):
+        found = []
+        for has_kernels in (True, False):
+            monkeypatch.setattr(occupancy, "_has_kernels", lambda _, has=has_kernels: has)
+            binaries = torch.zeros(1, cells, 1, 1, dtype=torch.bool)
+            occupied = occupancy.mark_occupied(thickness, limit, binaries)
+            found.append((occupancy.mean_of_visited(thickness), occupied, binaries))
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+        assert found[0][1] == found[1][1] == bool(binaries.any())
+        assert torch.equal(found[0][2], found[1][2])
+    for has_kernels in (True, False):
+        monkeypatch.setattr(occupancy, "_has_kernels", lambda _, has=has_kernels: has)
+        assert occupancy.mean_of_visited(torch.full((cells,), -1.0)) == 0.0
+        nothing = torch.ones(cells, dtype=torch.bool)
+        assert not occupancy.mark_occupied(torch.zeros(cells), 0.01, nothing)
+        assert not nothing.any()
 
 
 def test_observed_densities_count_without_a_query():

@@ -157,7 +157,9 @@ def test_tau_is_the_coefficient_of_variation_and_sets_the_fraction():
     assert len(rows) == round(1000 / expected)
     slow = HardSampleMining("topk")
     slow.choose([hardness[:, None]])
-    assert slow.statistics.tau == pytest.approx(1 + 0.01 * (expected - 1), rel=1e-6)
+    assert slow.statistics.tau == pytest.approx(expected, rel=1e-6)  # its first value
+    slow.choose([torch.ones(1000, 1, dtype=torch.float64)])
+    assert slow.statistics.tau == pytest.approx(0.9 * expected + 0.1, rel=1e-6)
     assert slow.statistics.selected == 500  # clamped
 
 

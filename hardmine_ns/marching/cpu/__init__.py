@@ -1,0 +1,1 @@
+"""Ray marching and compositing on a CPU: Numba kernels."""
