@@ -7,7 +7,7 @@ tiny-cuda-nn, its sampler CUDA, its LPIPS a download. Options that both have bea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hardmine_ns.config import HardMineModelConfig
+from hardmine_ns.findings import RayFindings, weighted
 from hardmine_ns.hash_encoding import HashEncoding, check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays, merge_thin
 from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering.field import HashField, to_unit_cube, truncated_exp
 from hardmine_ns.rendering.visibility import Rays, SampleCounts, Visible, groups_of_rays, render_visible, search
+from hardmine_ns.streams import Draw, seed_step
 from hardmine_ns.viewing import HardMineRun, OfRays, Scene, extra_outputs, in_pieces
 from ns_support.commands.export_rays import is_of_texels, texel_rays
 from ns_support.commands.given_rays import given_rays
@@ -48,25 +50,6 @@ _RAYS_TO_ALIGN = 1 << 11
 _APPEARANCE_DIM = 32
 _UP = torch.tensor([[0.0, 0.0, 1.0]])
 """The direction of a ray that stands in where there is none, to know the outputs."""
-
-
-class RayFindings(NamedTuple):
-    """What a training step found out about its rays.
-
-    Attributes:
-        pixels: [R, 3] int64: image, row, column.
-        errors: [R] mean squared error of the colour.
-        samples: [R] int64, samples that were marched.
-    """
-
-    pixels: Tensor
-    errors: Tensor
-    samples: Tensor
-
-
-def weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Losses [R, C] times the weights [R] of their rays; None: all are 1."""
-    return losses if weights is None else losses * weights.to(losses)[:, None]
 
 
 class HardMineModel(CorrectedModel):
@@ -111,7 +94,8 @@ class HardMineModel(CorrectedModel):
         self.sample_counts = SampleCounts()
         self.ray_findings: RayFindings | None = None
         self._samples_of_rays: Tensor | None = None
-        # What a step's visibility pass evaluated, until the next step's update of the grid takes it.
+        self.seed = torch.initial_seed()
+        # What a step's visibility pass evaluated, until the update of the grid takes it.
         self._observed: tuple[Tensor, Tensor] | None = None
         self.plane = SlicePlane(aabb)
         self.run = HardMineRun(self.mining, self.plane)
@@ -126,25 +110,34 @@ class HardMineModel(CorrectedModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The occupancy grid's update, before each step; fits the learning rates to the training's length."""
+        """The occupancy grid's updates; fits the learning rates to the training's length."""
         trainer, optimizers = training_callback_attributes.trainer, training_callback_attributes.optimizers
         length = None
         if trainer is not None and optimizers is not None:
             length = fit_learning_rates(optimizers, trainer.config.max_num_iterations)
-        timer, before = StepTimer(), [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
-        grid = TrainingCallback(where_to_run=before, update_every_num_iters=1, func=self.update_grid)
-        return [timer.before(), grid, *self.correction_callbacks(length), timer.after()]
+        timer = StepTimer()
+        first = TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self._first_grid)
+        # After a step and not before the next one: a checkpoint in between then has what the step has found.
+        grid = TrainingCallback(
+            [TrainingCallbackLocation.AFTER_TRAIN_ITERATION], lambda step: self.update_grid(step + 1)
+        )
+        return [timer.before(), first, *self.correction_callbacks(length), grid, timer.after()]
+
+    def _first_grid(self, step: int) -> None:
+        if step == 0:
+            self.update_grid(step)
 
     def update_grid(self, step: int) -> None:
         """Visit a bounded number of the grid's cells, if it is time to.
 
         Args:
-            step: training step, from 0.
+            step: number of steps that are done.
         """
         c = self.config
         warming_up = step < c.grid_warmup_steps
         if step % max(c.grid_update_every // (4 if warming_up else 1), 1):
             return
+        seed_step(self.seed, step, Draw.GRID)
         self.grid.update(self._thickness, c.grid_cells_per_update, self._observed, Processes.current())
         self._observed = None
 

@@ -9,6 +9,7 @@ import torch
 
 from hardmine_ns.data import RayDataManager
 from hardmine_ns.mining.pays import REST, CostWatch
+from hardmine_ns.streams import Draw, seed_step
 from ns_support.errors import require
 from ns_support.help import documented
 from ns_support.pipeline import SharedPipeline, SharedPipelineConfig
@@ -69,6 +70,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
 
     config: AdaptiveRaysPipelineConfig
     datamanager: RayDataManager
+    _num_rays: torch.Tensor
 
     def __init__(
         self,
@@ -81,12 +83,22 @@ class AdaptiveRaysPipeline(SharedPipeline):
     ) -> None:
         config.check()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        # What the model's visibility pass found decides; until then, assume rays that cross the whole grid.
-        self.num_rays = config.min_num_rays
+        # What the model's visibility pass found decides; until then, assume rays that cross the whole grid. Part of the
+        # checkpoint, as the next step depends on it; on the host, which needs it.
+        self.register_buffer("_num_rays", torch.tensor(config.min_num_rays))
         self._costs = CostWatch()
         self._set_num_rays()
         if config.ray_rule == "blocks":
             self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
+
+    @property
+    def num_rays(self) -> int:
+        """Rays of the next step."""
+        return int(self._num_rays)
+
+    @num_rays.setter
+    def num_rays(self, number: int) -> None:
+        self._num_rays.fill_(number)
 
     def describe(self) -> str:
         """The size of the hash table and of a step, and which samples are backpropagated."""
@@ -110,6 +122,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
         """
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
+        seed_step(self.model.seed, step, Draw.RAYS)
         self._watch_costs(step)
         self.model.mining.begin_step()
         outputs, losses, metrics = super().get_train_loss_dict(step)

@@ -202,6 +202,11 @@ class BlockMemory(nn.Module):
         parts = (self._members(part)[2:] for part in corners.split(1 << 14))
         return torch.cat([(exists & shown[number]).sum(1) for exists, number in parts])
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        super()._save_to_state_dict(*args)
+        # A training that goes on from here draws by what it remembers now; so does this one, for both to be the same.
+        self._chance = None
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found = [state_dict.pop(prefix + name, None) for name in ("errors", "costs")]
         for memory, saved in zip((self.errors, self.costs), found, strict=True):
