@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import tyro
 from nerfstudio.models.base_model import ModelConfig
@@ -41,14 +41,6 @@ def _model_class() -> type:
 class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Settings of instant-ngp-hardmine."""
 
-    sizes_of_checkpoints: ClassVar[tuple[str, ...]] = (
-        "num_levels",
-        "features_per_level",
-        "log2_hashmap_size",
-        "base_res",
-        "max_res",
-        "hidden_dim",
-    )
     _target: type = field(default_factory=_model_class)
     """Class to instantiate."""
     enable_collider: tyro.conf.Suppress[bool] = False
@@ -129,6 +121,11 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Colour behind the scene. random: a new one for each ray in training, black elsewhere."""
     disable_scene_contraction: bool = False
     """Whether space outside the scene box is left out instead of contracted into the field's cube."""
+
+    @property
+    def sizes_of_checkpoints(self) -> tuple[str, ...]:
+        """Settings that the sizes of a checkpoint's tensors depend on (`ns_support.runs.sizes`)."""
+        return "num_levels", "features_per_level", "log2_hashmap_size", "base_res", "max_res", "hidden_dim"
 
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with.

@@ -97,7 +97,7 @@ def _raygaussx(iso_weight: float) -> RayGaussModelConfig:
 
 raygauss = _method(
     "raygauss",
-    RayGaussModelConfig(),
+    RayGaussModelConfig(exposure="auto"),
     DEFAULT_RATES,
     "RayGauss: Gaussians, ray-marched and not splatted. The better quality of the two; on a CPU or a GPU.",
     PAPER_STEPS if default_device_type() == "cuda" else CPU_STEPS,
