@@ -69,9 +69,8 @@ class CorrectedModel(Model):
 
     def per_photograph(self) -> dict[str, Tensor]:
         """What of the state belongs to single training photographs, by its names there."""
-        corrections = ("adjustments", "curvature"), ("pose_adjustment", "curvature"), ("errors",)
-        parts = zip(("exposure", "camera_optimizer", "moving"), corrections, strict=True)
-        known = [f"{part}.{name}" for part, names in parts for name in names]
+        known = ["exposure.adjustments", "exposure.curvature", "moving.errors"]
+        known += ["camera_optimizer.pose_adjustment", "camera_optimizer.curvature"]
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensors[name] for name in known if name in tensors}
 

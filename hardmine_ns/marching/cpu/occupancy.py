@@ -13,7 +13,7 @@ from numba import njit
 from torch import Tensor
 
 import ns_support.kernels.compiling  # noqa: F401 - tells the user when kernels are compiled
-from ns_support.concurrency.threads import run_on_threads
+from ns_support.concurrency.threads import num_threads, run_on_threads
 from ns_support.kernels.arrays import as_array
 
 Array = npt.NDArray[Any]
@@ -84,6 +84,10 @@ def mark_occupied(thickness: Tensor, limit: float, binaries: Tensor) -> bool:
         Whether any cell is occupied.
     """
     cells, occupied = as_array(thickness), binaries.view(-1).numpy()
-    found = np.zeros(1024, np.bool_)
-    run_on_threads(lambda thread, threads: _occupied_share(cells, np.float32(limit), occupied, found, thread, threads))
+    found = np.zeros(num_threads(), np.bool_)
+
+    def share(thread: int, threads: int) -> None:
+        _occupied_share(cells, np.float32(limit), occupied, found, thread, threads)
+
+    run_on_threads(share, len(found))
     return bool(found.any())

@@ -105,3 +105,18 @@ def test_a_photograph_looks_as_it_was_taken(method, disc, tmp_path, monkeypatch)
     count = len(model.exposure.adjustments)
     scene = (mean["rgb"] - behind) / (1 - 0.5 / count)
     torch.testing.assert_close(second["rgb"] - behind, scene * 0.5, rtol=0, atol=2e-3)
+
+
+@both
+def test_clipped_pixels_do_not_pull_at_exposed_colours(method, disc, tmp_path):
+    model = begin(corrected(method, disc, tmp_path, 2)).pipeline.model.train()
+    model.before_corrected_step(1.0)
+    rgb = torch.full((12, 12, 3) if method == "raygauss" else (144, 3), 1.3, requires_grad=True)
+    indices = torch.stack([torch.zeros(144), torch.arange(144) // 12, torch.arange(144) % 12], 1).long()
+    batch = {"image": torch.ones_like(rgb), "indices": indices, "image_idx": 0}
+    outputs = {"rgb": rgb, "accumulation": torch.ones_like(rgb[..., :1]), "background": torch.zeros_like(rgb)}
+    model.exposure(rgb.detach().flatten(0, -2), torch.ones(144, 1), 0 if method == "raygauss" else indices[:, 0])
+    name = {"raygauss": "main_loss"}.get(method, "rgb_loss")
+    assert float(model.get_loss_dict(outputs, batch)[name].detach()) == pytest.approx(0.0, abs=1e-6)
+    batch["image"] = batch["image"] * 0.9
+    assert float(model.get_loss_dict(outputs, batch)[name].detach()) > 0.01
