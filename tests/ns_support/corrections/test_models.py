@@ -120,3 +120,21 @@ def test_clipped_pixels_do_not_pull_at_exposed_colours(method, disc, tmp_path):
     assert float(model.get_loss_dict(outputs, batch)[name].detach()) == pytest.approx(0.0, abs=1e-6)
     batch["image"] = batch["image"] * 0.9
     assert float(model.get_loss_dict(outputs, batch)[name].detach()) > 0.01
+
+
+def test_hidden_pixels_have_no_part_in_the_curvature(disc, tmp_path):
+    """Half of a crop behind a mask is as if the crop had ended there."""
+    model = begin(corrected("raygauss", disc, tmp_path, 2)).pipeline.model.train()
+    model.before_corrected_step(1.0)
+    draw = torch.Generator().manual_seed(0)
+    residuals, changes = torch.rand(8, 6, 3, generator=draw), torch.rand(8, 6, 3, 6, generator=draw)
+    colors, mask = torch.rand(48, 3, generator=draw), torch.zeros(8, 6, 1, dtype=torch.bool)
+    mask[:4] = True
+
+    def curvature(rows, mask):
+        model.zero_grad()
+        model.exposure(colors[: 6 * rows], torch.ones(6 * rows, 1), 0)
+        sum(model.correction_curvature(0, residuals[:rows], mask, changes[:rows], 0.8).values()).backward()
+        return model.exposure.curvature.grad.clone(), model.camera_optimizer.curvature.grad.clone()
+
+    torch.testing.assert_close(curvature(8, mask), curvature(4, None))
