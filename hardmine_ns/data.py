@@ -17,10 +17,12 @@ from torch import Tensor
 
 from hardmine_ns.mining import BlockMemory
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.matching import FITTED_POSES, LOOKING, fitted_poses, photograph_matches
 from ns_support.data.checks import ChecksData
 from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.rays import ExactRayGenerator
+from ns_support.terminal import followed, say
 
 _ALL_HIDDEN = "The masks hide every pixel (0 hides, 255 shows): nothing is left to train on."
 
@@ -160,6 +162,10 @@ class RayDataManagerConfig(VanillaDataManagerConfig):
     """Not used: single pixels are drawn; anything but 1 is refused."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=MaskedPixelSamplerConfig)
     """Draws the pixels of a batch."""
+    resumes: tyro.conf.Suppress[bool] = False
+    """Whether a checkpoint will be loaded. Set by `SharedTrainer`."""
+    fit_poses: tyro.conf.Suppress[bool] = False
+    """Whether poses are fitted to features before training. Set by `SharedPipeline`."""
 
 
 class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
@@ -187,6 +193,10 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         self.memory = None
         # The pipeline passes the metadata to the model, which has no other access to the cameras.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
+        if config.fit_poses and test_mode == "val" and not config.resumes and Processes.current().rank == 0:
+            say(f"{LOOKING} in its {len(self.train_dataset)} images.")
+            matches = photograph_matches(self.train_dataset, followed)
+            self.train_dataset.metadata[FITTED_POSES] = fitted_poses(self.train_dataset.cameras, matches)
         if len(self.eval_dataset) == 0:
             self.fixed_indices_eval_dataloader = _NoEvalImages(self)
 

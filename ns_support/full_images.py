@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +15,24 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from rich.progress import track
+from torch import Tensor
 
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.export_rays import RaysWanted, image_rays
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.matching import FITTED_POSES, LOOKING, fitted_poses, photograph_matches
 from ns_support.data.checks import ChecksData, own_configuration
 from ns_support.data.formats.recognition import names_points
 from ns_support.data.images import header
 from ns_support.data.store import Batch, ImageStore
 from ns_support.errors import UserError, require
 from ns_support.help import documented
+from ns_support.lenses.features import Matches
 from ns_support.lenses.triangulation import cameras_inside, triangulated_points
 from ns_support.rays import camera_lenses, downscaled
 from ns_support.runs.surface_points import surface_points
 from ns_support.runs.trained_on import trained_on
-from ns_support.terminal import say
+from ns_support.terminal import followed, say
 
 _FEWEST_POINTS = 100
 """With fewer triangulated points, initial positions are random."""
@@ -54,6 +56,8 @@ class FullImagesConfig(FullImageDatamanagerConfig):
     nerfstudio-data unless told otherwise. False: as the data parser says."""
     resumes: tyro.conf.Suppress[bool] = False
     """Whether a checkpoint will be loaded, so that no initial points are needed. Set by `SharedTrainer`."""
+    fit_poses: tyro.conf.Suppress[bool] = False
+    """Whether poses are fitted to features before training. Set by `SharedPipeline`."""
     image_memory: float = 4.0
     """Memory that training images may take (GiB), > 0, and evaluation images a quarter of it. Images for which there is
     no room are read again whenever they are used. Reduced images, as training begins with, come on top: at most a third
@@ -106,11 +110,25 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         # A trained model does not need the file of Gaussians that it was initialised from, so it is not read again.
         self.train_dataset.metadata["checkpoint_follows"] = self.test_mode != "val" or config.resumes
         # Only for training ("val" is `ns-train`'s mode). Every rank gets the model that rank 0 makes of the points.
-        starts = self.test_mode == "val" and not config.resumes and Processes.current().rank == 0
-        if starts and config.points_from is not None:
+        if self.test_mode == "val" and not config.resumes and Processes.current().rank == 0:
+            self._prepare_start()
+
+    def _prepare_start(self) -> None:
+        """Find what a training starts from: poses that fit the images' features, and points."""
+        config, cameras, metadata = self.config, self.train_dataset.cameras, self.train_dataset.metadata
+        looks_for_points = config.points_from is None and config.triangulated_points > 0 and self._lacks_points()
+        poses = cameras.camera_to_worlds
+        if config.fit_poses or looks_for_points:
+            why = "The scene has no SfM points: looking for points" if looks_for_points else LOOKING
+            say(f"{why} in its {len(self.train_dataset)} images.")
+            matches = photograph_matches(self.train_dataset, followed)
+            if config.fit_poses:
+                metadata[FITTED_POSES] = fitted_poses(cameras, matches)
+                poses = poses if metadata[FITTED_POSES] is None else metadata[FITTED_POSES]
+            if looks_for_points:
+                self._triangulate(matches, poses, config.triangulated_points)
+        if config.points_from is not None:
             self._look_for_surfaces(config.points_from, config.surface_points)
-        elif starts and config.triangulated_points > 0:
-            self._triangulate(config.triangulated_points)
 
     def _look_for_surfaces(self, run: Path, most: int) -> None:
         """Take the points on another run's surfaces for those of the scene."""
@@ -119,16 +137,16 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         metadata["points3D_xyz"], metadata["points3D_rgb"] = found
         say(f"{len(found.positions):,} points are on surfaces of {run}.")
 
-    def _triangulate(self, most: int) -> None:
-        """Triangulate points from the images of a capture without SfM points."""
-        metadata, dataset = self.train_dataparser_outputs.metadata, self.train_dataset
-        poses = dataset.cameras.camera_to_worlds
-        if metadata.get("points3D_xyz") is not None or not cameras_inside(poses[:, :, 3], dataset.scene_box.aabb):
-            return
-        say(f"The scene has no SfM points: looking for points in its {len(dataset)} images.")
-        data = (dataset.get_data(i, image_type="uint8") for i in range(len(dataset)))
-        images = ((item["image"], item.get("mask")) for item in data)
-        found = triangulated_points(images, poses, camera_lenses(dataset.cameras), follow=_followed)
+    def _lacks_points(self) -> bool:
+        """Whether this is a capture without SfM points."""
+        centers = self.train_dataset.cameras.camera_to_worlds[:, :, 3]
+        has_points = self.train_dataparser_outputs.metadata.get("points3D_xyz") is not None
+        return not has_points and cameras_inside(centers, self.train_dataset.scene_box.aabb)
+
+    def _triangulate(self, matches: Matches, poses: Tensor, most: int) -> None:
+        """Triangulate points for the scene from features of its images, with their cameras at `poses` [N, 3, 4]."""
+        metadata = self.train_dataparser_outputs.metadata
+        found = triangulated_points(matches, poses, camera_lenses(self.train_dataset.cameras))
         if len(found.positions) < _FEWEST_POINTS:
             say(f"Only {len(found.positions)} were found, too few: the start is at random positions.")
             return
@@ -174,7 +192,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
                     f"--pipeline.datamanager.image-memory {self.config.image_memory:g}: those "
                     "for which there is no room are read again whenever they are used."
                 )
-            store.load(self._factor, lambda images, total: _followed(images, "Reading the training images", total))
+            store.load(self._factor, lambda images, total: followed(images, "Reading the training images", total))
         return store
 
     @property
@@ -311,10 +329,6 @@ def _ask_for_points(config: FullImagesConfig) -> None:
         parser.load_3D_points |= names_points(config.data or config.dataparser.data)
     elif hasattr(parser, "load_3D_points"):
         parser.load_3D_points = True
-
-
-def _followed(things: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    return track(things, description=what, total=total, transient=True)
 
 
 def _within_circle(batch: Batch, radius: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ from rich.progress import track
 from ns_support.commands.loading import prepare_loading
 from ns_support.commands.rendering import prepare_rendering
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.poses import PoseRefinementConfig
 from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.metrics import SCORES, in_words
@@ -76,6 +77,9 @@ class SharedPipeline(VanillaPipeline):
         processes = Processes.current()
         if world_size != processes.size:
             raise UserError(f"{world_size} processes were asked for, but torch.distributed has {processes.size}.")
+        poses = getattr(config.model, "camera_optimizer", None)
+        if isinstance(poses, PoseRefinementConfig) and hasattr(config.datamanager, "fit_poses"):
+            config.datamanager.fit_poses = poses.mode != "off" and poses.match_features
         # Told that it is alone, the pipeline wraps nothing, and the checkpoint looks the same whoever wrote it.
         super().__init__(config, device, test_mode, world_size=1, local_rank=0, grad_scaler=grad_scaler)
         self.processes = processes

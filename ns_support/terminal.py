@@ -6,7 +6,11 @@ takes its width and colours from the terminal, and obeys NO_COLOR.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from rich.console import Console
+from rich.progress import track
 
 from ns_support.concurrency.processes import Processes
 
@@ -35,3 +39,14 @@ def show_command(label: str, command: str) -> None:
     """Print a command after a label, on one line of any length, so that it can be copied."""
     if Processes.current().rank == 0:
         TERMINAL.print(f"  {label:<12}{command}", markup=False, soft_wrap=True)
+
+
+def followed(things: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The things, while a bar shows how many have been taken.
+
+    Args:
+        things: to go through.
+        what: is done with them.
+        total: their number.
+    """
+    return track(things, description=what, total=total, transient=True)

@@ -15,6 +15,7 @@ from nerfstudio.viewer.viewer_elements import ViewerElement, ViewerSlider
 from torch import Tensor, nn
 
 from ns_support.corrections.exposure import Exposure
+from ns_support.corrections.matching import FITTED_POSES
 from ns_support.corrections.moving import MovingPixels, pixel_blocks
 from ns_support.corrections.newton import l1_curvature
 from ns_support.corrections.poses import PoseRefinement
@@ -48,6 +49,9 @@ class CorrectedModel(Model):
         """
         if config.camera_optimizer.mode != "off" and cameras is not None:
             self.camera_optimizer = PoseRefinement(config.camera_optimizer, cameras)
+            fitted = (self.kwargs.get("metadata") or {}).get(FITTED_POSES)
+            if fitted is not None:
+                self.camera_optimizer.start_at(fitted)
         self._sizes = None if cameras is None else (cameras.height.reshape(-1), cameras.width.reshape(-1))
         self.exposure = Exposure(config.exposure, num_photos)
         self.moving = MovingPixels(config.ignore_moving, num_photos)

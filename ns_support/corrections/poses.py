@@ -17,6 +17,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimize
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.lie_groups import exp_map_SE3, exp_map_SO3xR3
 from nerfstudio.cameras.rays import RayBundle
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ns_support.corrections.newton import curvature_term
@@ -41,6 +42,9 @@ class PoseRefinementConfig(CameraOptimizerConfig):
     refine_from: float = 0.1
     """Fraction of the training after which poses begin to move, in [0, 1): before, there is nothing to align them
     with."""
+
+    match_features: bool = True
+    """Before training, fit the poses to features that match between the photographs, where they don't fit already."""
 
     def check(self) -> None:
         """Refuse settings that can't be trained with.
@@ -82,6 +86,32 @@ class PoseRefinement(CameraOptimizer):
         """A view of the adjustments that belongs to the image at hand: what it contributes to the gradient is summed
         before it joins that of other images, whichever process they are in."""
         self._rays: RaysSeen | None = None
+
+    @torch.no_grad()
+    def start_at(self, poses: Tensor) -> None:
+        """Begin at other poses than the data's, but for what all cameras have in common.
+
+        Args:
+            poses: [N, 3, 4].
+        """
+        given, wanted = self.poses.double(), poses.to(self.poses.device).double()
+        inverse = given[:, :, :3].mT
+        turns = Rotation.from_matrix((inverse @ wanted[:, :, :3]).cpu().numpy()).as_rotvec()
+        shifts = (inverse @ (wanted[:, :, 3:] - given[:, :, 3:]))[..., 0] / self.unit
+        both = torch.cat([shifts, torch.from_numpy(turns).to(shifts)], 1)
+        both = without_shared_motion(both, self.poses.double(), self.unit)
+        if self.config.mode == "SE3":  # whose shifts are turned along the way: V(r) t
+            axes = torch.eye(3).to(both).expand(len(both), 3, 3).unbind(1)
+            along = torch.stack([exp_map_SE3(torch.cat([axis, both[:, 3:]], 1))[:, :, 3] for axis in axes], 2)
+            both[:, :3] = torch.linalg.solve(along, both[:, :3])
+        self.pose_adjustment.copy_(both)
+
+    @torch.no_grad()
+    def apply_to_cameras(self) -> Tensor:
+        """The refined poses [N, 3, 4] of all training cameras."""
+        corrections = self(torch.arange(len(self.poses), device=self.poses.device))
+        axes = self.poses[:, :, :3]
+        return torch.cat([axes @ corrections[:, :, :3], axes @ corrections[:, :, 3:] + self.poses[:, :, 3:]], 2)
 
     @property
     def moves(self) -> bool:

@@ -244,3 +244,17 @@ def test_the_curvature_of_rays_is_that_of_gauss_and_newton(make):
     refinement.note_residuals(squares.sum(-1))
     squares.mean().backward()
     torch.testing.assert_close(refinement.curvature.grad, expected, rtol=2e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["SO3xR3", "SE3"])
+def test_refinement_begins_at_poses_that_were_found_before(make, cameras, mode):
+    wanted = make("SO3xR3", size=0.05)
+    with torch.no_grad():
+        shared = without_shared_motion(wanted.pose_adjustment, wanted.poses, wanted.unit)
+        wanted.pose_adjustment.copy_(shared)
+    refinement = make(mode)
+    refinement.start_at(wanted.apply_to_cameras())
+    torch.testing.assert_close(refinement.apply_to_cameras(), wanted.apply_to_cameras(), rtol=0, atol=2e-5)
+    for i in range(COUNT):
+        moved, _ = refinement.corrected(one(cameras, i))
+        torch.testing.assert_close(moved.camera_to_worlds[0], refinement.apply_to_cameras()[i], rtol=0, atol=1e-6)

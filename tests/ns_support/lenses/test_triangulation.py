@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from ns_support.lenses.features import matched_features, neighbors
 from ns_support.lenses.lens import LensType, make_lens
-from ns_support.lenses.triangulation import cameras_inside, neighbors, triangulated_points
+from ns_support.lenses.triangulation import cameras_inside, triangulated_points
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 150.0
 DISTORTION = (0.1, -0.05, 0.0, 0.0, 0.002, -0.001)
@@ -38,6 +39,10 @@ def photographs(poses, lens):
     return images
 
 
+def triangulated(images, poses, lenses):
+    return triangulated_points(matched_features(images, poses, lenses), poses, lenses)
+
+
 @pytest.mark.parametrize(
     ("kind", "coefficients"),
     [(LensType.PERSPECTIVE, ()), (LensType.PERSPECTIVE, DISTORTION), (LensType.FISHEYE, (0.05, 0, 0, 0, 0, 0))],
@@ -47,7 +52,7 @@ def test_points_lie_on_what_was_photographed_and_have_its_colours(kind, coeffici
     lens = make_lens(kind, (FOCAL, FOCAL), (WIDTH / 2, HEIGHT / 2), (WIDTH, HEIGHT), coefficients)
     poses = poses_before_the_plane()
     images = photographs(poses, lens)
-    found = triangulated_points(((image, None) for image in images), poses.float(), [lens] * len(poses))
+    found = triangulated(((image, None) for image in images), poses.float(), [lens] * len(poses))
     assert len(found.positions) > 300
     assert found.positions[:, 2].abs().quantile(0.95) < 0.02  # a pixel is 0.013 wide there
     assert found.positions[:, :2].abs().max() < 2.0
@@ -61,13 +66,13 @@ def test_a_mask_keeps_features_away():
     lens = make_lens(LensType.PERSPECTIVE, (FOCAL, FOCAL), (WIDTH / 2, HEIGHT / 2), (WIDTH, HEIGHT))
     poses = poses_before_the_plane()
     images, none = photographs(poses, lens), torch.zeros(HEIGHT, WIDTH, 1, dtype=torch.bool)
-    assert len(triangulated_points([(image, none) for image in images], poses, [lens] * 4).positions) == 0
+    assert len(triangulated([(image, none) for image in images], poses, [lens] * 4).positions) == 0
 
 
 def test_images_without_features_give_no_points():
     lens = make_lens(LensType.PERSPECTIVE, (FOCAL, FOCAL), (WIDTH / 2, HEIGHT / 2), (WIDTH, HEIGHT))
     gray = torch.full((HEIGHT, WIDTH, 4), 128, dtype=torch.uint8)
-    found = triangulated_points([(gray, None)] * 4, poses_before_the_plane(), [lens] * 4)
+    found = triangulated([(gray, None)] * 4, poses_before_the_plane(), [lens] * 4)
     assert found.positions.shape == found.colors.shape == (0, 3)
 
 
