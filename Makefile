@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Two processes, each with whole files of tests: most tests keep one core busy.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-verbose test-slow lint format clean
 
@@ -20,13 +22,13 @@ demo: $(VENV)/.installed  ## train, evaluate and picture `raygauss` on a self-ma
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev  ## the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-verbose: $(VENV)/.installed-dev  ## the tests by name, and which take longest
-	$(BIN)/python -m pytest -m "not slow" --verbose --durations=50
+	$(PYTEST) -m "not slow" --verbose --durations=50
 
 test-slow: $(VENV)/.installed-dev  ## the minutes-long checks
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev  ## ruff (lint and format) and mypy, strict on the packages
 	$(BIN)/ruff check .

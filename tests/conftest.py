@@ -36,8 +36,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Tests of one module may be work for another process, which begins before the first test."""
-    if not session.config.option.collectonly:
+    """Tests of one module may be work for another process, which begins before the first test.
+
+    Not where pytest-xdist has two processes anyway: each of them would begin it.
+    """
+    if not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         for item in session.items:
             if item.name == "test_in_the_interpreter":
                 item.module.start_early(session)
