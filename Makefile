@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Two processes, each with whole files of tests: most tests keep one core busy.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-verbose test-slow lint format clean
+.PHONY: demo test test-verbose test-slow lint format docs dist clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "Setting up $(VENV): nerfstudio and PyTorch are up to 8 GB, which takes some minutes. README.md has a leaner way."
@@ -16,6 +16,13 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Tools that do not import the packages, each group in a small environment of its own.
+$(VENV)-%/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-$*/bin/python -m pip install --quiet --group $*
 	@touch $@
 
 demo: $(VENV)/.installed  ## train, evaluate and picture `raygauss` on a self-made scene
@@ -39,5 +46,13 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what `make lint` complains a
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)-docs/.installed  ## the documentation as a web site, in site/
+	$(VENV)-docs/bin/python -m mkdocs build --strict
+
+dist: $(VENV)-dist/.installed  ## the wheel and the source archive, in dist/
+	rm -rf dist build
+	$(VENV)-dist/bin/python -m build
+	$(VENV)-dist/bin/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-dist

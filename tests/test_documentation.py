@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("raygauss_ns", "hardmine_ns", "ns_support")
@@ -30,14 +31,44 @@ def test_examples_in_docstrings_give_what_they_say(name):
     assert result.failed == 0
 
 
-def test_examples_of_the_python_interface(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "page", ["api.md", *sorted(str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/reference/*.md"))]
+)
+def test_examples_of_the_python_interface(page, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with torch.random.fork_rng():
         result = doctest.testfile(
-            str(ROOT / "docs/api.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+            str(ROOT / "docs" / page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
         )
-    assert result.attempted >= 40
+    assert result.attempted >= (40 if page == "api.md" else 8)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/reference/*.md")), ids=lambda page: page.stem)
+def test_the_reference_names_what_exists(page):
+    names = re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
+    assert names
+    for module, _, name in (name.rpartition(".") for name in names):
+        thing = getattr(importlib.import_module(module), name)
+        assert thing.__module__ == module
+        assert thing.__doc__
+
+
+def pages_in(navigation):
+    """The pages of mkdocs.yml's `nav`, or of a part of it."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in pages_in(part)]
+
+
+def test_every_page_is_in_the_sites_navigation_once():
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)
+    left_out = tuple(site["exclude_docs"].split())
+    pages = [str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")]
+    expected = ["index.md", "CONTRIBUTING.md", "CHANGELOG.md"]  # docs/site/hooks.py makes them
+    expected += [page for page in pages if not page.startswith(left_out)]
+    assert sorted(pages_in(site["nav"])) == sorted(expected)
 
 
 def test_example_in_the_readme_renders_an_image():
