@@ -1,14 +1,15 @@
 """What the conversion to 3D Gaussian splatting loses: PSNR of test views, ray cast and splatted.
 
-    python benchmarks/splat_conversion.py SCENE --steps 500 --views 10
+    python benchmarks/splat_conversion.py SCENE --steps 500 --views 10 --fine-tune 3
 
-Trains `raygauss` on a Blender scene, writes the file that `raygauss-export splat` writes, and renders the same views
-in three ways:
+Trains `raygauss` on a Blender scene (or opens the run that `--load-config` names), writes the file that
+`raygauss-export splat` writes, and renders the same views in several ways:
 
 - cast: the trained model, as `ns-eval` does;
 - cast, file read back: the splat file's Gaussians with the same caster. Reading inverts the conversion of density to
   opacity, so that this shows the loss of the colours alone;
 - splatted: the file as viewers show it. Projection and harmonics are gsplat's PyTorch reference; compositing is here.
+- splatted, fine-tuned: the same for the file that `raygauss-export splat --fine-tune MINUTES` writes.
 
 White background, the data parser's test split, no LPIPS. Prints a table and, with --output, writes JSON.
 """
@@ -29,11 +30,13 @@ from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_cova
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from ns_support.commands.finished import open_finished
 from ns_support.data.ply import Columns, read_ply, write_ply
 from ns_support.metrics import image_metrics
-from raygauss_ns.export import header_comments
+from raygauss_ns.export import fine_tuned, header_comments
 from raygauss_ns.gaussians.ply_formats import read_cloud, splat_columns
 from raygauss_ns.model import RayGaussModel
+from raygauss_ns.targets import ground_truth
 
 LOW_PASS = 0.3
 """Variance that 3DGS adds to each splat (pixels squared)."""
@@ -112,28 +115,58 @@ def _tile(splats: tuple[Tensor, ...], corners: tuple[int, int, int, int], backgr
 
 @torch.no_grad()
 def compare(
-    model: RayGaussModel, views: list[tuple[Cameras, dict[str, Any]]], folder: Path
+    model: RayGaussModel, views: list[tuple[Cameras, dict[str, Any]]], folder: Path, files: dict[str, Columns]
 ) -> dict[str, dict[str, float]]:
-    """PSNR (dB) and SSIM of each way to render, averaged over the views."""
+    """PSNR (dB) and SSIM of each way to render, averaged over the views.
+
+    Args:
+        model: trained.
+        views: camera and ground truth of each.
+        folder: for files.
+        files: other columns to splat, by the name of the way to render.
+    """
     path = folder / "splat.ply"
     write_ply(path, splat_columns(model.cloud, model.cast_settings.density_threshold), header_comments(model))
     columns = read_ply(path).columns
     trained, cloud = model.cloud, read_cloud(path, model.unit, model.config.sh_degree, model.config.num_lobes)
-    scores: dict[str, list[dict[str, float]]] = {"cast": [], "cast, file read back": [], "splatted": []}
+    splatted = {"splatted": columns, **files}
+    scores: dict[str, list[dict[str, float]]] = {way: [] for way in ("cast", "cast, file read back", *splatted)}
     model.update_to_step(model.total_steps)  # the file has the colours of the full SH and SG degree
     for camera, batch in views:
         outputs = model.get_outputs_for_camera(camera)
-        truth, _ = model._ground_truth(outputs, batch)
+        truth, _ = ground_truth(outputs, batch, model.device)
         scores["cast"].append(image_metrics(outputs["rgb"], truth))
         model.cloud = cloud
         scores["cast, file read back"].append(image_metrics(model.get_outputs_for_camera(camera)["rgb"], truth))
         model.cloud = trained
         background = outputs["background"].reshape(-1, 3)[0]
-        scores["splatted"].append(image_metrics(splat_image(columns, camera, background), truth))
+        for way, file in splatted.items():
+            scores[way].append(image_metrics(splat_image(file, camera, background), truth))
     return {
         way: {name: float(np.mean([score[name] for score in found])) for name in ("psnr", "ssim")}
         for way, found in scores.items()
     }
+
+
+def fitted(pipeline: Any, minutes: list[float]) -> dict[str, Columns]:
+    """The columns of fine-tuned files, by the time that they were fitted for."""
+    model, files = pipeline.model, {}
+    plain = splat_columns(model.cloud, model.cast_settings.density_threshold)
+    for time_limit in minutes:
+        begin = time.process_time()
+        columns, said = fine_tuned(model, pipeline.datamanager.train_dataset.cameras, plain, 60 * time_limit)
+        print(f"{time_limit:g} min, {time.process_time() - begin:.0f} s of CPU time: {said}", flush=True)
+        files[f"splatted, fine-tuned for {time_limit:g} min"] = columns
+    return files
+
+
+def opened(given: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The pipeline of a trained run, and the timings of its training if that was here."""
+    if given.load_config is not None:
+        return open_finished(given.load_config, "test")[1], {}
+    config = configure("raygauss", given.data, "blender-data", given.steps, folder, given.option)
+    trainer, timings = train(config, float("inf"), given.seed)
+    return trainer.pipeline, timings
 
 
 def main() -> None:
@@ -141,20 +174,22 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("data", type=Path, help="a Blender scene")
     arguments.add_argument("--steps", type=int, default=500)
+    arguments.add_argument("--load-config", type=Path, help="config.yml of a run of that scene, instead of training")
     arguments.add_argument("--views", type=int, default=10, help="test views, spread evenly over all of them")
+    arguments.add_argument("--fine-tune", type=float, nargs="*", default=[], help="minutes of fits of the splat file")
     arguments.add_argument("--seed", type=int, default=42)
     arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
     arguments.add_argument("--output", type=Path, help="JSON file for the results")
     given = arguments.parse_args()
 
     with tempfile.TemporaryDirectory() as name:
-        config = configure("raygauss", given.data, "blender-data", given.steps, Path(name), given.option)
-        trainer, timings = train(config, float("inf"), given.seed)
-        model = trainer.pipeline.model.eval()
-        every = list(trainer.pipeline.datamanager.fixed_indices_eval_dataloader)
+        pipeline, timings = opened(given, Path(name))
+        model = pipeline.model.eval()
+        every = list(pipeline.datamanager.fixed_indices_eval_dataloader)
         count = min(given.views, len(every))
         begin = time.perf_counter()
-        scores = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name))
+        files = fitted(pipeline, given.fine_tune)
+        scores = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name), files)
     results = {"data": given.data.name, "machine": machine_line(), "gaussians": len(model.cloud), "views": count}
     results |= timings
     print(f"\n{results}\nrendering took {time.perf_counter() - begin:.0f} s\n")

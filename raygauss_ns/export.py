@@ -2,6 +2,7 @@
 
     raygauss-export raygauss --load-config outputs/.../config.yml    # exact; `--pipeline.model.initial-ply` reads it
     raygauss-export splat --load-config outputs/.../config.yml       # for viewers of 3D Gaussian splatting
+    raygauss-export splat --load-config outputs/.../config.yml --fine-tune 5    # looks as ray cast, after 5 minutes
     raygauss-export points --load-config outputs/.../config.yml      # positions and colours
 
 All are in the coordinates of nerfstudio's scene, like those of `ns-export`; `dataparser_transforms.json` beside the
@@ -11,23 +12,33 @@ splats loses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import tyro
+from nerfstudio.cameras.cameras import Cameras
+from rich.progress import Progress
 
 from ns_support.commands.finished import open_finished
 from ns_support.data.ply import Columns, read_ply, write_ply
-from ns_support.errors import UserError
+from ns_support.errors import UserError, require
 from ns_support.help import documented
+from ns_support.rays import camera_lenses
 from ns_support.runs.saved_runs import find_config
-from ns_support.terminal import say
+from ns_support.runs.stopping import stop_signals
+from ns_support.terminal import TERMINAL, say
 from raygauss_ns.casting import CastSettings
 from raygauss_ns.gaussians.cloud import GaussianCloud
 from raygauss_ns.gaussians.ply_formats import cloud_columns, header_values, point_columns, read_cloud, splat_columns
 from raygauss_ns.model import RayGaussModel
+from raygauss_ns.splatting import Splats
+from raygauss_ns.splatting.files import ENDINGS, fitted_columns, require_format, splats_of, write_splats
+from raygauss_ns.splatting.fit import fit_splats
+from raygauss_ns.splatting.targets import Scene, pinholes
 
 _OPENED_BY = "Drop it on any viewer of 3D Gaussian splatting to look at it."
 
@@ -46,7 +57,8 @@ class Export:
     load_config: Path
     """The config.yml of a trained run, or the run's folder; its newest whole checkpoint is exported."""
     output_path: Path | None = None
-    """The PLY file to write, or a folder for it; None: raygauss.ply, splat.ply or points.ply beside the config."""
+    """The PLY file to write, or a folder for it; None: raygauss.ply, splat.ply or points.ply beside the config. `splat`
+    also writes .spz and .splat."""
 
     def _write(self, name: str, columns_of: Callable[[RayGaussModel], Columns]) -> Path:
         config = find_config(self.load_config)
@@ -71,9 +83,25 @@ class ExportRayGauss(Export):
 class ExportSplat(Export):
     """3D Gaussian splatting's format, which common viewers open; an approximation."""
 
+    fine_tune: float = 0.0
+    """Minutes, >= 0, for which the splats are fitted to ray-cast images, so that a viewer of splats shows what ray
+    casting shows. 0: converted only, which loses some decibels. Ctrl+C ends the fit early."""
+
     def main(self) -> Path:
         """Write the file."""
-        path = self._write("splat", _splats)
+        require("--fine-tune", 0 <= self.fine_tune < math.inf, ">= 0 minutes", self.fine_tune)
+        config = find_config(self.load_config)
+        path = output_file(self.output_path, config.parent / "splat.ply", ENDINGS)
+        require_format(path)
+        model, cameras = load_run(config)
+        columns = _splats(model)
+        if self.fine_tune > 0:
+            columns, said = fine_tuned(model, cameras(), columns, 60 * self.fine_tune)
+            say(said)
+        lost = write_splats(path, columns, header_comments(model))
+        say(_sentence(model, columns, path) + lost)
+        if self.fine_tune == 0:
+            say("Splatted, it looks worse than ray cast; --fine-tune 5 fits it for five minutes.")
         say(_OPENED_BY)
         return path
 
@@ -110,18 +138,54 @@ def _splats(model: RayGaussModel) -> Columns:
 
 def _written(model: RayGaussModel, columns: Columns, path: Path) -> str:
     write_ply(path, columns, header_comments(model))
+    return _sentence(model, columns, path)
+
+
+def _sentence(model: RayGaussModel, columns: Columns, path: Path) -> str:
     count = len(columns["x"])
     thin = len(model.cloud) - count
     left_out = f" {thin:,} that are too thin to show were left out." if thin else ""
     return f"{count:,} Gaussians written to {path}.{left_out}"
 
 
-def output_file(wanted: Path | None, default: Path) -> Path:
+def fine_tuned(model: RayGaussModel, cameras: Cameras, columns: Columns, seconds: float) -> tuple[Columns, str]:
+    """The columns fitted to ray-cast images, and a sentence on what that brought; Ctrl+C ends the fit."""
+    device = model.device
+    scene = Scene(shown_cloud(model), model.cast_settings, model.config.near_plane * model.unit)
+    lenses, poses = camera_lenses(cameras), cameras.camera_to_worlds.reshape(-1, 3, 4)
+    views = [view for lens, pose in zip(lenses, poses.cpu(), strict=True) for view in pinholes(lens, pose)]
+    splats = Splats(*(value.to(device) for value in splats_of(columns)))
+    ended = False
+
+    def end() -> bool:
+        nonlocal ended
+        ended = True
+        return False
+
+    begin = time.monotonic()
+    with Progress(console=TERMINAL, transient=True) as progress, stop_signals(end):
+        task = progress.add_task("Fitting the splats", total=seconds)
+
+        def stopped() -> bool:
+            progress.update(task, completed=time.monotonic() - begin)
+            return ended
+
+        fit = fit_splats(splats, scene, views, seconds, stopped=stopped)
+    said = (
+        f"Fitted in {fit.steps:,} steps to {fit.images:,} ray-cast images. Splatted against ray cast: "
+        f"{fit.before:.1f} dB PSNR before and {fit.after:.1f} dB after, in views between the training cameras that the "
+        "fit has not seen."
+    )
+    return fitted_columns(columns, fit.splats), said
+
+
+def output_file(wanted: Path | None, default: Path, endings: Sequence[str] = (".ply",)) -> Path:
     """The file to write.
 
     Args:
         wanted: what the user asked for: a file, a folder, or a name without an ending, which is a folder's.
         default: the file if nothing was asked for; its name is the file's in a folder.
+        endings: of the formats that can be written.
 
     Raises:
         UserError: a file of another format was asked for.
@@ -130,13 +194,19 @@ def output_file(wanted: Path | None, default: Path) -> Path:
         return default
     if wanted.is_dir() or not wanted.suffix:
         return wanted / default.name
-    if wanted.suffix.lower() != ".ply":
-        raise UserError(f"--output-path {wanted} must end in .ply or be a folder: PLY is the only format written.")
+    if wanted.suffix.lower() not in endings:
+        only = "PLY is the only format written" if len(endings) == 1 else "no other format is written"
+        raise UserError(f"--output-path {wanted} must end in {' or '.join(endings)} or be a folder: {only}.")
     return wanted
 
 
 def load_model(config: Path) -> RayGaussModel:
-    """The model of a trained run, from its latest checkpoint.
+    """The model of a trained run, as `load_run` has it."""
+    return load_run(config)[0]
+
+
+def load_run(config: Path) -> tuple[RayGaussModel, Callable[[], Cameras]]:
+    """The model of a trained run, from its latest checkpoint, and a function that gives its training cameras.
 
     Args:
         config: the run's config.yml. Its data folder must be there, though not the images: the cameras in it give the
@@ -149,7 +219,7 @@ def load_model(config: Path) -> RayGaussModel:
     trainer, pipeline = open_finished(config, "inference")
     if not isinstance(pipeline.model, RayGaussModel):
         raise UserError(f"{config} is of a run of {trainer.method_name}; only those of raygauss can be exported.")
-    return pipeline.model
+    return pipeline.model, lambda: pipeline.datamanager.train_dataset.cameras
 
 
 def header_comments(model: RayGaussModel) -> list[str]:

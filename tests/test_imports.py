@@ -18,6 +18,13 @@ MAY_IMPORT = {
     "raygauss_ns.color": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "raygauss_ns.ssim": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "raygauss_ns.gaussians": {"raygauss_ns.casting", "raygauss_ns.color", "raygauss_ns.ssim", "ns_support"},
+    "raygauss_ns.splatting": {
+        "raygauss_ns.casting",
+        "raygauss_ns.color",
+        "raygauss_ns.ssim",
+        "raygauss_ns.gaussians",
+        "ns_support",
+    },
     "hardmine_ns.hash_encoding": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "hardmine_ns.marching": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "hardmine_ns.mining": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},

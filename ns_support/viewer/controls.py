@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ns_support.concurrency.fair_lock import FairLock
 from ns_support.terminal import warn
+from ns_support.viewer.frames import FrameThread
 from ns_support.viewer.opening import move_to_top, opening_view, remove_empty_folders, show, with_frustums
 
 Axis = Literal["x", "y", "z"]
@@ -55,7 +56,7 @@ def viewer_asks() -> bool:
 
     The viewer's controls change its own images only: training, evaluation and `ns-render` run in other threads.
     """
-    return isinstance(threading.current_thread(), RenderStateMachine)
+    return isinstance(threading.current_thread(), (RenderStateMachine, FrameThread))
 
 
 def stop_if_unwanted() -> None:

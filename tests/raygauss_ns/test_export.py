@@ -1,3 +1,5 @@
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from raygauss_ns.casting import Rays, cast
 from raygauss_ns.color.api import view_colors
 from raygauss_ns.export import ExportPoints, ExportRayGauss, ExportSplat, load_ply, shown_cloud
 from raygauss_ns.gaussians.ply_formats import splat_columns
+from raygauss_ns.splatting.fit import fit_splats
 
 
 @pytest.fixture
@@ -134,8 +137,42 @@ def test_the_output_may_be_a_folder(trained, tmp_path, wanted, written):
 
 
 def test_other_formats_are_refused(trained, tmp_path):
-    with pytest.raises(UserError, match=r"scene\.splat must end in \.ply or be a folder"):
-        ExportSplat(trained.config, tmp_path / "scene.splat").main()
+    with pytest.raises(UserError, match=r"scene\.ksplat must end in \.ply or \.spz or \.splat or be a folder"):
+        ExportSplat(trained.config, tmp_path / "scene.ksplat").main()
+    with pytest.raises(UserError, match=r"scene\.splat must end in \.ply or be a folder: PLY is the only"):
+        ExportPoints(trained.config, tmp_path / "scene.splat").main()
+
+
+def test_a_package_that_is_missing_is_named_before_the_run_is_opened(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gsply", None)
+    monkeypatch.setattr(export, "open_finished", lambda *_: pytest.fail("opened"))
+    with pytest.raises(UserError, match=r"pip install 'raygauss-hardmine\[formats\]'"):
+        ExportSplat(trained.config, tmp_path / "scene.spz").main()
+
+
+def test_fine_tuning_changes_the_file_and_says_what_it_brought(trained, make_cameras, capsys, monkeypatch):
+    asked, seconds = [], []
+
+    def some_steps(splats, scene, views, given, stopped):
+        seconds.append(given)
+        return fit_splats(splats, scene, views, 600.0, stopped=lambda: stopped() or asked.append(1) or len(asked) > 40)
+
+    monkeypatch.setattr(export, "fit_splats", some_steps)
+    dataset = SimpleNamespace(cameras=make_cameras(count=4))
+    trained.pipeline.datamanager = SimpleNamespace(train_dataset=dataset)
+    plain = read_ply(ExportSplat(trained.config, trained.config.parent / "plain.ply").main()).columns
+    assert "--fine-tune 5 fits it" in " ".join(capsys.readouterr().out.split())
+    fitted = read_ply(ExportSplat(trained.config, fine_tune=2).main())
+    assert seconds == [120]
+    said = " ".join(capsys.readouterr().out.split())
+    before, after = map(float, re.search(r"([\d.]+) dB PSNR before and ([\d.]+) dB after", said).groups())
+    assert after > before + 1
+    assert fitted.columns.keys() == plain.keys()
+    assert len(fitted.columns["x"]) == len(plain["x"])
+    assert not (fitted.columns["opacity"] == plain["opacity"]).all()
+    assert any(comment.startswith("scene_unit") for comment in fitted.comments)
+    with pytest.raises(UserError, match="--fine-tune must be >= 0 minutes, got -1"):
+        ExportSplat(trained.config, fine_tune=-1).main()
 
 
 def test_what_is_left_out_is_said(trained, capsys):

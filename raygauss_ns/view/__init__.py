@@ -1,0 +1,1 @@
+"""`raygauss-view`: trained scenes in a browser, without nerfstudio's trainer."""
