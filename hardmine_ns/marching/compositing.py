@@ -96,13 +96,16 @@ class _Composite(torch.autograd.Function):
         else:
             weights, after, sums = composite_torch(thickness, colors, middles, samples)
         ctx.samples = samples
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(colors, middles, weights, after)
         return sums, weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sums: Tensor, grad_weights: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_sums: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor, Tensor, None]:
         colors, middles, weights, after = ctx.saved_tensors
+        grad_sums = weights.new_zeros(ctx.samples.num_rays, 5) if grad_sums is None else grad_sums
+        grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
         rest = (weights, after, grad_sums, grad_weights)
         if weights.device.type == "cpu":
             grads = cpu.composite_backward(colors, middles, ctx.samples.offsets, *rest)

@@ -186,7 +186,8 @@ class CorrectedModel(Model):
         """
         if not self.moving.is_on or self._sizes is None:
             return losses
-        counts = self.moving.weights(pixel_blocks(pixels, *self._sizes), losses.mean(-1).sqrt())
+        heights, widths = self._sizes = tuple(sizes.to(pixels.device) for sizes in self._sizes)
+        counts = self.moving.weights(pixel_blocks(pixels, heights, widths), losses.mean(-1).sqrt())
         return losses * counts[:, None]
 
     def refined(self, camera: Cameras) -> tuple[Cameras, Tensor | None]:
