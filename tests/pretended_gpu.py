@@ -2,9 +2,9 @@
 
 Inside `pretended_gpu()`, a tensor that is moved to "cuda" says that it is there and computes on the CPU. Operations on
 it are refused what a GPU refuses (operands on different devices, `numpy()`), and are counted: every kernel that would
-be launched, and every place where the host would wait. It waits for a value that it reads (`int`, `bool`, `tolist`), for a
-size that only the GPU knows (`nonzero`, an index by a mask), and for a copy between the two memories, unless that is
-asynchronous. Triton's kernels are not run: stand-ins write results of the right shape (`stand_ins.py`).
+be launched, and every place where the host would wait. It waits for a value that it reads (`int`, `bool`, `tolist`),
+for a size that only the GPU knows (`nonzero`, an index by a mask), and for a copy between the two memories, unless that
+is asynchronous. Triton's kernels are not run: stand-ins write results of the right shape (`stand_ins.py`).
 
 It does not see races, alignment, the layout of results, or how long anything takes. One operation of PyTorch counts as
 one kernel, although a sort or a sum may be several.
@@ -30,7 +30,7 @@ NO_KERNEL = {
 }  # fmt: skip
 READS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "unique_consecutive",
-    "is_nonzero", "equal", "linalg_eigh", "_linalg_eigh", "_linalg_solve_ex", "linalg_pinv",
+    "is_nonzero", "equal", "linalg_eigh", "_linalg_eigh", "_linalg_check_errors", "linalg_pinv",
 }  # fmt: skip
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # Their operands on the CPU are scalars, or are dealt with below.

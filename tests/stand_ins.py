@@ -39,6 +39,8 @@ STAND_INS = {
     "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.kernels_growing.growing_backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.bvh.write_nodes_kernel": _fill(boxes=0.0, links=0),
+    "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
+    "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
     "hardmine_ns.hash_encoding.gpu.forward_kernel": _fill(out=0.01),
     "hardmine_ns.hash_encoding.gpu.table_gradient_kernel": _fill(gradient=1e-3),
     "hardmine_ns.hash_encoding.gpu.position_gradient_kernel": _fill(gradient=1e-3),
