@@ -41,11 +41,15 @@ STAND_INS = {
     "raygauss_ns.casting.gpu.bvh.write_nodes_kernel": _fill(boxes=0.0, links=0),
     "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
     "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
-    "hardmine_ns.hash_encoding.gpu.forward_kernel": _fill(out=0.01),
-    "hardmine_ns.hash_encoding.gpu.table_gradient_kernel": _fill(gradient=1e-3),
-    "hardmine_ns.hash_encoding.gpu.position_gradient_kernel": _fill(gradient=1e-3),
-    "hardmine_ns.marching.gpu.march_kernel": _march,
-    "hardmine_ns.marching.gpu.merge_kernel": _fill(firsts=1),
+    "hardmine_ns.hash_encoding.gpu.encoding.forward_kernel": _fill(out=0.01),
+    "hardmine_ns.hash_encoding.gpu.encoding.table_gradient_kernel": _fill(gradient=1e-3),
+    "hardmine_ns.hash_encoding.gpu.encoding.position_gradient_kernel": _fill(gradient=1e-3),
+    "hardmine_ns.hash_encoding.gpu.adam.row_adam_kernel": _fill(),
+    "hardmine_ns.marching.gpu.compositing.composite_kernel": _fill(weights=0.03, after=0.5, sums=0.5),
+    "hardmine_ns.marching.gpu.compositing.composite_gradient_kernel": _fill(of_thickness=1e-3, of_colors=1e-3),
+    "hardmine_ns.marching.gpu.compositing.visible_kernel": _fill(visible=1),
+    "hardmine_ns.marching.gpu.marching.march_kernel": _march,
+    "hardmine_ns.marching.gpu.marching.merge_kernel": _fill(firsts=1),
 }
 
 

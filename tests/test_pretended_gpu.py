@@ -84,7 +84,7 @@ def test_gradients_and_modules_are_on_the_gpu(values, counts):
 
 
 def test_a_kernel_is_not_given_tensors_of_the_cpu(values):
-    from hardmine_ns.hash_encoding import gpu
+    from hardmine_ns.hash_encoding.gpu import encoding as gpu
 
     with pytest.raises(ValueError, match=r"forward_kernel was given table \[4\] on the cpu"):
         gpu.forward_kernel[(1,)](values, torch.ones(4))
