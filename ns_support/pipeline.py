@@ -18,6 +18,7 @@ from ns_support.commands.rendering import prepare_rendering
 from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 from ns_support.help import documented
+from ns_support.kernels.backend import check_gpu
 from ns_support.metrics import SCORES, in_words
 from ns_support.runs.saved_config import check_fields
 from ns_support.terminal import say
@@ -71,6 +72,7 @@ class SharedPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
+        check_gpu(device)
         prepare_loading()
         prepare_rendering()
         processes = Processes.current()

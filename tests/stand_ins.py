@@ -34,6 +34,7 @@ def _march(grid, arguments):
 
 
 STAND_INS = {
+    "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),
     "raygauss_ns.casting.gpu.launch.forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.launch.backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),

@@ -99,7 +99,7 @@ def test_raygauss_with_corrections(tmp_path, monkeypatch):
     check(counted(configured("raygauss", scene, tmp_path, True, training_window=0), monkeypatch), 0, 1180)
 
 
-@pytest.mark.parametrize(("rule", "budget"), [("poisson", (11, 540)), ("off", (4, 375))])
+@pytest.mark.parametrize(("rule", "budget"), [("poisson", (6, 460)), ("off", (4, 375))])
 def test_hardmine(rule, budget, tmp_path, monkeypatch):
     scene = write_disc(tmp_path / "scene")
     config = configured("instant-ngp-hardmine-bounded", scene, tmp_path, mining_rule=rule, merge_most=1)
@@ -109,10 +109,10 @@ def test_hardmine(rule, budget, tmp_path, monkeypatch):
 def test_hardmine_with_an_update_of_the_grid(tmp_path, monkeypatch):
     scene = write_disc(tmp_path / "scene")
     config = configured("instant-ngp-hardmine-bounded", scene, tmp_path, grid_blocks_first=False)
-    check(counted(config, monkeypatch, ROUND), 17, 670)
+    check(counted(config, monkeypatch, ROUND), 8, 600)
 
 
 def test_hardmine_with_corrections(tmp_path, monkeypatch):
     """Of photographs with masks, through a lens that distorts."""
     scene = write_photos(tmp_path / "scene", 30, 30, 30)
-    check(counted(configured("instant-ngp-hardmine", scene, tmp_path, True), monkeypatch), 21, 1370)
+    check(counted(configured("instant-ngp-hardmine", scene, tmp_path, True), monkeypatch), 16, 1300)
