@@ -16,6 +16,7 @@ from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from torch import Tensor
 
 from hardmine_ns.mining import BlockMemory
+from hardmine_ns.pixels import PixelBank, VisiblePixels, collated_images
 from ns_support.concurrency.processes import Processes
 from ns_support.corrections.matching import FITTED_POSES, LOOKING, fitted_poses, photograph_matches
 from ns_support.data.checks import ChecksData
@@ -24,6 +25,9 @@ from ns_support.help import documented
 from ns_support.rays import ExactRayGenerator
 from ns_support.terminal import followed, say
 
+_MOST_ON_GPU = 1 << 31
+"""Numbers, of a byte each or four, that the training images may have altogether to be kept on a GPU: 1,000 photographs
+of 800 x 800 pixels."""
 _ALL_HIDDEN = "The masks hide every pixel (0 hides, 255 shows): nothing is left to train on."
 
 
@@ -177,6 +181,8 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
     config: RayDataManagerConfig
     memory: BlockMemory | None
     """Where the images are still wrong; saved in checkpoints."""
+    bank: PixelBank | None
+    """The images on a GPU, if they are there."""
 
     def __init__(
         self,
@@ -190,7 +196,7 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
         if config.patch_size != 1:
             raise UserError(f"patch-size must be 1, got {config.patch_size}: single pixels are drawn, not patches.")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
-        self.memory = None
+        self.memory, self.bank = None, None
         # The pipeline passes the metadata to the model, which has no other access to the cameras.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
         if config.fit_poses and test_mode == "val" and not config.resumes and Processes.current().rank == 0:
@@ -237,8 +243,34 @@ class RayDataManager(ChecksData, VanillaDataManager[InputDataset]):
 
         self.memory, sampler.draw = memory, draw
 
+    def keep_on_gpu(self) -> None:
+        """Draw pixels where the model is from now on, from copies of the images there, if it is on a GPU.
+
+        Not if there are too many images, if pixels are not all as likely (panoramas, `mine_rays`), or if the images are
+        changed for others on the way.
+
+        Raises:
+            UserError: if the masks hide every pixel.
+        """
+        sampler, batch = self.train_pixel_sampler, self.train_image_dataloader.cached_collated_batch
+        fits = isinstance(sampler, MaskedPixelSampler) and not sampler.unequal and sampler.draw is None
+        if torch.device(self.device).type != "cuda" or not fits or batch is None:
+            return
+        if not self.train_image_dataloader.cache_all_images:
+            return
+        images, masks = collated_images(batch, sampler.config.ignore_mask)
+        if sum(image.numel() for image in images) > _MOST_ON_GPU:
+            return
+        self.bank = PixelBank(images, masks, self.device)
+        if self.bank.count == 0:
+            raise UserError(_ALL_HIDDEN)
+
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """The next batch of rays; with "ray_weights" [n], factors on their losses, if not all were as likely."""
+        if self.bank is not None:
+            self.train_count += 1
+            batch = self.bank.draw(self.train_pixel_sampler.num_rays_per_batch)
+            return self.train_ray_generator(batch["indices"]), batch
         rays, batch = super().next_train(step)
         if self.memory is not None:
             batch["ray_weights"] = self.memory.weights(batch["indices"])
@@ -274,65 +306,3 @@ class _NoEvalImages:
 def no_eval_images(source: RayDataManager) -> str:
     """The sentence for an eval split without images."""
     return f"There is no image to evaluate on in the {source.test_split} split of {source.config.dataparser.data}."
-
-
-class VisiblePixels:
-    """The pixels that masks show, of images of any sizes, drawn uniformly.
-
-    Kept as runs: pixels that follow one another in an image, all visible, 16 bytes for each run. A photo's mask has a
-    few in a row, an image without a mask is one; a list of the pixels would take 24 bytes for each of them.
-
-    Attributes:
-        count: how many pixels are visible.
-
-    Args:
-        sizes: rows and columns of each image.
-        masks: for each image [H, W] or [H, W, 1], non-zero where pixels are visible, all on one device, in a list or
-            stacked; None for everywhere.
-
-    Example:
-        >>> mask = torch.zeros(4, 5)
-        >>> mask[2, 3] = 1
-        >>> VisiblePixels([(4, 5), (4, 5)], [torch.zeros(4, 5), mask]).draw(2).tolist()
-        [[1, 2, 3], [1, 2, 3]]
-    """
-
-    def __init__(self, sizes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | Tensor | None = None) -> None:
-        device = masks[0].device if masks is not None and len(masks) else torch.device("cpu")
-        self._widths = torch.tensor([width for _, width in sizes], dtype=torch.int64, device=device)
-        areas = torch.tensor([height * width for height, width in sizes], dtype=torch.int64, device=device)
-        self._ends = areas.cumsum(0)
-        self._starts = self._ends - areas
-        if masks is None:
-            runs = torch.stack([self._starts, self._ends])
-        else:
-            offsets = self._starts.tolist()
-            runs = torch.cat([_runs(mask) + offset for mask, offset in zip(masks, offsets, strict=True)], dim=1)
-        lengths = runs[1] - runs[0]
-        self._run_ends = lengths.cumsum(0)
-        # From a visible pixel's number among the visible ones to its number among all.
-        self._shifts = runs[0] - (self._run_ends - lengths)
-        self.count = int(lengths.sum())
-
-    def draw(self, number: int) -> Tensor:
-        """Draw pixels with replacement, each with the same probability.
-
-        Args:
-            number: of pixels n; `count` must not be 0.
-
-        Returns:
-            [n, 3] int64: image, row, column. On the masks' device.
-        """
-        drawn = torch.randint(self.count, (number,), device=self._widths.device)
-        pixel = drawn + self._shifts[torch.searchsorted(self._run_ends, drawn, right=True)]
-        image = torch.searchsorted(self._ends, pixel, right=True)
-        within, width = pixel - self._starts[image], self._widths[image]
-        return torch.stack([image, within // width, within % width], dim=-1)
-
-
-def _runs(mask: Tensor) -> Tensor:
-    """First pixel of each run and the one behind its last, [2, runs], counted row by row."""
-    visible = (mask.reshape(-1) != 0).to(torch.int8)
-    edge = visible.new_zeros(1)
-    steps = torch.diff(visible, prepend=edge, append=edge)
-    return torch.stack([torch.nonzero(steps == step)[:, 0] for step in (1, -1)])

@@ -253,7 +253,7 @@ class HardMineModel(CorrectedModel):
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
-        image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        image = self._laid_over(batch["image"].to(self.device))
         error = weighted((outputs["rgb"].detach() - image).square(), batch.get("ray_weights")).mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
         if self.training:
@@ -268,11 +268,12 @@ class HardMineModel(CorrectedModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Mean squared error of the colours, and the corrections' penalties."""
-        predicted, image = self.renderer_rgb.blend_background_for_loss_computation(
-            pred_image=outputs["rgb"],
-            pred_accumulation=outputs["accumulation"],
-            gt_image=batch["image"].to(self.device),
-        )
+        predicted, image = outputs["rgb"], batch["image"].to(self.device)
+        if self.config.background_color == "random":
+            behind = {"pred_image": predicted, "pred_accumulation": outputs["accumulation"], "gt_image": image}
+            predicted, image = self.renderer_rgb.blend_background_for_loss_computation(**behind)
+        else:
+            image = self._laid_over(image)
         if self.exposure.moves:
             predicted = within_range(predicted, image)
         squares = (predicted - image).square()
@@ -298,7 +299,7 @@ class HardMineModel(CorrectedModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Scores and comparison images of one image: ground truth beside prediction beside error."""
-        image = self.renderer_rgb.blend_background(batch["image"].to(self.device))
+        image = self._laid_over(batch["image"].to(self.device))
         metrics = image_metrics(outputs["rgb"], image, self.lpips, self.exposure.corrects)
         return metrics, comparison_images(outputs, image)
 
@@ -311,7 +312,7 @@ class HardMineModel(CorrectedModel):
             return camera
         drawn = torch.randint(len(pixels), (_RAYS_TO_ALIGN,), generator=torch.Generator().manual_seed(0))
         rows, columns = pixels[drawn].unbind(1)
-        wanted, everything = self.renderer_rgb.blend_background(image[rows, columns]), HardSampleMining("off")
+        wanted, everything = self._laid_over(image[rows, columns]), HardSampleMining("off")
 
         def loss(moved: Cameras, motion: Tensor) -> Tensor:
             flat = given_rays(camera_rays(moved)[rows, columns], self.device)
@@ -369,10 +370,16 @@ class HardMineModel(CorrectedModel):
         background: str | Tensor = self.config.background_color
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE
-        if isinstance(background, str) and background == "random":
-            return torch.zeros_like(rgb)
-        colors: Tensor = self.renderer_rgb.get_background_color(background, shape=rgb.shape, device=rgb.device)
-        return colors
+        if isinstance(background, str):  # made where it is needed: for a copy to a GPU, the host would wait
+            return torch.full_like(rgb, float(background == "white"))
+        return background.to(rgb).expand_as(rgb)
+
+    def _laid_over(self, image: Tensor) -> Tensor:
+        """An image [*, 3 or 4] over the background."""
+        if image.shape[-1] < 4:
+            return image
+        rgb, opacity = image[..., :3], image[..., 3:]
+        return rgb * opacity + self._background(rgb) * (1 - opacity)
 
     def densities(self, positions: Tensor) -> Tensor:
         """Density [n] at points [n, 3] of the scene."""

@@ -90,6 +90,8 @@ class AdaptiveRaysPipeline(SharedPipeline):
         self._set_num_rays()
         if config.ray_rule == "blocks":
             self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
+        elif test_mode != "inference":
+            self.datamanager.keep_on_gpu()
 
     @property
     def num_rays(self) -> int:
@@ -132,8 +134,10 @@ class AdaptiveRaysPipeline(SharedPipeline):
         metrics["num_rays_per_batch"] = torch.tensor(float(self.num_rays))
         counts = self.model.sample_counts
         self._costs.end(counts.visible)
-        both = torch.tensor([counts.visible, counts.searched], device=self.model.device)
-        visible, searched = (int(n) // size for n in self.processes.sum(both))
+        visible, searched = counts.visible, counts.searched
+        if size > 1:  # alone, the host knows
+            both = torch.tensor([visible, searched], device=self.model.device)
+            visible, searched = (int(n) // size for n in self.processes.sum(both))
         self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         return outputs, losses, metrics
 

@@ -28,8 +28,9 @@ from ns_support.data.store import Batch, ImageStore
 from ns_support.errors import UserError, require
 from ns_support.help import documented
 from ns_support.lenses.features import Matches
+from ns_support.lenses.lens import Lens
 from ns_support.lenses.triangulation import cameras_inside, triangulated_points
-from ns_support.rays import camera_lenses, downscaled
+from ns_support.rays import LENS, camera_lenses, downscaled
 from ns_support.runs.surface_points import surface_points
 from ns_support.runs.trained_on import trained_on
 from ns_support.terminal import followed, say
@@ -104,6 +105,7 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         if config.sfm_points:
             _ask_for_points(config)
         super().__init__(config, *args, **kwargs)
+        self._lenses: dict[int, list[Lens]] = {}  # of all training images, by factor
         self.train_pixel_sampler = RaysWanted()
         # The pipeline passes the metadata to the model, which has no other access to the cameras.
         self.train_dataset.metadata["train_cameras"] = self.train_dataset.cameras
@@ -230,8 +232,14 @@ class FullImages(ChecksData, FullImageDatamanager[InputDataset]):
         batch, camera = images.at(index, factor), downscaled(self.train_cameras[index : index + 1], factor)
         self._skip(self._every - 1)
         images.expect(self.train_unseen_cameras[0], factor)
-        camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
+        camera.metadata = {**(camera.metadata or {}), "cam_idx": index, LENS: self._lens(index, factor)}
         return camera.to(self.device), self._on_device(batch)
+
+    def _lens(self, index: int, factor: int) -> Lens:
+        """Of a training image at 1 / factor of its size; from the host's copy of the cameras."""
+        if factor not in self._lenses:
+            self._lenses[factor] = camera_lenses(downscaled(self.train_dataset.cameras, factor))
+        return self._lenses[factor][index]
 
     @property
     def _factor(self) -> int:

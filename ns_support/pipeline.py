@@ -19,6 +19,7 @@ from ns_support.concurrency.processes import Processes
 from ns_support.corrections.poses import PoseRefinementConfig
 from ns_support.errors import UserError
 from ns_support.help import documented
+from ns_support.kernels.backend import check_gpu
 from ns_support.metrics import SCORES, in_words
 from ns_support.runs.saved_config import check_fields
 from ns_support.terminal import say
@@ -72,6 +73,7 @@ class SharedPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
+        check_gpu(device)
         prepare_loading()
         prepare_rendering()
         processes = Processes.current()

@@ -27,6 +27,8 @@ from ns_support.lenses.lens import (
     stack_lenses,
 )
 
+LENS = "lens"
+"""Name, in a camera's metadata, of its `Lens`: reading it off a camera on a GPU would make the host wait."""
 _MOST_KEPT = 1 << 22
 """Maximum number of pixels of an image whose rays are cached (24 bytes each)."""
 
@@ -56,6 +58,16 @@ def camera_lenses(cameras: Cameras) -> list[Lens]:
     return lenses
 
 
+def lens_of(camera: Cameras) -> Lens:
+    """The lens of one camera, which the host may know although the camera is on a GPU (`LENS`).
+
+    Raises:
+        UserError: the camera's parameters are invalid.
+    """
+    known = (camera.metadata or {}).get(LENS)
+    return camera_lenses(camera)[0] if known is None else known
+
+
 def camera_extent(cameras: Cameras) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean (scene units); 1 for fewer than two."""
     centers = cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
@@ -73,6 +85,8 @@ def downscaled(cameras: Cameras, factor: int) -> Cameras:
     if factor == 1:
         return cameras
     smaller = copy(cameras)
+    if LENS in (cameras.metadata or {}):
+        smaller.metadata = {name: value for name, value in cameras.metadata.items() if name != LENS}
     for name in ("fx", "fy", "cx", "cy"):
         setattr(smaller, name, getattr(cameras, name) / factor)
     smaller.width, smaller.height = cameras.width // factor, cameras.height // factor
@@ -99,8 +113,8 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     """
     if camera.camera_to_worlds.numel() != 12:
         raise ValueError(f"camera must be one camera, got some of shape {list(camera.camera_to_worlds.shape[:-2])}")
-    (lens,) = camera_lenses(camera)
-    top, left, rows, columns = window or (0, 0, int(camera.height), int(camera.width))
+    lens = lens_of(camera)
+    top, left, rows, columns = window or (0, 0, int(lens.height), int(lens.width))
     pose = camera.camera_to_worlds.reshape(3, 4).float()
     if lens.is_pinhole:
         column, row = pixel_centers((top, left, rows, columns), pose.device)

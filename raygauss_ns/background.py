@@ -49,7 +49,8 @@ class Background(nn.Module):
             return renderers.BACKGROUND_COLOR_OVERRIDE.to(directions).expand_as(directions)
         if self.kind == "learned":
             return torch.sigmoid(sh_basis(directions, SH_DEGREE) @ self.coefficients)
-        color = torch.full((3,), float(self.kind == "white"))
+        color = [float(self.kind == "white")] * 3
         if self.kind == "random" and self.training:
-            color = torch.rand(3, generator=generator)
-        return color.to(directions).expand_as(directions)
+            color = torch.rand(3, generator=generator).tolist()
+        # Written where it is needed: for a copy from the host to a GPU, the host would wait.
+        return torch.cat([directions.new_full((1,), value) for value in color]).expand_as(directions)

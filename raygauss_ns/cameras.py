@@ -8,7 +8,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from ns_support.lenses.lens import Lens, Window
-from ns_support.rays import camera_lenses
+from ns_support.rays import camera_lenses, lens_of
 from raygauss_ns.casting import Rays
 from raygauss_ns.gaussians.projection import View
 
@@ -22,9 +22,14 @@ def posed_lenses(cameras: Cameras, device: torch.device) -> tuple[Tensor, list[L
     Raises:
         UserError: if a camera's parameters make no sense.
     """
-    poses = cameras.camera_to_worlds.reshape(-1, 3, 4).to(device, torch.float32)
+    return _world_to_cameras(cameras).to(device), camera_lenses(cameras)
+
+
+def _world_to_cameras(cameras: Cameras) -> Tensor:
+    """[C, 3, 4]."""
+    poses = cameras.camera_to_worlds.reshape(-1, 3, 4).float()
     rotations = poses[:, :, :3].transpose(1, 2)
-    return torch.cat([rotations, -rotations @ poses[:, :, 3:]], dim=2), camera_lenses(cameras)
+    return torch.cat([rotations, -rotations @ poses[:, :, 3:]], dim=2)
 
 
 def camera_view(camera: Cameras, window: Window) -> View:
@@ -34,8 +39,16 @@ def camera_view(camera: Cameras, window: Window) -> View:
         camera: one camera.
         window: first row, first column, rows, columns.
     """
-    poses, (lens,) = posed_lenses(camera, camera.camera_to_worlds.device)
-    return View(poses[0], lens, window)
+    return View(_world_to_cameras(camera)[0], lens_of(camera), window)
+
+
+def random_window(lens: Lens, side: int, generator: torch.Generator) -> Window:
+    """A crop of an image, at most `side` pixels high and wide; 0: the whole image."""
+    height, width = int(lens.height), int(lens.width)
+    rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
+    top = int(torch.randint(height - rows + 1, (), generator=generator))
+    left = int(torch.randint(width - columns + 1, (), generator=generator))
+    return top, left, rows, columns
 
 
 def flat_rays(bundle: RayBundle, near: float) -> Rays:

@@ -19,13 +19,13 @@ from ns_support.corrections.model import CorrectedModel
 from ns_support.corrections.moving import window_blocks
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
-from ns_support.rays import camera_rays
+from ns_support.rays import camera_rays, lens_of
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 from raygauss_ns.alignment import aligned_camera
 from raygauss_ns.background import Background
-from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses
+from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses, random_window
 from raygauss_ns.casting import CastSettings, Gaussians, Rays
 from raygauss_ns.color import ColorBasis
 from raygauss_ns.config import CPU_WINDOW, RayGaussModelConfig, check_background, check_config
@@ -226,8 +226,9 @@ class RayGaussModel(CorrectedModel):
 
         Returns:
             "rgb" [*, 3], "depth" [*, 1] (expected distance along the ray, scene units; the largest of the batch where a
-            ray meets nothing), "accumulation" [*, 1], "background" [*, 3]; in training also "window" [4] (first row,
-            first column, rows, columns); otherwise also the `extra_outputs`, each computed when it is looked up.
+            ray meets nothing, but 0 in training), "accumulation" [*, 1], "background" [*, 3]; in training also "window"
+            [4] (first row, first column, rows, columns); otherwise also the `extra_outputs`, each computed when it is
+            looked up.
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
@@ -239,14 +240,18 @@ class RayGaussModel(CorrectedModel):
             camera = ray_bundle
             return self._render_all(camera_rays(camera), *self._as_seen_by(camera, gaussians, self.cast_settings))
         camera, motion = self.refined(ray_bundle)
+        lens = lens_of(camera)
         # As coarse as the image.
         settings = self.config.cast_settings(self.step_size * (1 << self.downscales), self.unit)
         generator = step_generator(self.seed, self.image, Draw.WINDOW)
-        window = self._random_window(int(camera.height), int(camera.width), generator)
+        side = self.config.training_window
+        if side is None:
+            side = 0 if self.device.type == "cuda" else CPU_WINDOW
+        window = random_window(lens, side, generator)
         self.rays_per_step = window[2] * window[3]
         watched = self._watched(gaussians, camera_view(camera, window))
         rays, photo = camera_rays(camera, window), (camera.metadata or {}).get("cam_idx")
-        outputs = self.render(rays, watched, settings, photo, motion)
+        outputs = self.render(rays, watched, settings, photo, motion, lens.has_one_center)
         changes = {} if motion is None else self.view_change(camera, rays, outputs)
         return outputs | changes | {"window": torch.tensor(window)}
 
@@ -311,10 +316,13 @@ class RayGaussModel(CorrectedModel):
         settings: CastSettings,
         photo: int | None = None,
         motion: Tensor | None = None,
+        one_origin: bool = False,
     ) -> dict[str, Tensor]:
         """Render rays with the exposure of a photograph (None: the mean); differentiable in the camera's motion."""
         rays, shape = self._flat(bundle), bundle.origins.shape[:-1]
-        rgb, transmittance, depth = render(gaussians, self._active_colors(), rays, settings, motion=motion)
+        rgb, transmittance, depth = render(
+            gaussians, self._active_colors(), rays, settings, motion=motion, one_origin=one_origin
+        )
         accumulation = 1.0 - transmittance
         background = self.background(rays.directions, step_generator(self.seed, self.image, Draw.BACKGROUND))
         behind = transmittance[:, None] * background
@@ -323,8 +331,9 @@ class RayGaussModel(CorrectedModel):
             rgb = self.exposure(rgb + behind, torch.ones_like(behind[:, :1]), photo)
         else:
             rgb = self.exposure(rgb, accumulation[:, None], photo) + behind
-        ends = torch.where(rays.fars > rays.nears, rays.fars, 0.0)
-        depth = filled_depth(depth / accumulation.clamp_min(1e-6), accumulation, ends)
+        depth = depth / accumulation.clamp_min(1e-6)
+        if motion is not None or not self.training:  # else nobody looks at it
+            depth = filled_depth(depth, accumulation, torch.where(rays.fars > rays.nears, rays.fars, 0.0))
         return {
             "rgb": rgb.view(*shape, 3),
             "depth": depth.view(*shape, 1),
@@ -341,15 +350,6 @@ class RayGaussModel(CorrectedModel):
         interval = self.config.sh_degree_interval if self.config.initial_ply is None else 0
         interval = stretched(interval, self.total_steps)
         return self.cloud.color_basis().active(*active_colors(self.step, interval, self.config.sh_degree))
-
-    def _random_window(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-        side = self.config.training_window
-        if side is None:
-            side = 0 if self.device.type == "cuda" else CPU_WINDOW
-        rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
-        top = int(torch.randint(height - rows + 1, (), generator=generator))
-        left = int(torch.randint(width - columns + 1, (), generator=generator))
-        return top, left, rows, columns
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """[*, 4]: the colour without the background, in [0, 1], and the accumulation as alpha."""
@@ -377,8 +377,8 @@ class RayGaussModel(CorrectedModel):
         image, mask = ground_truth(outputs, batch, self.device)
         if self.training and self.moving.is_on and "window" in outputs:
             size = (batch["image"].shape[0], batch["image"].shape[1])
-            blocks = window_blocks(batch["image_idx"], tuple(outputs["window"].tolist()), size)
-            counts = self.moving.weights(blocks.to(self.device), (outputs["rgb"] - image).abs().mean(-1))[..., None]
+            blocks = window_blocks(batch["image_idx"], tuple(outputs["window"].tolist()), size, self.device)
+            counts = self.moving.weights(blocks, (outputs["rgb"] - image).abs().mean(-1))[..., None]
             mask = counts if mask is None else counts * mask
         rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
         losses = {"main_loss": photometric_loss(rgb, image, self.config.ssim_lambda, mask)}

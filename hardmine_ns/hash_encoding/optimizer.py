@@ -15,13 +15,14 @@ from torch import Tensor
 
 import ns_support.kernels.compiling  # noqa: F401 - acts on import, before a kernel is declared
 from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.backend import triton_module
 
 Array: TypeAlias = NDArray[Any]
 
 # Below this, waking a thread costs more than its chunk of the work saves.
 _ROWS_WORTH_A_THREAD = 4096
 # The kernel is compiled for each width. Wider rows, those of a linear layer, are as fast in PyTorch.
-_WIDEST_ROW = 8
+_WIDEST_ROW, _WIDEST_ROW_ON_GPU = 8, 1024
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -100,16 +101,18 @@ class RowAdam(torch.optim.Optimizer):
         state["step"] += 1
         assert param.grad is not None
         rows, gradient = _rows_of(param.grad)
-        on_cpu = (
-            0 < param.shape[1:].numel() <= _WIDEST_ROW
-            and param.ndim
-            and all(
-                t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
-                for t in (param, gradient, state["exp_avg"], state["exp_avg_sq"])
-            )
+        whole = all(
+            t.device == param.device and t.dtype == torch.float32 and t.is_contiguous()
+            for t in (param, gradient, state["exp_avg"], state["exp_avg_sq"])
         )
-        update = _update_on_cpu if on_cpu else _update_with_torch
-        update(param, rows, gradient, state, group)
+        width = param.shape[1:].numel()
+        if whole and param.is_cuda and rows is None and width <= _WIDEST_ROW_ON_GPU:
+            gpu = triton_module("hardmine_ns.hash_encoding.gpu.adam", "RowAdam on a GPU")
+            gpu.update(param, gradient, state, group, _bias_corrections(tuple(group["betas"])))
+        elif whole and param.device.type == "cpu" and param.ndim and 0 < width <= _WIDEST_ROW:
+            _update_on_cpu(param, rows, gradient, state, group)
+        else:
+            _update_with_torch(param, rows, gradient, state, group)
 
 
 def _rows_of(grad: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -235,11 +238,12 @@ def _update_with_torch(
         touched = touched.flatten(1).any(1)
     row_shape = [len(gradient), *[1] * (gradient.ndim - 1)] if gradient.ndim else []
     beta1, beta2 = group["betas"]
-    count = state["step"].to(param.device, torch.float64)
     if "row_steps" in state:
         steps = take(state["row_steps"]) + touched
         put(state["row_steps"], steps)
         count = steps.double().view(row_shape)
+    else:
+        count = state["step"].to(param.device, torch.float64)
     touched = touched.view(row_shape)
 
     old_first, old_second, values = take(state["exp_avg"]), take(state["exp_avg_sq"]), take(param)

@@ -1,7 +1,7 @@
 """Occupancy-grid ray marching and packed compositing, on a CPU or on CUDA.
 
-On a CPU the loops that run along a ray are Numba kernels (`cpu/`). On CUDA marching is a Triton kernel (`gpu.py`) and
-compositing whole-tensor PyTorch. Each kernel has a PyTorch version, the reference that it is tested against.
+The loops that run along a ray are Numba kernels on a CPU (`cpu/`) and Triton kernels on CUDA (`gpu/`). Each kernel has
+a PyTorch version, the reference that it is tested against.
 
 Example:
     >>> import torch

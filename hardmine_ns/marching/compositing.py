@@ -12,11 +12,12 @@ and for a loss whose gradient with respect to w_i is q_i,
 Sums over a ray are never the difference of one float32 sum over all rays: at 258k samples that is wrong by 0.03. The
 references take differences of a float64 sum, in which no ray may drown those behind it: x counts as _OPAQUE at most,
 and what is not finite spoils the rest of its own ray alone. In the backward pass a finite gradient 10^9 times those of
-the other rays would still blur them; the Numba kernels have no such limit.
+the other rays would still blur them; the kernels have no such limit.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from hardmine_ns.marching.cpu import compositing as cpu
 from hardmine_ns.marching.reference import _OPAQUE, _exclusive_sums, composite_backward_torch, composite_torch
 from hardmine_ns.marching.samples import PackedSamples
+from ns_support.kernels.backend import triton_module
 
 
 class Composite(NamedTuple):
@@ -83,6 +85,9 @@ def visible_samples(
     thickness = densities * (samples.t_ends - samples.t_starts)
     if thickness.device.type == "cpu":
         return cpu.visible(thickness, samples.offsets, early_stop, alpha_threshold)
+    if _has_gpu_kernels(thickness):
+        found: Tensor = _gpu().visible(thickness, samples.offsets, early_stop, alpha_threshold)
+        return found
     transmittance = torch.exp(-_exclusive_sums(thickness.clamp(max=_OPAQUE), samples))
     return (transmittance >= early_stop) & (-torch.expm1(-thickness) >= alpha_threshold)
 
@@ -93,19 +98,35 @@ class _Composite(torch.autograd.Function):
         middles = samples.midpoints.to(thickness.dtype)
         if thickness.device.type == "cpu":
             weights, after, sums = cpu.composite(thickness, colors, middles, samples.offsets)
+        elif _has_gpu_kernels(thickness, colors):
+            weights, after, sums = _gpu().composite(thickness, colors, middles, samples.offsets)
         else:
             weights, after, sums = composite_torch(thickness, colors, middles, samples)
         ctx.samples = samples
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(colors, middles, weights, after)
         return sums, weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sums: Tensor, grad_weights: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_sums: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor, Tensor, None]:
         colors, middles, weights, after = ctx.saved_tensors
+        grad_sums = weights.new_zeros(ctx.samples.num_rays, 5) if grad_sums is None else grad_sums
+        if _has_gpu_kernels(weights, colors):
+            given = (weights, after, grad_sums, grad_weights)
+            return (*_gpu().composite_backward(colors, middles, ctx.samples.offsets, *given), None)
+        grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights
         rest = (weights, after, grad_sums, grad_weights)
         if weights.device.type == "cpu":
             grads = cpu.composite_backward(colors, middles, ctx.samples.offsets, *rest)
         else:
             grads = composite_backward_torch(colors, middles, ctx.samples, *rest)
         return (*grads, None)
+
+
+def _has_gpu_kernels(*tensors: Tensor) -> bool:
+    return all(tensor.is_cuda and tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def _gpu() -> ModuleType:
+    return triton_module("hardmine_ns.marching.gpu.compositing", "compositing on a GPU")

@@ -90,7 +90,7 @@ def starts_of_groups_triton(samples: PackedSamples, thickness: Tensor, limit: fl
     Raises:
         ImportError: Triton is missing; the message says what to install.
     """
-    gpu = triton_module("hardmine_ns.marching.gpu", "ray marching on a GPU")
+    gpu = triton_module("hardmine_ns.marching.gpu.marching", "ray marching on a GPU")
     firsts: Tensor = gpu.starts_of_groups(samples, thickness, limit, most)
     return firsts
 

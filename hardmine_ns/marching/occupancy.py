@@ -108,9 +108,8 @@ class OccupancyGrid(nn.Module):
         visited = self._next_of_sweep(min(num_cells, self.num_cells))[processes.rank :: processes.size]
         found = thickness_fn(self.random_positions(visited)).reshape(-1).to(self.thickness.dtype)
         if observed is not None:
-            cells, inside = locate(observed[0], self)
-            visited = torch.cat([visited, cells[inside]])
-            found = torch.cat([found, observed[1][inside].to(found.dtype)])
+            cells, values = self._inside(*observed, visited[0])
+            visited, found = torch.cat([visited, cells]), torch.cat([found, values.to(found.dtype)])
         visited, found = processes.gather(visited), processes.gather(found)
         self.thickness[visited] = self.thickness[visited] * self.decay
         found = found.nan_to_num()
@@ -153,13 +152,35 @@ class OccupancyGrid(nn.Module):
         unknown = torch.nonzero(self.thickness[cells] < 0)[:, 0]
         self.thickness.scatter_reduce_(0, cells[unknown], found.repeat_interleave(8)[unknown], "amax")
 
+    def _inside(self, positions: Tensor, values: Tensor, visited: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells of the positions that are in the grid, and their values.
+
+        On a GPU, for whose number of positions the host would wait, the others count as very thin spots of a cell that
+        is visited anyway.
+        """
+        cells, inside = locate(positions, self)
+        if _has_kernels(self.thickness):
+            return cells[inside], values[inside]
+        return torch.where(inside, cells, visited), torch.where(inside, values, -torch.inf)
+
     def _decide(self) -> None:
         self._mean = None
-        if not mark_occupied(self.thickness, min(self.mean_thickness, self.threshold), self.binaries):
+        if self.thickness.is_cuda:
+            self._decide_there()
+        elif not mark_occupied(self.thickness, min(self.mean_thickness, self.threshold), self.binaries):
             # Nothing would ever be sampled again, and so nothing learnt. Look at every cell anew.
             self.thickness.fill_(_UNVISITED)
             self._mean = None
             self.binaries.fill_(True)
+
+    def _decide_there(self) -> None:
+        """The same in one expression for both cases: to know which it is, the host would wait for the GPU."""
+        visited = self.thickness >= 0
+        mean = (self.thickness * visited).sum() / visited.sum().clamp(min=1)
+        occupied = (self.thickness > mean.clamp(max=self.threshold)) | ~visited
+        some = occupied.any()
+        self.thickness.copy_(torch.where(some, self.thickness, _UNVISITED))
+        self.binaries.copy_((occupied | ~some).view_as(self.binaries))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._mean = None

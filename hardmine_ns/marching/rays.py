@@ -88,9 +88,10 @@ def march_rays_triton(rays: RayLattices, grid: OccupancyGrid) -> PackedSamples:
     Raises:
         ImportError: Triton is missing; the message says what to install.
     """
-    gpu = triton_module("hardmine_ns.marching.gpu", "ray marching on a GPU")
+    gpu = triton_module("hardmine_ns.marching.gpu.marching", "ray marching on a GPU")
     first, count = lattice_range(rays, grid)
     # Without a cone nothing switches, and the kernel does not look.
     switch = cone_switch(rays.starts, rays.step_size, rays.cone_angle) if rays.cone_angle > 0 else (first, first)
     rays = rays._replace(fars=rays.fars.to(rays.starts.dtype))
-    return PackedSamples(*gpu.march(rays, grid, first, first + count, switch))
+    samples: PackedSamples = gpu.march(rays, grid, first, first + count, switch)
+    return samples

@@ -22,6 +22,8 @@ class PackedSamples:
     """[R + 1] int64: ray r owns the samples offsets[r] to offsets[r + 1]."""
     t_middles: Tensor | None = None
     """[M] distance at which each interval is looked at; None: in its middle."""
+    longest: int | None = None
+    """Samples of the ray that has most, where the host knows it already."""
 
     def __len__(self) -> int:
         return self.t_starts.shape[0]

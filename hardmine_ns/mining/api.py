@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.mining.hardness import BeforeActivation, hardness
+from hardmine_ns.mining.on_gpu import draw_poisson
 from hardmine_ns.mining.selection import ALONE, MiningRule, select_rows
 from ns_support.concurrency.processes import Processes
 
@@ -215,17 +216,24 @@ class HardSampleMining(nn.Module):
             finite, so that a gradient scaler sees it, and none when every gradient is 0; tau then stays.
         """
         count = gradients[0].shape[0]
+        alone = self.processes.size == 1
+        if self.rule == "poisson" and self.max_fraction < 1 and alone and count > 0 and gradients[0].is_cuda:
+            fractions = self.min_fraction, self.max_fraction
+            drawn = draw_poisson(gradients, self.tau, self.decay, fractions)
+            chosen = count if drawn.rows is None else drawn.rows.numel()
+            self.statistics = MiningStatistics(count, chosen, drawn.tau, drawn.finite)
+            return drawn.rows, drawn.weights
         found = hardness(gradients, self.processes)
         if not found.finite or found.zero:
             self.statistics = MiningStatistics(count, 0 if found.finite else count, float(self.tau), found.finite)
             nothing = torch.empty(0, dtype=torch.int64, device=gradients[0].device)
             return (nothing if found.finite else None), None
-        everyones = int(self.processes.sum(torch.tensor(count, device=found.values.device)))
+        everyones = count if alone else int(self.processes.sum(torch.tensor(count, device=found.values.device)))
         tau = self._advance_tau(found.values, everyones)
-        drawn = self._budget(tau, everyones)
+        budget = self._budget(tau, everyones)
         rows, weights = None, None
-        if drawn < everyones:
-            rows, weights = select_rows(found.values, drawn, self.rule, self.processes)
+        if budget < everyones:
+            rows, weights = select_rows(found.values, budget, self.rule, self.processes)
         self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
         return rows, weights
 

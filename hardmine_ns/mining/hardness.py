@@ -66,6 +66,12 @@ class Hardness(NamedTuple):
     zero: bool
 
 
+def flattened(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients [B, ...] as [B, n], in single precision at least; empty ones are left out."""
+    flat = [g.reshape(g.shape[0], -1) for g in gradients if g.numel()]
+    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
+
+
 def hardness(gradients: Sequence[Tensor], processes: Processes = ALONE) -> Hardness:
     """g_i = || dL/dy_i ||_2 over all outputs, over the largest entry of any.
 
@@ -75,9 +81,7 @@ def hardness(gradients: Sequence[Tensor], processes: Processes = ALONE) -> Hardn
         gradients: of each output, [B, ...], before the activations.
         processes: whose rows, all together, the largest entry is of; each calls this with its own.
     """
-    count = gradients[0].shape[0]
-    flat = [g.reshape(count, -1) for g in gradients if g.numel()]
-    flat = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
+    flat = flattened(gradients)
     # Of no rows: a process without any still has its part in the sums.
     dtype = reduce(torch.promote_types, [g.dtype for g in gradients], torch.float32)
     nothing = gradients[0].new_zeros(0, dtype=dtype)

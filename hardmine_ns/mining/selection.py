@@ -15,12 +15,12 @@ _SATURATION_ROUNDS = 8
 """Rounds in which `poisson_probabilities` spreads what saturated rows leave over; more change b by less than 0.1 %."""
 
 
-def poisson_probabilities(hardness: Tensor, expected: float, processes: Processes = ALONE) -> Tensor:
+def poisson_probabilities(hardness: Tensor, expected: float | Tensor, processes: Processes = ALONE) -> Tensor:
     """Inclusion probabilities pi = min(1, c p) with sum pi = expected, without sorting or asking the host.
 
     Args:
         hardness: [B], not negative, finite, not all zero.
-        expected: b, the wanted mean number of rows, in (0, B].
+        expected: b, the wanted mean number of rows, in (0, B]; a number or a scalar.
         processes: whose rows, all together, B, p and b speak of; each calls this with its own.
 
     Returns:

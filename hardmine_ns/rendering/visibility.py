@@ -164,7 +164,9 @@ def search(
 
 def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
     """First and last sample of a ray that each round looks at; the rounds double until the longest ray is done."""
-    longest = int((samples.offsets[1:] - samples.offsets[:-1]).max()) if samples.num_rays else 0
+    longest = samples.longest
+    if longest is None:
+        longest = int(samples.offsets.diff().max()) if samples.num_rays else 0
     begin, end = 0, first_round
     while begin < longest:
         if longest < 1.5 * end:  # a last round that would be almost empty joins this one

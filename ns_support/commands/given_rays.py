@@ -26,7 +26,7 @@ def unit_directions(directions: Tensor) -> tuple[Tensor, Tensor]:
     # Divided by the largest component first, since squares may overflow or underflow.
     largest = exact.abs().amax(-1, keepdim=True)
     somewhere = exact.isfinite().all(-1, keepdim=True) & (largest > 0)
-    up = torch.tensor([0.0, 0.0, 1.0], dtype=exact.dtype, device=exact.device)
+    up = torch.eye(3, dtype=exact.dtype, device=exact.device)[2]  # no copy, for which the host would wait
     exact = torch.where(somewhere, exact, up)
     length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
     scaled = torch.where(somewhere, exact / largest, up)
@@ -44,8 +44,8 @@ def given_rays(rays: RayBundle, device: torch.device | str) -> RayBundle:
 
     Returns:
         A bundle of shape [*] with float32 origins, unit directions, pixel areas [*, 1] and, if given, camera indices
-        [*, 1] int64. Nears and fars [*, 1] are present if the bundle had either, or if a ray has no valid direction:
-        such a ray ends where it begins. Times and metadata are dropped, as no model here uses them.
+        [*, 1] int64. Nears and fars [*, 1] are present if the bundle had either, if a ray has no valid direction (such
+        a ray ends where it begins), and always on a GPU. Times and metadata are dropped, as no model here uses them.
 
     Raises:
         ValueError: origins and directions do not fit together, or the last dimension is not 3.
@@ -58,7 +58,8 @@ def given_rays(rays: RayBundle, device: torch.device | str) -> RayBundle:
     directions, usable = unit_directions(directions)
     usable &= origins.isfinite().all(-1, keepdim=True)
     nears, fars = (_of_each(bound, shape, device) for bound in (rays.nears, rays.fars))
-    if nears is not None or fars is not None or not bool(usable.all()):
+    # On a GPU, for whose answer the host would wait, they are always there.
+    if nears is not None or fars is not None or usable.is_cuda or not bool(usable.all()):
         nears = torch.zeros_like(origins[..., :1]) if nears is None else nears
         fars = torch.full_like(nears, torch.inf) if fars is None else fars
         nears, fars = (torch.where(usable, bound, 0.0) for bound in (nears, fars))

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ns_support.corrections.host_flag import HostFlag
 from ns_support.corrections.newton import curvature_term
 
 ExposureMode: TypeAlias = Literal["auto", "on", "off"]
@@ -52,6 +53,7 @@ class Exposure(nn.Module):
         super().__init__()
         self.mode = mode
         self.is_on = mode != "off" and num_photos > 1
+        self._in_use, self._decided = HostFlag(), HostFlag()
         self.starts = False
         """Whether photographs may differ at the step at hand."""
         self._of_image: Tensor | None = None
@@ -79,7 +81,7 @@ class Exposure(nn.Module):
     @property
     def corrects(self) -> bool:
         """Whether photographs differ from the scene's colours."""
-        return self.is_on and bool(self.in_use)
+        return self.is_on and self._in_use.read(self.in_use)
 
     @property
     def moves(self) -> bool:
@@ -124,7 +126,7 @@ class Exposure(nn.Module):
         """
         assert self._seen is not None
         features, photos = self._seen
-        eye = 2 * _PENALTY / 12 * torch.eye(4).to(features)
+        eye = 2 * _PENALTY / 12 * torch.eye(4, dtype=features.dtype, device=features.device)
         if isinstance(photos, int):
             return curvature_term(self.curvature[photos], (weight * features.mT) @ features + eye)
         products = (weight[:, None, None] * features[:, :, None] * features[:, None] + eye / len(features)).flatten(1)
@@ -141,10 +143,10 @@ class Exposure(nn.Module):
         self.starts = progress >= START
 
     @torch.no_grad()
-    def spread(self) -> float:
-        """Standard deviation, over the photographs, of the logarithm of what they make of grey."""
+    def spread(self) -> Tensor:
+        """Standard deviation, over the photographs, of the logarithm of what they make of grey; a scalar."""
         gray = _MIDDLE * (1 + self.adjustments[..., :3].sum(-1)) + self.adjustments[..., 3]
-        return float(gray.clamp_min(1e-3).mean(-1).log().std())
+        return gray.clamp_min(1e-3).mean(-1).log().std()
 
     @torch.no_grad()
     def after_step(self, progress: float) -> str:
@@ -159,10 +161,10 @@ class Exposure(nn.Module):
         self._of_image = self._seen = None
         if self.moves:
             self.adjustments.sub_(self.adjustments.mean(0))
-        if self.mode != "auto" or not self.corrects or progress < TRIAL or bool(self.decided):
+        if self.mode != "auto" or not self.corrects or progress < TRIAL or self._decided.read(self.decided):
             return ""
         self.decided.fill_(True)
-        spread = self.spread()
+        spread = float(self.spread())
         if spread >= LEAST_SPREAD:
             return f"The photographs differ in brightness by {spread:.0%}: each keeps a colour correction of its own."
         self.in_use.fill_(False)

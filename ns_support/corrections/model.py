@@ -141,16 +141,15 @@ class CorrectedModel(Model):
         if photo is None or not (self.exposure.moves or changes is not None):
             return {}
         kept = torch.ones_like(residuals[..., 0]) if mask is None else mask[..., 0].to(residuals)
-        if not bool(kept.any()):
-            return {}
-        curvature = _MEASURED * l1_weight * l1_curvature(residuals[kept > 0])
-        weight = curvature * kept.flatten() / (3 * kept.sum())
+        curvature = _MEASURED * l1_weight * l1_curvature(residuals, None if mask is None else kept > 0)
+        weight = curvature * kept.flatten() / (3 * kept.sum()).clamp_min(1e-12)
         terms = {}
         if self.exposure.moves:
             terms["exposure_curvature"] = self.exposure.curvature_of(weight)
         if changes is not None and self.refinement is not None:
             terms["camera_opt_curvature"] = self.refinement.curvature_of(photo, changes.flatten(0, 1), weight)
-        return terms
+        # Where nothing is kept, nothing was seen of the photograph: not even that its corrections are to be small.
+        return terms if mask is None else {name: torch.where(kept.any(), term, 0.0) for name, term in terms.items()}
 
     def correction_metrics(self) -> dict[str, Tensor]:
         """How large the corrections are, for the log."""
@@ -190,7 +189,8 @@ class CorrectedModel(Model):
         """
         if not self.moving.is_on or self._sizes is None:
             return losses
-        counts = self.moving.weights(pixel_blocks(pixels, *self._sizes), losses.mean(-1).sqrt())
+        heights, widths = self._sizes = tuple(sizes.to(pixels.device) for sizes in self._sizes)
+        counts = self.moving.weights(pixel_blocks(pixels, heights, widths), losses.mean(-1).sqrt())
         return losses * counts[:, None]
 
     def refined(self, camera: Cameras) -> tuple[Cameras, Tensor | None]:

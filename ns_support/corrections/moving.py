@@ -85,25 +85,28 @@ class MovingPixels(nn.Module):
                 self.limit.copy_(OUTLIER * seen.median())
 
     @property
-    def left_out(self) -> float:
-        """Fraction of the blocks that do not count, in [0, 1]."""
-        return float((self.errors > self.limit).float().mean()) if self.is_on and self.starts else 0.0
+    def left_out(self) -> Tensor:
+        """Fraction of the blocks that do not count, in [0, 1]; a scalar."""
+        return (self.errors > self.limit).float().mean() if self.is_on and self.starts else torch.zeros(())
 
 
-def window_blocks(photo: int, window: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+def window_blocks(
+    photo: int, window: tuple[int, int, int, int], size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
     """The block of each pixel of a crop.
 
     Args:
         photo: number of the photograph.
         window: first row, first column, rows, columns.
         size: height and width of the image, at whatever resolution it is used.
+        device: of the result.
 
     Returns:
         [rows, columns] int64.
     """
     top, left, rows, columns = window
-    down = torch.arange(top, top + rows) * BLOCKS // size[0]
-    across = torch.arange(left, left + columns) * BLOCKS // size[1]
+    down = torch.arange(top, top + rows, device=device) * BLOCKS // size[0]
+    across = torch.arange(left, left + columns, device=device) * BLOCKS // size[1]
     return (photo * BLOCKS + down[:, None]) * BLOCKS + across
 
 

@@ -63,9 +63,12 @@ class VisitNewton(torch.optim.Optimizer):
         if not state:
             state["visits"] = torch.zeros(len(parameter), dtype=torch.float32, device=parameter.device)
             state["curvature"] = torch.zeros_like(curvature)
-        rows = curvature.flatten(1).any(1).nonzero()[:, 0]
-        state["visits"][rows] += 1
-        state["curvature"][rows] = torch.lerp(state["curvature"][rows], curvature[rows], 1 - _DECAY)
+        visited = curvature.flatten(1).any(1)
+        # To know which, the host would wait for a GPU; that computes all of them.
+        rows = visited.nonzero()[:, 0] if visited.device.type == "cpu" else slice(None)
+        state["visits"] += visited
+        latest = torch.lerp(state["curvature"][rows], curvature[rows], 1 - _DECAY)
+        state["curvature"][rows] = torch.where(visited[rows, None, None], latest, state["curvature"][rows])
         visits = state["visits"].double()[:, None, None]
         # As a plain mean at first: corrected for its start as Adam's moments are.
         means = state["curvature"].double() / (1 - _DECAY ** visits.clamp_min(1))
@@ -74,8 +77,11 @@ class VisitNewton(torch.optim.Optimizer):
         spread = shared.diagonal()
         damped = own + torch.diag(_DAMPING * spread + 1e-9 * spread.max() + 1e-30)
         width = parameter.shape[-1]
-        step = rate * torch.linalg.solve(damped, gradient[rows].double().reshape(len(rows), -1, width).mT).mT
+        wanted = gradient[rows].double().reshape(len(damped), -1, width).mT
+        # Damped as they are, none of these systems is singular: nobody needs to look.
+        step = rate * torch.linalg.solve_ex(damped, wanted).result.mT
         step *= (longest / step.flatten(1).norm(dim=1).clamp_min(longest))[:, None, None]
+        step = torch.where(visited[rows, None, None], step, 0.0)
         parameter[rows] -= step.reshape(gradient[rows].shape).to(parameter)
 
 
@@ -94,18 +100,21 @@ def curvature_term(place: Tensor, curvature: Tensor) -> Tensor:
     return (place * curvature.detach()).sum()
 
 
-def l1_curvature(residuals: Tensor) -> Tensor:
+def l1_curvature(residuals: Tensor, kept: Tensor | None = None) -> Tensor:
     """Second derivative of the mean absolute residual with respect to a shift of all of them.
 
     Of normally distributed residuals of standard deviation s it is twice their density at 0, sqrt(2 / pi) / s.
 
     Args:
-        residuals: of any shape.
+        residuals: [*, C].
+        kept: [*] bool, those that count; None: all.
 
     Returns:
         A scalar.
     """
-    return math.sqrt(2 / math.pi) / residuals.detach().square().mean().sqrt().clamp_min(1e-3)
+    squares = residuals.detach().square()
+    mean = squares.mean() if kept is None else (squares.mean(-1) * kept).sum() / kept.sum().clamp_min(1)
+    return math.sqrt(2 / math.pi) / mean.sqrt().clamp_min(1e-3)
 
 
 @documented

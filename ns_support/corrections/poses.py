@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
@@ -118,7 +119,7 @@ class PoseRefinement(CameraOptimizer):
         """Whether poses are refined at the step at hand: not in evaluation, nor before `refine_from`."""
         return self.training and self.progress >= self.config.refine_from
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, indices: Tensor | slice) -> Tensor:
         """Corrections A_i [n, 3, 4] of cameras [n], with translations in scene units."""
         if self.training and torch.is_grad_enabled():
             self._of_image = self.pose_adjustment.view_as(self.pose_adjustment)
@@ -143,7 +144,7 @@ class PoseRefinement(CameraOptimizer):
         if index is None:
             return camera, None
         given = camera.camera_to_worlds[0]
-        (own,) = self(torch.tensor([index], device=self.pose_adjustment.device)).to(given.device)
+        (own,) = self(slice(index, index + 1)).to(given.device)
         turned, center = given[:, :3] @ own[:, :3], given[:, :3] @ own[:, 3] + given[:, 3]
         moved = copy(camera)
         moved.camera_to_worlds = torch.cat([turned, center[:, None]], dim=1).detach()[None]
@@ -190,6 +191,12 @@ class PoseRefinement(CameraOptimizer):
         if self._rays is not None:
             self._rays.squares = squares.detach()
 
+    def get_metrics_dict(self, metrics_dict: dict[str, Any]) -> None:
+        """Add the sizes of the corrections: translations in units, rotations in degrees. Nothing waits for a GPU."""
+        shifts, turns = (part.norm(dim=-1) for part in self.pose_adjustment.detach().split(3, dim=1))
+        for name, sizes in (("translation", shifts), ("rotation", turns.rad2deg())):
+            metrics_dict |= {f"camera_opt_{name}_max": sizes.max(), f"camera_opt_{name}_mean": sizes.mean()}
+
     def apply_to_raybundle(self, raybundle: RayBundle) -> None:
         """`corrected_rays`, in place."""
         moved = self.corrected_rays(raybundle)
@@ -218,7 +225,8 @@ class PoseRefinement(CameraOptimizer):
             changes: [n, 3, 6] derivatives of colours with respect to its camera's motion (`view_change`).
             weight: [n] second derivative of the loss with respect to a colour of each pixel.
         """
-        penalty = 2 * torch.tensor([self.config.trans_l2_penalty] * 3 + [self.config.rot_l2_penalty] * 3).to(changes)
+        parts = (changes.new_full((3,), p) for p in (self.config.trans_l2_penalty, self.config.rot_l2_penalty))
+        penalty = 2 * torch.cat(list(parts))
         curvature = torch.einsum("n,nci,ncj->ij", weight, changes, changes)
         return curvature_term(self.curvature[photo], curvature + torch.diag(penalty))
 

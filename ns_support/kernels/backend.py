@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from subprocess import CalledProcessError
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from ns_support.errors import UserError
 
 MINIMUM = "3.2"
 """The first Triton whose language has what the kernels use (`gather`)."""
@@ -29,6 +32,28 @@ def triton_module(name: str, what: str, instead: str = "") -> ModuleType:
         raise ImportError(
             f'{what} needs Triton {MINIMUM} or newer ({error}): pip install "triton>={MINIMUM}" (on Windows: '
             f'"triton-windows>={MINIMUM}"){instead}'
+        ) from error
+
+
+def check_gpu(device: torch.device | str) -> None:
+    """Refuse to compute on a GPU for which Triton can't compile: before any data are loaded, and not at the first step.
+
+    Triton comes with what compiles for the GPU, but needs a C compiler for what launches a kernel.
+
+    Raises:
+        UserError: says what to install.
+    """
+    if torch.device(device).type != "cuda":
+        return
+    try:
+        triton_module("ns_support.kernels.gpu", f"Computing on {device}").launch(device)
+    except ImportError as error:
+        raise UserError(f"{error}.") from error
+    except (RuntimeError, OSError, CalledProcessError) as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise UserError(
+            f"Triton can't run a kernel on {device}: {reason}. If a C compiler is what is missing, install gcc (or "
+            "name one in the environment variable CC); or compute without a GPU, with --machine.device-type cpu."
         ) from error
 
 

@@ -126,6 +126,11 @@ class Lens(NamedTuple):
         """Whether the size of an object in pixels does not depend on its distance."""
         return self.kind is LensType.ORTHOPHOTO
 
+    @property
+    def has_one_center(self) -> bool:
+        """Whether all rays start at the camera's centre."""
+        return self.kind in _PLANAR or self.kind is LensType.EQUIRECTANGULAR
+
     def rays(self, column: Tensor, row: Tensor) -> LocalRays:
         """The rays through image coordinates.
 

@@ -18,10 +18,13 @@ def filled_depth(depth: Tensor, accumulation: Tensor, fars: Tensor | None = None
         fars: the end of each ray, of the same shape. Used if all rays are empty: the depth is then the end if it is
             finite, otherwise 0. None: 0.
     """
+    if depth.numel() == 0:
+        return depth
     seen = accumulation.detach() > 1e-3
-    if bool(seen.any()):
-        return torch.where(seen, depth, depth[seen].max())
-    return torch.zeros_like(depth) if fars is None else torch.where(fars.isfinite(), fars, 0.0).to(depth)
+    # In one expression for both cases: to learn which it is, the host would wait for a GPU.
+    empty = torch.zeros_like(depth) if fars is None else torch.where(fars.isfinite(), fars, 0.0).to(depth)
+    largest = torch.where(seen, depth.detach(), -torch.inf).amax()
+    return torch.where(seen, depth, torch.where(seen.any(), largest, empty))
 
 
 def without_background(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor:

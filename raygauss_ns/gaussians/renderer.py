@@ -36,12 +36,17 @@ class Viewpoint(NamedTuple):
     direction: Tensor | None = None
 
 
-def viewpoints(rays: Rays) -> Iterator[Viewpoint]:
-    """Divide rays into those of one viewpoint each: a pinhole's rays are one, parallel rays are one."""
+def viewpoints(rays: Rays, one_origin: bool = False) -> Iterator[Viewpoint]:
+    """Divide rays into those of one viewpoint each: a pinhole's rays are one, parallel rays are one.
+
+    Args:
+        rays: R rays.
+        one_origin: whether they are known to start in one point. Otherwise the host waits for a GPU to tell.
+    """
     origins, directions = rays.origins, rays.directions
     if len(origins) == 0:
         yield Viewpoint(None, origins.new_zeros(3))
-    elif bool((origins == origins[0]).all()):
+    elif one_origin or bool((origins == origins[0]).all()):
         yield Viewpoint(None, origins[0])
     elif bool((directions == directions[0]).all()):
         yield Viewpoint(None, None, directions[0])
@@ -59,6 +64,7 @@ def render(
     settings: CastSettings,
     *,
     motion: Tensor | None = None,
+    one_origin: bool = False,
     backend: Backend = "auto",
 ) -> RayOutputs:
     """Cast rays at Gaussians whose colour depends on where it is seen from.
@@ -69,6 +75,7 @@ def render(
         rays: R rays.
         settings: how they are sampled.
         motion: [6] of value 0 (`casting.motion`), if the pose that the rays belong to is to have a gradient.
+        one_origin: whether the rays are known to start in one point (`viewpoints`).
         backend: as for `cast`.
 
     Returns:
@@ -76,7 +83,7 @@ def render(
     """
     alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
-    for viewpoint in viewpoints(rays):
+    for viewpoint in viewpoints(rays, one_origin):
         if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
             gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
             alive = gaussians.densities.detach() > settings.density_threshold

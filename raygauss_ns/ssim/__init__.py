@@ -1,4 +1,4 @@
-"""Structural similarity (SSIM) of two images with its gradient, by `pytorch_msssim` or a Numba kernel."""
+"""Structural similarity (SSIM) of two images with its gradient, by Numba, Triton or `pytorch_msssim`."""
 
 from raygauss_ns.ssim.api import structural_similarity
 

@@ -1,4 +1,4 @@
-"""The structural similarity (SSIM) of two images and its gradient, in one pass on a CPU.
+"""The structural similarity (SSIM) of two images and its gradient.
 
 Notation: x the image, y the ground truth, G a blur with a Gaussian window (11 pixels, standard deviation 1.5), and per
 pixel and channel m = G x, n = G y, X = G x^2, Y = G y^2, Z = G xy (Wang et al. 2004):
@@ -7,7 +7,8 @@ pixel and channel m = G x, n = G y, X = G x^2, Y = G y^2, Z = G xy (Wang et al. 
     dS/dx = G^T (dS/dm) + 2 x G^T (dS/dX) + y G^T (dS/dZ)
 
 averaged over the pixels whose window lies within the image. As convolutions these blurs took a fifth of a training
-step. `pytorch_msssim` is the reference implementation, and is used wherever the kernel cannot be.
+step; on a GPU (`ssim.gpu`) as a hundred small kernels. `pytorch_msssim` is the reference implementation, and is used
+wherever the kernels cannot be.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from pytorch_msssim import ssim
 from torch import Tensor
+
+from ns_support.kernels.backend import triton_module
 
 WINDOW = 11
 """Width of the window (pixels)."""
@@ -45,6 +48,10 @@ def structural_similarity(image: Tensor, ground_truth: Tensor) -> Tensor:
         raise ValueError(f"images must be at least {WINDOW} pixels high and wide, got {list(image.shape)}")
     if image.device.type == "cpu" and image.dtype == ground_truth.dtype == torch.float32:
         return _KernelSimilarity.apply(image, ground_truth)
+    if image.is_cuda and image.dtype == ground_truth.dtype == torch.float32:
+        gpu = triton_module("raygauss_ns.ssim.gpu", "structural similarity on a GPU")
+        similarity: Tensor = gpu.Similarity.apply(image, ground_truth, tuple(window_weights().tolist()))
+        return similarity
     batches = (tensor.permute(2, 0, 1)[None] for tensor in (image, ground_truth))
     return ssim(*batches, data_range=1.0, win_size=WINDOW, win_sigma=_SIGMA)
 

@@ -34,7 +34,8 @@ def scene(levels, resolution=64):
 
 
 def to(samples, device):
-    return PackedSamples(*(getattr(samples, field.name).to(device) for field in fields(samples)))
+    values = (getattr(samples, field.name) for field in fields(samples))
+    return PackedSamples(*(value.to(device) if isinstance(value, torch.Tensor) else value for value in values))
 
 
 @pytest.mark.parametrize(("levels", "cone", "step"), [(1, 0.0, 0.021), (3, 0.0, 0.05), (3, 0.02, 0.02)])

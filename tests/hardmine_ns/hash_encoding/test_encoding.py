@@ -137,7 +137,7 @@ def test_back_ends_are_refused_on_devices_they_do_not_run_on(backend, device, fi
 
 
 def test_triton_back_end_is_refused_on_a_cpu():
-    gpu = pytest.importorskip("hardmine_ns.hash_encoding.gpu")
+    gpu = pytest.importorskip("hardmine_ns.hash_encoding.gpu.encoding")
     check_backend("gpu", "cuda")
     check_backend("auto", "cuda")
     if not runs_on(gpu.forward_kernel, torch.device("cpu")):  # not in the interpreter

@@ -110,7 +110,7 @@ def test_needs_a_gpu():
 
 
 def test_triton_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hardmine_ns.hash_encoding.gpu", None)
+    monkeypatch.setitem(sys.modules, "hardmine_ns.hash_encoding.gpu.encoding", None)
     with pytest.raises(ImportError, match=r'needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
         HashEncoding(**SIZES, backend="gpu")(torch.rand(5, 3))
 
@@ -118,7 +118,7 @@ def test_triton_missing(monkeypatch):
 @pytest.mark.parametrize("table", ["*fp32", "*fp16"])
 @pytest.mark.parametrize("name", ["forward_kernel", "table_gradient_kernel", "position_gradient_kernel"])
 def test_builds_without_spilling(name, table, capability, triton_build):
-    from hardmine_ns.hash_encoding import gpu
+    from hardmine_ns.hash_encoding.gpu import encoding as gpu
 
     types = {"positions": "*fp32", "scales": "*fp32", "geometry": "*i32", "number": "i32", "num_levels": "i32"}
     types |= {"table": table, "out": table, "cotangent": table, "gradient": "*fp32"}

@@ -50,7 +50,7 @@ def test_no_rays():
 
 
 def test_triton_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hardmine_ns.marching.gpu", None)
+    monkeypatch.setitem(sys.modules, "hardmine_ns.marching.gpu.marching", None)
     zero = torch.zeros(1, 3)
     rays = RayLattices(zero, zero, zero[:, 0], zero[:, 0], 0.1, 0.0)
     with pytest.raises(ImportError, match=r'needs Triton 3.2 or newer .*pip install "triton>=3.2"'):
@@ -60,7 +60,7 @@ def test_triton_missing(monkeypatch):
 @pytest.mark.parametrize("cone", [False, True])
 @pytest.mark.parametrize("write", [False, True])
 def test_builds_without_spilling(write, cone, capability, triton_build):
-    from hardmine_ns.marching import gpu
+    from hardmine_ns.marching.gpu import marching as gpu
 
     floats = ["origins", "directions", "starts", "fars", "box", "t_starts", "t_ends"]
     types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(["t_switches", "log2_growth"], "*fp64")
@@ -71,7 +71,7 @@ def test_builds_without_spilling(write, cone, capability, triton_build):
 
 
 def test_merging_builds_without_spilling(capability, triton_build):
-    from hardmine_ns.marching import gpu
+    from hardmine_ns.marching.gpu import marching as gpu
 
     types = dict.fromkeys(["t_starts", "t_ends", "thickness"], "*fp32") | {"offsets": "*i64", "firsts": "*u8"}
     build = triton_build(gpu.merge_kernel, types | {"limit": "fp32", "most": "i32"}, {}, capability)

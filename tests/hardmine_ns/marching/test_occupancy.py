@@ -175,3 +175,26 @@ def test_processes_hold_the_same_grid(run_processes):
         assert torch.equal(ours, thickness)
         assert torch.equal(occupied, binaries)
     assert sum(count for *_, count in results) == queried
+
+
+@pytest.mark.parametrize("density", [2.0, 0.0])
+def test_what_a_gpu_decides_without_asking_the_host_is_the_same(density, monkeypatch):
+    """Also where nothing is left, and all cells are to be looked at anew."""
+
+    def updated():
+        torch.manual_seed(0)
+        grid = OccupancyGrid(UNIT_BOX, resolution=8)
+        for _ in range(2):
+            positions = 1.5 * torch.randn(200, 3)  # some of them outside
+            grid.update(
+                lambda x: density * (x[:, 0] > 0) * torch.rand(len(x)), 300, (positions, density * torch.rand(200))
+            )
+        return grid
+
+    expected = updated()
+    monkeypatch.setattr(occupancy, "_has_kernels", lambda thickness: False)
+    monkeypatch.setattr(OccupancyGrid, "_decide", OccupancyGrid._decide_there)
+    found = updated()
+    assert torch.equal(found.binaries, expected.binaries)
+    torch.testing.assert_close(found.thickness, expected.thickness)
+    assert bool(found.binaries.all()) == (density == 0)

@@ -40,7 +40,7 @@ def test_what_stays_wrong_is_left_out_once_the_rest_is_right():
             assert bool(weights.all())
     assert not weights[wrong].any()
     assert bool(weights[~wrong].all())
-    assert moving.left_out == pytest.approx(25 / 2048)
+    assert float(moving.left_out) == pytest.approx(25 / 2048)
 
 
 def test_a_block_that_becomes_right_counts_again():

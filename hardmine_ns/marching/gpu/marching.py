@@ -19,12 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hardmine_ns.marching.samples import PackedSamples
 from ns_support.kernels import triton_types as ty
 
 if TYPE_CHECKING:
     from hardmine_ns.marching.lattice import RayLattices
     from hardmine_ns.marching.occupancy import OccupancyGrid
-    from hardmine_ns.marching.samples import PackedSamples
 
 _BLOCK = 128
 _OPTIONS: dict[str, Any] = {"BLOCK": _BLOCK, "num_warps": 1, "enable_fp_fusion": False}
@@ -137,7 +137,7 @@ def march_kernel(
 
 def march(
     rays: RayLattices, grid: OccupancyGrid, first: Tensor, last: Tensor, switch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> PackedSamples:
     """See `rays.march_rays`; the jitter is already in the rays' starts.
 
     Args:
@@ -146,9 +146,6 @@ def march(
         first: [R] int64, lattice index from which on a ray is looked at.
         last: [R] int64, index at which that ends.
         switch: k0 [R] int64 and t_k0 [R] float64, where steps begin to grow; of no use without a cone angle.
-
-    Returns:
-        (t_starts [M], t_ends [M], ray_indices [M] int64, offsets [R + 1] int64).
     """
     origins, cone_angle, num_rays = rays.origins, rays.cone_angle, len(rays.origins)
     offsets = torch.zeros(num_rays + 1, dtype=torch.int64, device=origins.device)
@@ -168,11 +165,12 @@ def march(
     empty = origins.new_empty(0)
     launch(empty, empty, counts[:0], write=False)
     torch.cumsum(counts, 0, out=offsets[1:])
-    total = int(offsets[-1])
+    # Both at once: the host waits for what it reads first.
+    total, longest = torch.stack([offsets[-1], counts.amax()]).tolist() if num_rays else (0, 0)
     t_starts, t_ends = origins.new_empty(total), origins.new_empty(total)
     ray_indices = torch.empty(total, dtype=torch.int64, device=origins.device)
     launch(t_starts, t_ends, ray_indices, write=True)
-    return t_starts, t_ends, ray_indices, offsets
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, longest=longest)
 
 
 @triton.jit(do_not_specialize=["limit", "most"])

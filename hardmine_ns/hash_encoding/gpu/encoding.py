@@ -297,6 +297,21 @@ def position_gradient(positions: Tensor, table: Tensor, levels: GridLevels, cota
 # ---- autograd ----
 
 
+class _Known(torch.autograd.Function):
+    """The encoding of positions, known already: only its gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
+        ctx.save_for_backward(positions, table)
+        ctx.levels = levels
+        return features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
+        return None, *_gradients(ctx, cotangent, *ctx.needs_input_grad[1:3]), None
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
@@ -307,14 +322,18 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        positions, table = ctx.saved_tensors
-        cotangent = cotangent.contiguous()
-        positions_grad = table_grad = None
-        if ctx.needs_input_grad[0]:
-            positions_grad = position_gradient(positions, table, ctx.levels, cotangent)
-        if ctx.needs_input_grad[1]:
-            table_grad = table_gradient(positions, cotangent, ctx.levels).to(table.dtype)
-        return positions_grad, table_grad, None
+        return *_gradients(ctx, cotangent, *ctx.needs_input_grad[:2]), None
+
+
+def _gradients(ctx: Any, cotangent: Tensor, of_positions: bool, of_table: bool) -> tuple[Tensor | None, Tensor | None]:
+    positions, table = ctx.saved_tensors
+    cotangent = cotangent.contiguous()
+    positions_grad = table_grad = None
+    if of_positions:
+        positions_grad = position_gradient(positions, table, ctx.levels, cotangent)
+    if of_table:
+        table_grad = table_gradient(positions, cotangent, ctx.levels).to(table.dtype)
+    return positions_grad, table_grad
 
 
 def encode(positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
@@ -329,4 +348,10 @@ def encode(positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
         [N, L F] in the table's type.
     """
     output: Tensor = _Encode.apply(positions.float().contiguous(), table, levels)
+    return output
+
+
+def resume(features: Tensor, positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
+    """The encoding as `encode` computes it, from features [N, L F] that an earlier pass has computed: no look-ups."""
+    output: Tensor = _Known.apply(features, positions.float().contiguous(), table, levels)
     return output

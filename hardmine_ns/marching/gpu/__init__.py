@@ -1,0 +1,1 @@
+"""Marching and compositing on a GPU: Triton kernels and what launches them."""

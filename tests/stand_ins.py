@@ -1,0 +1,61 @@
+"""What `pretended_gpu` runs in the place of each Triton kernel: it writes results that a step can go on with.
+
+Values matter only in that they are finite, and that numbers of samples fit each other. A kernel without an entry here
+is compiled for a GPU when it is launched, and fails.
+"""
+
+from importlib import import_module
+
+import torch
+
+SAMPLES = 24
+"""Samples that a ray has, of a tenth of a unit each; so the search takes two rounds."""
+
+
+def _fill(**values):
+    """Write constants to the arguments of these names."""
+
+    def work(grid, arguments):
+        for name, value in values.items():
+            arguments[name].fill_(value)
+
+    return work
+
+
+def _march(grid, arguments):
+    if not arguments["WRITE"]:
+        arguments["counts"].fill_(SAMPLES)
+        return
+    steps = torch.arange(SAMPLES, dtype=torch.float32)
+    rays = grid[0]
+    arguments["t_starts"].copy_((1 + 0.1 * steps).repeat(rays))
+    arguments["t_ends"].copy_((1.1 + 0.1 * steps).repeat(rays))
+    arguments["ray_indices"].copy_(torch.arange(rays).repeat_interleave(SAMPLES))
+
+
+STAND_INS = {
+    "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),
+    "raygauss_ns.casting.gpu.launch.forward_kernel": _fill(out=0.5),
+    "raygauss_ns.casting.gpu.launch.backward_kernel": _fill(moments=1e-3),
+    "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),
+    "raygauss_ns.casting.gpu.kernels_growing.growing_backward_kernel": _fill(moments=1e-3),
+    "raygauss_ns.casting.gpu.bvh.write_nodes_kernel": _fill(boxes=0.0, links=0),
+    "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
+    "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
+    "hardmine_ns.hash_encoding.gpu.encoding.forward_kernel": _fill(out=0.01),
+    "hardmine_ns.hash_encoding.gpu.encoding.table_gradient_kernel": _fill(gradient=1e-3),
+    "hardmine_ns.hash_encoding.gpu.encoding.position_gradient_kernel": _fill(gradient=1e-3),
+    "hardmine_ns.hash_encoding.gpu.adam.row_adam_kernel": _fill(),
+    "hardmine_ns.marching.gpu.compositing.composite_kernel": _fill(weights=0.03, after=0.5, sums=0.5),
+    "hardmine_ns.marching.gpu.compositing.composite_gradient_kernel": _fill(of_thickness=1e-3, of_colors=1e-3),
+    "hardmine_ns.marching.gpu.compositing.visible_kernel": _fill(visible=1),
+    "hardmine_ns.marching.gpu.marching.march_kernel": _march,
+    "hardmine_ns.marching.gpu.marching.merge_kernel": _fill(firsts=1),
+}
+
+
+def all_of_them():
+    """Of each kernel: the module that launches it, its name there, and its stand-in."""
+    for path, work in STAND_INS.items():
+        module, _, name = path.rpartition(".")
+        yield import_module(module), name, work
