@@ -27,7 +27,7 @@ from common.report import write_json
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
-from raygauss_ns.casting import Rays, cast
+from raygauss_ns.casting import Gaussians, Rays, cast
 
 
 def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
@@ -51,8 +51,12 @@ def milliseconds(work: Callable[[], Any], device: str, repeats: int) -> float:
 
 
 def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[str, float]:
+    """Time the forward and the backward pass of one shell and set of rays."""
+    return measure_scene(*shell_scene(count, options.device), rays, options)
+
+
+def measure_scene(gaussians: Gaussians, colors: Tensor, rays: Rays, options: argparse.Namespace) -> dict[str, float]:
     """Time the forward and the backward pass of one scene and set of rays."""
-    gaussians, colors = shell_scene(count, options.device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -63,12 +67,13 @@ def measure_cast(count: int, rays: Rays, options: argparse.Namespace) -> dict[st
     with torch.no_grad():
         image = forward()
         forward_ms = milliseconds(forward, options.device, options.repeats)
-    leaves = [tensor.requires_grad_() for tensor in (*gaussians, colors)]
+    leaves = [tensor.detach().requires_grad_() for tensor in (*gaussians, colors)]
+    gaussians, colors = Gaussians(*leaves[:4]), leaves[4]
     cotangent = torch.randn(image.shape, generator=torch.Generator().manual_seed(2)).to(image)
     both_ms = milliseconds(lambda: torch.autograd.grad(forward(), leaves, cotangent), options.device, options.repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else math.nan
     return {
-        "gaussians": count,
+        "gaussians": len(colors),
         "rays": len(rays.origins),
         "forward_ms": forward_ms,
         "backward_ms": both_ms - forward_ms,
