@@ -4,10 +4,9 @@
     python benchmarks/gpu.py --train data/blender/lego     # also trains: PSNR and seconds
     python benchmarks/gpu.py --device cpu --small          # the same code at small sizes, which takes seconds
 
-"image" finds Gaussians with the BVH, "image, lists" with a list per tile (`raygauss_ns.casting.gpu.launch.LISTS`).
-
-Times are medians of CUDA event timings, after a warm-up. The BVH is rebuilt in each forward pass, as in training. Each
-scene is a bumpy shell of N flat Gaussians, of which a few make a ray opaque, seen by the Blender scenes' camera.
+Times are medians of CUDA event timings, after a warm-up. The hierarchy and the lists are built in each forward pass, as
+in training. Each scene is a bumpy shell of N flat Gaussians, of which a few make a ray opaque, seen by the Blender
+scenes' camera.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.gpu_scene import SETTINGS, candidates_from, image_rays, random_rays, shell_scene
+from common.gpu_scene import SETTINGS, image_rays, random_rays, shell_scene
 from common.report import write_json
 from torch import Tensor
 
@@ -120,13 +119,10 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
         "image, shuffled": image.select(shuffle),
         "random": random_rays(options.batch, options.device),
     }
-    if options.backend == "gpu" or (options.backend == "auto" and options.device == "cuda"):
-        kinds["image, lists"] = kinds["image"]
     print(f"{'rays':16} {'Gaussians':>9} {'forward':>9} {'backward':>9} {'per s':>8} {'peak MiB':>8} {'opacity':>7}")
     for count in options.gaussians:
         for kind, rays in kinds.items():
-            with candidates_from(lists=kind == "image, lists"):
-                row = measure_cast(count, rays, options)
+            row = measure_cast(count, rays, options)
             results["cast"].append({"kind": kind, **row})
             print(
                 f"{kind:16} {count:9} {row['forward_ms']:6.2f} ms {row['backward_ms']:6.2f} ms "

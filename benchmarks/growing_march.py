@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from common.gpu_scene import trained_gaussians
 from common.report import print_table, write_json
 from common.shells import THRESHOLD, camera_rays, cast_settings, shell
 
@@ -42,11 +43,9 @@ class Scene(NamedTuple):
 
 def trained(path: Path) -> Scene:
     """The Gaussians of a checkpoint, in their colour without view dependence."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["pipeline"]
-    params = {name.split("params.")[1]: value for name, value in state.items() if "cloud.params." in name}
-    gaussians = Gaussians(params["means"], params["scales"].exp(), params["quats"], params["densities"])
+    gaussians, colors = trained_gaussians(path)
     settings = CastSettings(0.01, THRESHOLD, 0.5, 1e-3, samples_per_slab=32)
-    return Scene(path.stem, gaussians, (0.5 + 0.28 * params["sh_base"]).clamp(0, 1), settings)
+    return Scene(path.stem, gaussians, colors, settings)
 
 
 def measure(scene: Scene, pixels: int, rounds: int) -> dict[str, Any]:

@@ -119,12 +119,24 @@ def run_processes(tmp_path_factory):
 
 
 class TritonBuild(NamedTuple):
-    """What a kernel takes of a GPU; `spilled` and `shared` in bytes."""
+    """What a kernel takes of a GPU; `spilled` and `shared` in bytes, `ptx` empty for an AMD GPU."""
 
     registers: int
     spilled: int
     shared: int
     ptx: str
+
+
+def _compiled(kernel, types, constants, target, num_warps):
+    """The kernel as Triton compiles it for a target; `types` and `constants` as for `triton_build`."""
+    import triton
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=target, options={"num_warps": num_warps})
 
 
 @pytest.fixture(params=[90, pytest.param(80, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.slow)])
@@ -141,16 +153,11 @@ def triton_build():
     """
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     cuobjdump = Path(inspect.getfile(triton)).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
     def build(kernel, types, constants, capability, num_warps=1):
-        names = kernel.arg_names
-        signature = {name: "constexpr" if name in constants else types[name] for name in names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
-        source = ASTSource(kernel, signature, constants, aligned)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+        compiled = _compiled(kernel, types, constants, GPUTarget("cuda", capability, 32), num_warps)
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
             file.flush()
@@ -161,6 +168,24 @@ def triton_build():
         registers, stack, local = map(int, found.groups())
         print(f"{kernel.__name__} {constants} sm_{capability}: {registers} registers, {stack + local} bytes spilled")
         return TritonBuild(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def amd_build():
+    """`amd_build(kernel, types, constants, architecture, lanes)`: the same for an AMD GPU, with one wavefront."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    def build(kernel, types, constants, architecture, lanes):
+        compiled = _compiled(kernel, types, constants, GPUTarget("hip", architecture, lanes), 1)
+        usage = {}
+        for name in ("vgpr_count", "private_segment_fixed_size", "wavefront_size"):
+            (usage[name],) = map(int, re.findall(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"]))
+        print(f"{kernel.__name__} {constants} {architecture}: {usage}")
+        assert usage["wavefront_size"] == lanes
+        return TritonBuild(usage["vgpr_count"], usage["private_segment_fixed_size"], compiled.metadata.shared, "")
 
     return build
 

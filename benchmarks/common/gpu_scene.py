@@ -1,4 +1,4 @@
-"""Scenes for the GPU kernels: a bumpy shell of flat Gaussians, and rays of the Blender scenes' camera.
+"""Scenes for the GPU kernels: a bumpy shell of flat Gaussians or those of a checkpoint, and the Blender scenes' camera.
 
 Needs no nerfstudio.
 """
@@ -6,8 +6,7 @@ Needs no nerfstudio.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -59,16 +58,9 @@ def random_rays(count: int, device: str) -> Rays:
     return Rays(*(tensor.to(device) for tensor in rays))
 
 
-@contextmanager
-def candidates_from(lists: bool) -> Iterator[None]:
-    """Find the Gaussians of an image with tile lists or, if false, with the BVH; no effect without Triton."""
-    try:
-        from raygauss_ns.casting.gpu import launch as gpu
-    except ImportError:
-        yield
-        return
-    before, gpu.LISTS = gpu.LISTS, lists
-    try:
-        yield
-    finally:
-        gpu.LISTS = before
+def trained_gaussians(path: Path) -> tuple[Gaussians, Tensor]:
+    """The Gaussians of a checkpoint of `raygauss`, and their colours without view dependence."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["pipeline"]
+    params = {name.split("params.")[1]: value for name, value in state.items() if "cloud.params." in name}
+    gaussians = Gaussians(params["means"], params["scales"].exp(), params["quats"], params["densities"])
+    return gaussians, (0.5 + 0.28 * params["sh_base"]).clamp(0, 1)

@@ -1,8 +1,8 @@
 """Morton codes (Z-order): sorting points by them keeps most neighbours in space together.
 
 The code of a point is its cell on a grid over the points' bounding box, with the bits of the three coordinates
-interleaved: bit b of axis i becomes bit 3 b + i. `gpu.bvh` and `raygauss_ns.gaussians.maintenance` sort by these codes;
-`cpu.bvh` computes the same numbers in a Numba loop.
+interleaved: bit b of axis i becomes bit 3 b + i. `gpu.hierarchy` and `raygauss_ns.gaussians.maintenance` sort by these
+codes; `cpu.bvh` computes the same numbers in a Numba loop.
 """
 
 from __future__ import annotations

@@ -44,18 +44,6 @@ def test_smoke_everything_at_a_small_size(benchmark, blender_scene, tmp_path, ca
     assert "dB on the test split" in capsys.readouterr().out
 
 
-def test_both_ways_to_find_gaussians_are_timed(benchmark, monkeypatch):
-    gpu = pytest.importorskip("raygauss_ns.casting.gpu.launch")
-    row = dict.fromkeys(["forward_ms", "backward_ms", "forward_per_second", "peak_mib", "opacity"], 1.0)
-    seen = []
-    monkeypatch.setattr(benchmark, "measure_cast", lambda *arguments: seen.append(gpu.LISTS) or row)
-    options = benchmark.parse_options(["--device", "cpu", "--small", "--backend", "gpu"])
-    results = benchmark.run_kernels(options)
-    assert [row["kind"] for row in results["cast"]] == ["image", "image, shuffled", "random", "image, lists"]
-    assert seen == [False, False, False, True]
-    assert gpu.LISTS is False
-
-
 def test_training_learns(benchmark, blender_scene):
     pytest.importorskip("gsplat")
     import gpu_train

@@ -63,16 +63,13 @@ def test_image(count, benchmark):
     compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), benchmark.SETTINGS)
 
 
-@pytest.mark.parametrize("count", [20_000, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_image_by_lists(count, benchmark, monkeypatch):
-    from raygauss_ns.casting.gpu import launch as gpu
+@pytest.mark.parametrize("capacity", [32, 4])
+def test_lists_that_are_too_short(capacity, benchmark, monkeypatch):
+    """Most packets open windows in depth; with 4 entries a list, slabs come in batches."""
+    from raygauss_ns.casting.gpu import launch
 
-    built, build = [], gpu.build_gpu_lists
-    monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
-    with benchmark.candidates_from(lists=True):
-        compare(benchmark, count, benchmark.image_rays(SIDE, "cpu"), benchmark.SETTINGS)
-    assert len(built) == 1
-    assert built[0] is not None
+    monkeypatch.setattr(launch, "CAPACITY", capacity)
+    compare(benchmark, 100_000, benchmark.image_rays(201, "cpu"), benchmark.SETTINGS)
 
 
 @pytest.mark.parametrize("slab", [4, 8, 32])

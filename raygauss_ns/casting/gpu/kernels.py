@@ -1,6 +1,6 @@
 """The forward and the backward kernel of the caster on a GPU: one warp marches 32 rays, in slabs of K samples.
 
-    skip empty space -> add the candidates that the slab meets to sigma and E = sum f c -> composite the slab
+    skip empty space -> add the listed Gaussians that the slab meets to sigma and E = sum f c -> composite the slab
 
 No Gaussian is dropped: each is added as it is found. The backward kernel recomputes a slab's sigma and g . E, turns
 them into P and Q, and visits the same Gaussians again. With R the contribution of the samples behind (a suffix sum
@@ -13,8 +13,9 @@ and P f) give the lane's part of all 13 moments (see `casting.moments`). 16 valu
 exchanges, which halve the number of values in each round. At the end each lane holds one sum, and a single atomic
 instruction adds the 64 bytes of a Gaussian's row.
 
-Candidates come from the BVH, where a leaf holds one record and is a node whose skip pointer is the next node, or, with
-LISTED, from tile lists. `candidates` contains all code in which the two differ.
+A slab's Gaussians come from the packet's list (`lists`). The collecting kernel writes it, once for both passes. The
+other two exist twice: one for packets whose list holds all that their rays meet, and, with WINDOWED, one for the
+others, which traverses the hierarchy again for windows in depth. That takes registers that the first can do without.
 """
 
 from __future__ import annotations
@@ -23,65 +24,135 @@ import triton
 import triton.language as tl
 
 from ns_support.kernels import triton_types as ty
-from raygauss_ns.casting.gpu.candidates import next_candidate, next_row, open_candidates, record_at
+from raygauss_ns.casting.gpu.lists import collect, ends_of, next_entry, open_list, packet_list
 from raygauss_ns.casting.gpu.packets import (
-    densities_along,
-    inside_slab,
     load_vector,
     open_packet,
     open_slab,
     packet_rays,
     phi,
     phi_slope,
-    project,
     transmittances,
 )
+from raygauss_ns.casting.gpu.slabs import collect_colors, collect_gradients, differentiate
 
 # Numbers that change from call to call: specialising on their values would cause recompilations.
-_CHANGING = ["number", "width", "nodes", "number_of_shells"]
+CHANGING = ["number", "width", "first1", "first2", "first3", "roots", "capacity"]
 
 
 @triton.jit
-def _collect_colors(
+def _open_window(
     scene: ty.Fields,
-    places: ty.Fields,
+    listed: ty.Fields,
+    origin: ty.Vector,
+    direction: ty.Vector,
+    window: ty.Fields,
+    begin: ty.Lanes,
+    end: ty.Lanes,
+    dt: ty.Scalar,
+    K: tl.constexpr,
+    TILED: tl.constexpr,
+) -> tuple[ty.Scalar, ty.Scalar, ty.Scalar, ty.Scalar]:
+    """Write the list of a window that begins at a row, as long as the list can hold.
+
+    Args:
+        scene: as in `lists`.
+        listed: as in `lists`.
+        origin: of the packet's rays.
+        direction: of the packet's rays.
+        window: the window's first row, and the rows to try.
+        begin: [RAYS] first row of each ray.
+        end: [RAYS] one past its last.
+        dt: step.
+        K: rows of a slab.
+        TILED: whether the rays are an image's.
+
+    Returns:
+        Entries; not 0 if the list is full, even for one slab; one past the window's last row; rows to try next time.
+    """
+    row, length = window
+    rows = tl.max(end, 0)
+    length = tl.minimum(length, rows - row)
+    stop, count, full = row, tl.zeros_like(row), tl.zeros_like(row)
+    more = length > 0
+    while more:
+        stop = tl.minimum(row + length, rows)
+        _, near, far = open_slab(row, begin, tl.minimum(end, stop), dt, 1073741824)
+        count, full = collect(scene, listed, (origin, direction, near, far), full * 0, TILED)
+        more = (full > 0) & (length > K)
+        length = tl.where(more, tl.maximum(length // 2, K), length)
+    return count, full, stop, tl.where(2 * count < listed[2], 2 * length, length)
+
+
+@triton.jit
+def _open_slab(
     row: ty.Scalar,
     origin: ty.Vector,
     direction: ty.Vector,
-    slab: ty.Fields,
-    eps: ty.Scalar,
+    begin: ty.Lanes,
+    end: ty.Lanes,
     dt: ty.Scalar,
     K: tl.constexpr,
-    LISTED: tl.constexpr,
-) -> tuple[ty.Slab, ty.Slab, ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and E (3) of the slab, whether there was any candidate, and whether any was hit."""
-    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
-    place, whole, stop = places
-    sigma = tl.zeros([K, 32], tl.float32)
-    red = tl.zeros([K, 32], tl.float32)
-    green = tl.zeros([K, 32], tl.float32)
-    blue = tl.zeros([K, 32], tl.float32)
-    candidates = tl.zeros_like(row)
-    met = candidates
-    while place < stop:
-        found, following = next_candidate(scene, place, whole, slab, LISTED)
-        if found:
-            record = record_at(scene, place, LISTED)
-            candidates = 1
-            at = records + record.to(tl.int64) * 16
-            passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
-                met = 1
-                f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                sigma += f
-                red += f * tl.load(at + 13)
-                green += f * tl.load(at + 14)
-                blue += f * tl.load(at + 15)
-        place = following
-    return sigma, red, green, blue, candidates, met
+) -> ty.Fields:
+    """A slab as `slabs` takes it."""
+    some, near, far = open_slab(row, begin, end, dt, K)
+    rays = (origin, direction, near, far)
+    first, last = ends_of(rays)
+    return some, first, last, rays
 
 
-@triton.jit(do_not_specialize=_CHANGING)
+@triton.jit
+def _next_row(listed: ty.Fields, window: ty.Fields, row: ty.Scalar, limit: ty.Scalar, dt: ty.Scalar) -> ty.Scalar:
+    """The first row, not before `row` and not beyond `limit`, at which any ray may meet a Gaussian of the window."""
+    count, full = window
+    near = row.to(tl.float32) * dt
+    last = limit.to(tl.float32) * dt
+    entered = next_entry(listed, count, near)
+    # One row early: product and quotient are rounded.
+    found = tl.where(entered < last, tl.floor(tl.minimum(entered, last) / dt).to(tl.int32) - 1, limit)
+    # Nothing is known of a slab that has more Gaussians than the list holds.
+    return tl.where(full > 0, row, tl.maximum(found, row))
+
+
+@triton.jit(do_not_specialize=CHANGING)
+def collect_kernel(
+    origins: ty.Pointer,
+    directions: ty.Pointer,
+    nears: ty.Pointer,
+    counts: ty.Pointer,
+    order: ty.Pointer,
+    number: ty.Scalar,
+    width: ty.Scalar,
+    records: ty.Pointer,
+    squared_cutoffs: ty.Pointer,
+    bounds: ty.Pointer,
+    blocks: ty.Pointer,
+    first1: ty.Scalar,
+    first2: ty.Scalar,
+    first3: ty.Scalar,
+    roots: ty.Scalar,
+    intervals: ty.Pointer,
+    entries: ty.Pointer,
+    lengths: ty.Pointer,
+    capacity: ty.Scalar,
+    step: ty.Scalar,
+    step_rest: ty.Scalar,
+    offset: ty.Scalar,
+    TILED: tl.constexpr,
+) -> None:
+    """Write the list of a packet of rays; its length becomes -1 if it cannot hold all that the rays meet."""
+    scene = (records, squared_cutoffs, blocks, (first1, first2, first3, roots))
+    listed = open_list(intervals, entries, capacity)
+    ray, valid = packet_rays(order, number, width, TILED)
+    origin, direction, _, begin, end = open_packet(
+        ray, valid, (origins, directions, nears, counts), bounds, (step, step_rest, offset), TILED
+    )
+    _, near, far = open_slab(tl.zeros_like(number), begin, end, step, 1073741824)
+    count, full = collect(scene, listed, (origin, direction, near, far), tl.zeros_like(number), TILED)
+    tl.store(lengths + tl.program_id(0), tl.where(full > 0, -1, count))
+
+
+@triton.jit(do_not_specialize=CHANGING)
 def forward_kernel(
     origins: ty.Pointer,
     directions: ty.Pointer,
@@ -92,12 +163,16 @@ def forward_kernel(
     width: ty.Scalar,
     records: ty.Pointer,
     squared_cutoffs: ty.Pointer,
-    boxes: ty.Pointer,
-    links: ty.Pointer,
-    nodes: ty.Scalar,
-    starts: ty.Pointer,
-    shells: ty.Pointer,
-    number_of_shells: ty.Scalar,
+    bounds: ty.Pointer,
+    blocks: ty.Pointer,
+    first1: ty.Scalar,
+    first2: ty.Scalar,
+    first3: ty.Scalar,
+    roots: ty.Scalar,
+    intervals: ty.Pointer,
+    entries: ty.Pointer,
+    lengths: ty.Pointer,
+    capacity: ty.Scalar,
     step: ty.Scalar,
     step_rest: ty.Scalar,
     offset: ty.Scalar,
@@ -106,13 +181,16 @@ def forward_kernel(
     out: ty.Pointer,
     K: tl.constexpr,
     TILED: tl.constexpr,
-    LISTED: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ) -> None:
     """Cast a packet of rays: out [R, 5] becomes red, green, blue, transmittance and depth."""
-    scene = (records, squared_cutoffs, boxes, links, nodes, (starts, shells, number_of_shells))
+    scene = (records, squared_cutoffs, blocks, (first1, first2, first3, roots))
+    listed = open_list(intervals, entries, capacity)
     ray, valid = packet_rays(order, number, width, TILED)
+    count, mine = packet_list(lengths, WINDOWED)
+    valid = valid & mine
     origin, direction, start, begin, end = open_packet(
-        ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
+        ray, valid, (origins, directions, nears, counts), bounds, (step, step_rest, offset), TILED
     )
     transmittance = tl.full([32], 1.0, tl.float32)
     red = tl.zeros([32], tl.float32)
@@ -120,13 +198,18 @@ def forward_kernel(
     blue = tl.zeros([32], tl.float32)
     depth = tl.zeros([32], tl.float32)
     rows = tl.max(end, 0)
-    rays = (origin, direction, start)
-    row = next_row(scene, tl.zeros_like(rows), rows, rays, begin, end, step, LISTED)
+    row = tl.zeros_like(rows)
+    # The list does not hold the whole ray: a half is tried.
+    full, stop, length = row, row, rows // 2 + K
     while row < rows:
-        slab = open_slab(row, origin, direction, begin, end, step, K)
-        places = open_candidates(scene, row, start, begin, end, step, K, LISTED)
-        sigma, er, eg, eb, candidates, met = _collect_colors(
-            scene, places, row, origin, direction, slab, eps, step, K, LISTED
+        if WINDOWED:  # noqa: SIM102 - known to the compiler, unlike the next condition
+            if (row + K > stop) & (stop < rows):
+                count, full, stop, length = _open_window(
+                    scene, listed, origin, direction, (row, length), begin, end, step, K, TILED
+                )
+        slab = _open_slab(row, origin, direction, begin, end, step, K)
+        sigma, er, eg, eb, candidates, met = collect_colors(
+            scene, listed, (count, full), row, origin, slab, eps, step, K, TILED, WINDOWED
         )
         if met > 0:
             x, before, live = transmittances(sigma, row, begin, end, transmittance, threshold, step, K)
@@ -141,7 +224,7 @@ def forward_kernel(
             rows = tl.max(end, 0)
         row += K
         if candidates == 0:
-            row = next_row(scene, row, rows, rays, begin, end, step, LISTED)
+            row = _next_row(listed, (count, full), row, tl.minimum(stop, rows) if WINDOWED else rows, step)
     to = out + ray * 5
     tl.store(to, red, mask=valid)
     tl.store(to + 1, green, mask=valid)
@@ -151,130 +234,7 @@ def forward_kernel(
 
 
 @triton.jit
-def _collect_gradients(
-    scene: ty.Fields,
-    places: ty.Fields,
-    row: ty.Scalar,
-    origin: ty.Vector,
-    direction: ty.Vector,
-    slab: ty.Fields,
-    g: ty.Vector,
-    eps: ty.Scalar,
-    dt: ty.Scalar,
-    K: tl.constexpr,
-    LISTED: tl.constexpr,
-) -> tuple[ty.Slab, ty.Slab, ty.Scalar, ty.Scalar]:
-    """Sigma and g . E of the slab, whether there was any candidate, and whether any was hit."""
-    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
-    place, whole, stop = places
-    sigma = tl.zeros([K, 32], tl.float32)
-    g_e = tl.zeros([K, 32], tl.float32)
-    candidates = tl.zeros_like(row)
-    met = candidates
-    while place < stop:
-        found, following = next_candidate(scene, place, whole, slab, LISTED)
-        if found:
-            record = record_at(scene, place, LISTED)
-            candidates = 1
-            at = records + record.to(tl.int64) * 16
-            passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
-                met = 1
-                f, _ = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                sigma += f
-                g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
-                g_e += f * g_c[None, :]
-        place = following
-    return sigma, g_e, candidates, met
-
-
-@triton.jit
-def _fold(a: ty.Lanes, b: ty.Lanes, distance: tl.constexpr) -> ty.Lanes:
-    """Sum two values over pairs of lanes `distance` apart: a's sums go to the lower lanes, b's to the upper ones."""
-    lane = tl.arange(0, 32)
-    upper = (lane & distance) != 0
-    return tl.where(upper, b, a) + tl.gather(tl.where(upper, a, b), lane ^ distance, 0)
-
-
-@triton.jit
-def _add_moments(
-    to: ty.Pointer,
-    passage: ty.Vector,
-    at: ty.Pointer,
-    origin: ty.Vector,
-    direction: ty.Vector,
-    g: ty.Vector,
-    s: ty.Fields,
-) -> None:
-    """Add the packet's contribution to a record's 13 moments.
-
-    Args:
-        to: the record's row of 16 floats.
-        passage: t*, bb and h2.
-        at: the record.
-        origin: of the packet's rays.
-        direction: of the packet's rays.
-        g: gradient of the colours.
-        s: sums over each lane's samples of w f, w f tau, w f tau^2 and P f.
-    """
-    s0, s1, s2, sp = s
-    dx, dy, dz = direction
-    x = origin[0] - tl.load(at) + passage[0] * dx
-    y = origin[1] - tl.load(at + 1) + passage[0] * dy
-    z = origin[2] - tl.load(at + 2) + passage[0] * dz
-    # Y1 = p s0 + d s1 and Y2 = p (p s0 + d s1)^T + d (p s1 + d s2)^T.
-    x1, y1, z1 = x * s0 + dx * s1, y * s0 + dy * s1, z * s0 + dz * s1
-    x2, y2, z2 = x * s1 + dx * s2, y * s1 + dy * s2, z * s1 + dz * s2
-    # Lane l ends up with moment l mod 16: M0, Y1, Y2 (xx xy xz yy yz zz), colour.
-    zero = tl.zeros([32], tl.float32)
-    v0 = _fold(_fold(s0, x1, 1), _fold(y1, z1, 1), 2)
-    v4 = _fold(_fold(x * x1 + dx * x2, x * y1 + dx * y2, 1), _fold(x * z1 + dx * z2, y * y1 + dy * y2, 1), 2)
-    v8 = _fold(_fold(y * z1 + dy * z2, z * z1 + dz * z2, 1), _fold(g[0] * sp, g[1] * sp, 1), 2)
-    v12 = _fold(_fold(g[2] * sp, zero, 1), zero, 2)
-    total = _fold(_fold(v0, v4, 4), _fold(v8, v12, 4), 8)
-    lane = tl.arange(0, 32)
-    total += tl.gather(total, lane ^ 16, 0)
-    tl.atomic_add(to + lane, total, mask=lane < 13, sem="relaxed")
-
-
-@triton.jit
-def _differentiate(
-    scene: ty.Fields,
-    places: ty.Fields,
-    row: ty.Scalar,
-    origin: ty.Vector,
-    direction: ty.Vector,
-    slab: ty.Fields,
-    g: ty.Vector,
-    p: ty.Slab,
-    q: ty.Slab,
-    moments: ty.Pointer,
-    eps: ty.Scalar,
-    dt: ty.Scalar,
-    K: tl.constexpr,
-    LISTED: tl.constexpr,
-) -> None:
-    """Add the slab's contribution to the moments of every Gaussian in it."""
-    records, squared_cutoffs, some = scene[0], scene[1], slab[2]
-    place, whole, stop = places
-    while place < stop:
-        found, following = next_candidate(scene, place, whole, slab, LISTED)
-        if found:
-            record = record_at(scene, place, LISTED)
-            at = records + record.to(tl.int64) * 16
-            passage = project(at, origin, direction)
-            if inside_slab(passage, tl.load(squared_cutoffs + record), row, some, dt, K):
-                f, tau = densities_along(tl.load(at + 12), passage, row, eps, dt, K)
-                g_c = g[0] * tl.load(at + 13) + g[1] * tl.load(at + 14) + g[2] * tl.load(at + 15)
-                w_f = (p * g_c[None, :] + q) * f
-                w_f_tau = w_f * tau
-                s = (tl.sum(w_f, 0), tl.sum(w_f_tau, 0), tl.sum(w_f_tau * tau, 0), tl.sum(p * f, 0))
-                _add_moments(moments + record.to(tl.int64) * 16, passage, at, origin, direction, g, s)
-        place = following
-
-
-@triton.jit
-def _load_gradients(
+def load_gradients(
     out: ty.Pointer, grad_out: ty.Pointer, ray: ty.Lanes, valid: ty.Lanes
 ) -> tuple[ty.Vector, ty.Lanes, ty.Lanes]:
     """Gradients g of colour and depth, and the start of the suffix sum: g . outputs, the transmittance included."""
@@ -288,7 +248,7 @@ def _load_gradients(
     return g, g_depth, remaining
 
 
-@triton.jit(do_not_specialize=_CHANGING)
+@triton.jit(do_not_specialize=CHANGING)
 def backward_kernel(
     origins: ty.Pointer,
     directions: ty.Pointer,
@@ -299,12 +259,16 @@ def backward_kernel(
     width: ty.Scalar,
     records: ty.Pointer,
     squared_cutoffs: ty.Pointer,
-    boxes: ty.Pointer,
-    links: ty.Pointer,
-    nodes: ty.Scalar,
-    starts: ty.Pointer,
-    shells: ty.Pointer,
-    number_of_shells: ty.Scalar,
+    bounds: ty.Pointer,
+    blocks: ty.Pointer,
+    first1: ty.Scalar,
+    first2: ty.Scalar,
+    first3: ty.Scalar,
+    roots: ty.Scalar,
+    intervals: ty.Pointer,
+    entries: ty.Pointer,
+    lengths: ty.Pointer,
+    capacity: ty.Scalar,
     step: ty.Scalar,
     step_rest: ty.Scalar,
     offset: ty.Scalar,
@@ -315,24 +279,32 @@ def backward_kernel(
     moments: ty.Pointer,
     K: tl.constexpr,
     TILED: tl.constexpr,
-    LISTED: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ) -> None:
     """Differentiate a packet of rays: add its contribution to the records' moments [N, 16]."""
-    scene = (records, squared_cutoffs, boxes, links, nodes, (starts, shells, number_of_shells))
+    scene = (records, squared_cutoffs, blocks, (first1, first2, first3, roots))
+    listed = open_list(intervals, entries, capacity)
     ray, valid = packet_rays(order, number, width, TILED)
+    count, mine = packet_list(lengths, WINDOWED)
+    valid = valid & mine
     origin, direction, start, begin, end = open_packet(
-        ray, valid, (origins, directions, nears, counts), boxes, (step, step_rest, offset), TILED
+        ray, valid, (origins, directions, nears, counts), bounds, (step, step_rest, offset), TILED
     )
-    g, g_depth, remaining = _load_gradients(out, grad_out, ray, valid)
+    g, g_depth, remaining = load_gradients(out, grad_out, ray, valid)
     transmittance = tl.full([32], 1.0, tl.float32)
     rows = tl.max(end, 0)
-    rays = (origin, direction, start)
-    row = next_row(scene, tl.zeros_like(rows), rows, rays, begin, end, step, LISTED)
+    row = tl.zeros_like(rows)
+    full, stop, length = row, row, rows // 2 + K
     while row < rows:
-        slab = open_slab(row, origin, direction, begin, end, step, K)
-        places = open_candidates(scene, row, start, begin, end, step, K, LISTED)
-        sigma, g_e, candidates, met = _collect_gradients(
-            scene, places, row, origin, direction, slab, g, eps, step, K, LISTED
+        if WINDOWED:  # noqa: SIM102 - known to the compiler, unlike the next condition
+            if (row + K > stop) & (stop < rows):
+                count, full, stop, length = _open_window(
+                    scene, listed, origin, direction, (row, length), begin, end, step, K, TILED
+                )
+        slab = _open_slab(row, origin, direction, begin, end, step, K)
+        window = (count, full)
+        sigma, g_e, candidates, met = collect_gradients(
+            scene, listed, window, row, origin, slab, g, eps, step, K, TILED, WINDOWED
         )
         if met > 0:
             x, before, live = transmittances(sigma, row, begin, end, transmittance, threshold, step, K)
@@ -344,11 +316,11 @@ def backward_kernel(
             behind = remaining[None, :] - tl.cumsum(contribution, 0)
             q = before * phi_slope(x) * (step * step) * g_e + (before * tl.exp(-x) * g_t - behind) * step
             q = tl.where(live, q, 0.0)
-            _differentiate(scene, places, row, origin, direction, slab, g, p, q, moments, eps, step, K, LISTED)
+            differentiate(scene, listed, window, row, origin, slab, g, p, q, moments, eps, step, K, TILED, WINDOWED)
             remaining -= tl.sum(contribution, 0)
             transmittance *= tl.exp(-tl.sum(tl.where(live, x, 0.0), 0))
             end = tl.where(transmittance > threshold, end, 0)
             rows = tl.max(end, 0)
         row += K
         if candidates == 0:
-            row = next_row(scene, row, rows, rays, begin, end, step, LISTED)
+            row = _next_row(listed, window, row, tl.minimum(stop, rows) if WINDOWED else rows, step)

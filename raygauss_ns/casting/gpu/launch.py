@@ -4,43 +4,52 @@ Importing this module needs Triton 3.2 or newer (for `gather`); `casting.cast` r
 
 The slab of the kernels has 8 samples, or 4 if `samples_per_slab` is less than 8: what fits the registers of a lane
 without spilling. Nothing here synchronizes with the device, since no size depends on a value that only the device
-knows. (Building tile lists does, once: see `LISTS`.)
+knows.
 """
 
 from __future__ import annotations
 
-import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting.gpu.bvh import GpuBvh, build_gpu_bvh, gather_records
-from raygauss_ns.casting.gpu.kernels import backward_kernel, forward_kernel
+from raygauss_ns.casting.gpu.hierarchy import GpuHierarchy, build_gpu_hierarchy
+from raygauss_ns.casting.gpu.kernels import backward_kernel, collect_kernel, forward_kernel
 from raygauss_ns.casting.gpu.packets import RAYS, TILE_HEIGHT, TILE_WIDTH
-from raygauss_ns.casting.gpu.tile_lists import GpuLists, build_gpu_lists
 from raygauss_ns.casting.morton import interleave
 from raygauss_ns.casting.types import CastSettings, Rays, WhitenedGaussians
 
 SLABS = (4, 8)
 """Slab sizes that the kernels support (samples). 16 would need 64 registers for the sums alone."""
 
-LISTS = os.environ.get("RAYGAUSS_GPU_LISTS") == "1"
-"""Whether images are cast with lists of each tile's Gaussians instead of the BVH, where such lists are possible. A
-switch for comparing the two; off until they have been compared on a GPU."""
+CAPACITY = 512
+"""Entries of a packet's list, a multiple of 32. Where more are needed, the march opens windows in depth. Packets of
+trained scenes need 50 to 170 on average, some 900 (`docs/gpu.md`). Not tuned: it has not been measured on a GPU."""
+MOST_LISTED = 1 << 30
+"""Bytes of all lists: for images larger than 5.6 million pixels, lists are shorter."""
+
+
+class GpuLists(NamedTuple):
+    """The lists of P packets, with room for C entries each; `lists` says what is in them.
+
+    Attributes:
+        intervals: [P, 2, C] float32, the distances between which an entry is met.
+        entries: [P, C] int32, records.
+        lengths: [P] int32, entries of a list that holds all that the packet's rays meet; else -1.
+    """
+
+    intervals: Tensor
+    entries: Tensor
+    lengths: Tensor
 
 
 class GpuScene(NamedTuple):
-    """The Gaussians as the kernels take them.
+    """The Gaussians as the kernels take them, and where they note which of them each packet meets."""
 
-    Attributes:
-        bvh: records and BVH; with lists, its only node is the root.
-        lists: those of the image's tiles; None: the BVH is traversed.
-    """
-
-    bvh: GpuBvh
-    lists: GpuLists | None
+    hierarchy: GpuHierarchy
+    lists: GpuLists
 
 
 class GpuRays(NamedTuple):
@@ -84,18 +93,23 @@ def scene_and_rays(
     means, whitenings, densities, colors = (tensor.detach().float() for tensor in gaussians)
     origins, directions, nears = (tensor.detach().float().contiguous() for tensor in rays[:3])
     ends = (ends.float() if settings.grows else ends).detach().contiguous()
-    image_width = rays.image_width
-    if LISTS and image_width > 0 and not settings.grows:
-        bvh = gather_records(means, whitenings, densities, colors, settings.density_threshold)
-        slab_length = slab_of(settings) * settings.step
-        lists = build_gpu_lists(
-            bvh.records, bvh.squared_cutoff, origins, directions, nears, ends, image_width, slab_length
-        )
-        if lists is not None:
-            return GpuScene(bvh, lists), GpuRays(origins, directions, nears, ends, bvh.order[:0], image_width)
-    bvh = build_gpu_bvh(means, whitenings, densities, colors, settings.density_threshold)
-    order = coherent_order(origins, directions, bvh.boxes[0]) if image_width == 0 else bvh.order[:0]
-    return GpuScene(bvh, None), GpuRays(origins, directions, nears, ends, order, image_width)
+    hierarchy = build_gpu_hierarchy(means, whitenings, densities, colors, settings.density_threshold)
+    incoherent = rays.image_width == 0
+    order = coherent_order(origins, directions, hierarchy.bounds) if incoherent else hierarchy.order[:0]
+    device_rays = GpuRays(origins, directions, nears, ends, order, rays.image_width)
+    return GpuScene(hierarchy, empty_lists(device_rays)), device_rays
+
+
+def empty_lists(rays: GpuRays) -> GpuLists:
+    """Room for the lists of the rays' packets."""
+    capacity = CAPACITY
+    while capacity > 32 and 12 * capacity * rays.packets > MOST_LISTED:
+        capacity //= 2
+    return GpuLists(
+        rays.nears.new_empty(rays.packets, 2, capacity),
+        torch.empty(rays.packets, capacity, dtype=torch.int32, device=rays.nears.device),
+        torch.empty(rays.packets, dtype=torch.int32, device=rays.nears.device),
+    )
 
 
 @torch.no_grad()
@@ -139,24 +153,20 @@ def _spread(codes: Tensor) -> Tensor:
     return codes
 
 
-def rays_and_records(scene: GpuScene, rays: GpuRays) -> tuple[object, ...]:
+def rays_and_scene(scene: GpuScene, rays: GpuRays) -> tuple[object, ...]:
     """The arguments that the kernels of either step begin with."""
-    bvh = scene.bvh
+    hierarchy, lists = scene
     lines = (rays.origins, rays.directions, rays.nears, rays.ends, rays.order, len(rays.nears), rays.width)
-    return *lines, bvh.records, bvh.squared_cutoff, bvh.boxes
+    gaussians = (hierarchy.records, hierarchy.squared_cutoff, hierarchy.bounds, hierarchy.blocks)
+    first, second, third, roots = hierarchy.sizes
+    return *lines, *gaussians, first, first + second, first + second + third, roots, *lists, lists.entries.shape[1]
 
 
 def _arguments(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> tuple[object, ...]:
     """The arguments that both kernels begin with."""
     step = np.float32(settings.step)
-    bvh, lists = scene
-    if lists is None:
-        candidates = (bvh.links, len(bvh.links), bvh.links, bvh.boxes, 0)  # starts and shells are unused: any pointers
-    else:
-        candidates = (lists.entries, 0, lists.starts, lists.shells, (len(lists.starts) - 1) // rays.packets)
     return (
-        *rays_and_records(scene, rays),
-        *candidates,
+        *rays_and_scene(scene, rays),
         float(step),
         settings.step - float(step),  # the rounding error: Triton passes a number as float32
         settings.sample_offset,
@@ -170,9 +180,23 @@ def slab_of(settings: CastSettings) -> int:
     return max((slab for slab in SLABS if slab <= settings.samples_per_slab), default=SLABS[0])
 
 
-def _constants(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> dict[str, int]:
-    """The compile-time constants of both kernels."""
-    return {"K": slab_of(settings), "TILED": rays.width > 0, "LISTED": scene.lists is not None, "num_warps": 1}
+def launch_both(kernel: Any, rays: GpuRays, settings: CastSettings, arguments: tuple[object, ...]) -> None:
+    """Launch a kernel for the packets whose list holds all that their rays meet, and then for the others."""
+    for windowed in (False, True):
+        kernel[(rays.packets,)](*arguments, K=slab_of(settings), TILED=rays.width > 0, WINDOWED=windowed, num_warps=1)
+
+
+def in_original_order(sums: Tensor, scene: GpuScene) -> Tensor:
+    """From moments by record [N, 16] to moments by Gaussian [N, 13]."""
+    moments = torch.empty_like(sums)
+    moments[scene.hierarchy.order] = sums
+    return moments[:, :13]
+
+
+def collect_lists(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> None:
+    """Write the packets' lists."""
+    arguments = _arguments(scene, rays, settings)[:-2]
+    collect_kernel[(rays.packets,)](*arguments, TILED=rays.width > 0, num_warps=1)
 
 
 def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tensor:
@@ -187,7 +211,8 @@ def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tens
         [R, 5] float32: red, green, blue, transmittance, depth.
     """
     out = rays.nears.new_empty(len(rays.nears), 5)
-    forward_kernel[(rays.packets,)](*_arguments(scene, rays, settings), out, **_constants(scene, rays, settings))
+    collect_lists(scene, rays, settings)
+    launch_both(forward_kernel, rays, settings, (*_arguments(scene, rays, settings), out))
     return out
 
 
@@ -204,10 +229,6 @@ def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: T
     Returns:
         [N, 13] float32, in the Gaussians' original order; `casting.moments` defines the sums.
     """
-    sums = torch.zeros_like(scene.bvh.records)
-    backward_kernel[(rays.packets,)](
-        *_arguments(scene, rays, settings), out, grad_out, sums, **_constants(scene, rays, settings)
-    )
-    moments = torch.empty_like(sums)
-    moments[scene.bvh.order] = sums
-    return moments[:, :13]
+    sums = torch.zeros_like(scene.hierarchy.records)
+    launch_both(backward_kernel, rays, settings, (*_arguments(scene, rays, settings), out, grad_out, sums))
+    return in_original_order(sums, scene)

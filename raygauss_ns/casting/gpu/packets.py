@@ -52,7 +52,7 @@ def load_vector(at: ty.Pointer, valid: ty.Lanes, z: ty.Scalar) -> ty.Vector:
 
 
 @triton.jit
-def _clip(
+def clip(
     o: ty.Lanes, d: ty.Lanes, lower: ty.Scalar, upper: ty.Scalar, enter: ty.Lanes, leave: ty.Lanes
 ) -> tuple[ty.Lanes, ty.Lanes]:
     """Narrow the distances between which a ray is between two planes."""
@@ -65,14 +65,11 @@ def _clip(
 
 
 @triton.jit
-def box_interval(
-    boxes: ty.Pointer, node: ty.Scalar, origin: ty.Vector, direction: ty.Vector
-) -> tuple[ty.Lanes, ty.Lanes]:
-    """Distances [RAYS] at which the rays enter and leave a node's box."""
-    at = boxes + node.to(tl.int64) * 6
-    enter, leave = _clip(origin[0], direction[0], tl.load(at), tl.load(at + 3), -float("inf"), float("inf"))
-    enter, leave = _clip(origin[1], direction[1], tl.load(at + 1), tl.load(at + 4), enter, leave)
-    return _clip(origin[2], direction[2], tl.load(at + 2), tl.load(at + 5), enter, leave)
+def bounds_interval(bounds: ty.Pointer, origin: ty.Vector, direction: ty.Vector) -> tuple[ty.Lanes, ty.Lanes]:
+    """Distances [RAYS] at which the rays enter and leave the box of all Gaussians."""
+    enter, leave = clip(origin[0], direction[0], tl.load(bounds), tl.load(bounds + 3), -float("inf"), float("inf"))
+    enter, leave = clip(origin[1], direction[1], tl.load(bounds + 1), tl.load(bounds + 4), enter, leave)
+    return clip(origin[2], direction[2], tl.load(bounds + 2), tl.load(bounds + 5), enter, leave)
 
 
 @triton.jit
@@ -86,7 +83,7 @@ def _row_near(t: ty.Lanes, near: ty.Lanes, dt: ty.Scalar, direction: ty.Scalar) 
 
 @triton.jit
 def open_packet(
-    ray: ty.Lanes, valid: ty.Lanes, rays: ty.Fields, boxes: ty.Pointer, march: ty.Fields, TILED: tl.constexpr
+    ray: ty.Lanes, valid: ty.Lanes, rays: ty.Fields, bounds: ty.Pointer, march: ty.Fields, TILED: tl.constexpr
 ) -> tuple[ty.Vector, ty.Vector, ty.Lanes, ty.Lanes, ty.Lanes]:
     """Load the packet's rays.
 
@@ -94,7 +91,7 @@ def open_packet(
         ray: [RAYS] which rays.
         valid: [RAYS] which lanes have one.
         rays: the arrays of origins, directions, nears and counts.
-        boxes: the nodes' boxes; the first is the root's.
+        bounds: lower and upper corner of the box of all Gaussians.
         march: step, its rounding error (the step is a float32), sample offset.
         TILED: whether row 0 is the same sample index for all rays, or each ray's own first sample.
 
@@ -109,7 +106,7 @@ def open_packet(
     count = tl.load(counts + ray, mask=valid, other=0)
     near = tl.load(nears + ray, mask=valid, other=0.0)
     near = tl.where(count > 0, near, 0.0)  # an empty ray may begin at infinity
-    enter, leave = box_interval(boxes, tl.zeros_like(tl.program_id(0)), origin, direction)
+    enter, leave = bounds_interval(bounds, origin, direction)
     begin = _row_near(enter, near, step, -1.0)
     end = tl.minimum(_row_near(leave, near, step, 1.0) + 1, count)
     some = (begin < end) & (enter <= leave)
@@ -129,35 +126,12 @@ def open_packet(
 
 @triton.jit
 def open_slab(
-    row: ty.Scalar,
-    origin: ty.Vector,
-    direction: ty.Vector,
-    begin: ty.Lanes,
-    end: ty.Lanes,
-    dt: ty.Scalar,
-    K: tl.constexpr,
-) -> tuple[ty.Vector, ty.Vector, ty.Lanes]:
-    """Boxes around each ray's samples in the slab [row, row + K), and which rays have any.
-
-    Returns:
-        Lower corners, upper corners, and bool [RAYS]. The lower corners of a ray without a sample are infinite, so that
-        it meets no box.
-    """
+    row: ty.Scalar, begin: ty.Lanes, end: ty.Lanes, dt: ty.Scalar, K: tl.constexpr
+) -> tuple[ty.Lanes, ty.Lanes, ty.Lanes]:
+    """Which rays have a sample in the slab [row, row + K), and the distances [RAYS] of the first and the last one."""
     first = tl.maximum(begin, row)
     last = tl.minimum(end, row + K) - 1
-    near = first.to(tl.float32) * dt
-    far = last.to(tl.float32) * dt
-    some = first <= last
-    x0, x1 = origin[0] + near * direction[0], origin[0] + far * direction[0]
-    y0, y1 = origin[1] + near * direction[1], origin[1] + far * direction[1]
-    z0, z1 = origin[2] + near * direction[2], origin[2] + far * direction[2]
-    none = float("inf")
-    lower = (
-        tl.where(some, tl.minimum(x0, x1), none),
-        tl.where(some, tl.minimum(y0, y1), none),
-        tl.where(some, tl.minimum(z0, z1), none),
-    )
-    return lower, (tl.maximum(x0, x1), tl.maximum(y0, y1), tl.maximum(z0, z1)), some
+    return first <= last, first.to(tl.float32) * dt, last.to(tl.float32) * dt
 
 
 @triton.jit

@@ -1,6 +1,5 @@
 """The Triton kernels in Triton's interpreter, on the CPU, against the reference in float64."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,43 +13,6 @@ GRADIENT_TOLERANCE = 1e-4
 SETTINGS = CastSettings(
     step=0.08, density_threshold=0.02, sample_offset=0.5, transmittance_threshold=0.0, samples_per_slab=8
 )
-
-
-@pytest.fixture
-def agree(random_scene, differentiate, touches_border, gradient_errors):
-    """`agree(n, rays, width, ...)`: cast n Gaussians with both, compare everything, return what the reference gave.
-
-    The cotangent is zero on rays that touch a support's border, where float32 may land on the other side.
-    """
-
-    def run(n, rays, width, settings=SETTINGS, scene=None, tolerance=GRADIENT_TOLERANCE):
-        scene = scene or random_scene(n)
-        count = len(rays.origins)
-        border = touches_border(scene, rays, settings) if n else torch.zeros(count, dtype=torch.bool)
-        assert border.double().mean() < 0.3, "too few rays are left to compare"
-        cotangent = torch.randn(count, 5, generator=torch.Generator().manual_seed(7))
-        cotangent[border] = 0
-        expected = differentiate(scene, rays, settings, cotangent, "reference")
-        actual = differentiate(scene, rays, settings, cotangent, "gpu", width)
-        assert actual.finite
-        error = (actual.outputs - expected.outputs).abs().amax(-1)[~border]
-        assert bool((error < OUTPUT_TOLERANCE).all()), f"largest error {float(error.max()):.2e}"
-        for name, gradient_error in gradient_errors(actual.gradients, expected.gradients).items():
-            assert gradient_error.below(tolerance), f"{name}: {gradient_error}"
-        return expected
-
-    return run
-
-
-@pytest.fixture
-def lists(monkeypatch):
-    """Images are cast by lists; gives what was built so far, None where lists could not serve."""
-    from raygauss_ns.casting.gpu import launch as gpu
-
-    built, build = [], gpu.build_gpu_lists
-    monkeypatch.setattr(gpu, "LISTS", True)
-    monkeypatch.setattr(gpu, "build_gpu_lists", lambda *args: built.append(build(*args)) or built[-1])
-    return built
 
 
 def first(rays, count):
@@ -229,121 +191,8 @@ def test_a_direction_that_is_not_of_unit_length_shows(random_scene, image_rays, 
     assert outputs[1].isnan().all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 64, 1000])
-def test_hierarchy(n, random_scene):
-    """Depth-first with skip links; every box is the union of its children's; leaves are the records in order."""
-    from raygauss_ns.casting import whitening_matrices
-    from raygauss_ns.casting.cpu.bvh import build_bvh
-    from raygauss_ns.casting.gpu.bvh import build_gpu_bvh
-
-    scene = random_scene(n)
-    scene.means[n // 3 : n // 2] = scene.means[n // 3].clone()  # equal codes
-    scene.densities[1::7] = 0.01
-    whitenings = whitening_matrices(scene.scales, scene.quats)
-    inputs = (scene.means, whitenings, scene.densities, scene.colors)
-    bvh = build_gpu_bvh(*inputs, 0.02)
-    alive = int((scene.densities > 0.02).sum())
-    assert torch.equal(bvh.order.sort().values, torch.arange(n))
-    assert bool((bvh.squared_cutoff[:alive] > 0).all())
-    assert bool((bvh.squared_cutoff[alive:] < 0).all())
-    torch.testing.assert_close(bvh.records[:, :3], scene.means[bvh.order])
-    torch.testing.assert_close(bvh.records[:, 12], scene.densities[bvh.order])
-    boxes, links = bvh.boxes.numpy(), bvh.links.numpy()
-    pending, leaves = [(0, len(links))], []
-    while pending:
-        node, skip = pending.pop()
-        assert links[node, 0] == skip
-        if links[node, 1]:
-            assert skip == node + 1
-            leaves.append(links[node, 1])
-            continue
-        first_child, second_child = node + 1, links[node + 1, 0]
-        children = [boxes[child] for child in (first_child, second_child) if boxes[child, 0] < 1e38]
-        if children:
-            lower = np.min([box[:3] for box in children], axis=0)
-            upper = np.max([box[3:] for box in children], axis=0)
-            np.testing.assert_array_equal(boxes[node], np.concatenate([lower, upper]))
-        pending += [(second_child, skip), (first_child, second_child)]
-    assert leaves == [16 * record + 1 for record in range(n)]
-    on_cpu = build_bvh(*(tensor.numpy() for tensor in inputs), 0.02)
-    assert len(on_cpu.order) == alive
-    np.testing.assert_allclose(boxes[0], on_cpu.bounds, rtol=0, atol=1e-6)
-
-
 def test_nothing_alive(random_scene, image_rays, differentiate):
     scene = random_scene(3)._replace(densities=torch.zeros(3))
     result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
     assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
     assert not any(bool(gradient.any()) for gradient in result.gradients.values())
-
-
-@pytest.mark.parametrize("n", [0, 1, 40])
-def test_lists_for_one_ray(n, image_rays, agree, lists):
-    rays = image_rays(1, 1)
-    rays = rays._replace(
-        directions=torch.nn.functional.normalize(rays.directions + torch.tensor([0.1, 0.05, 0]), dim=-1)
-    )
-    agree(n, rays, 1)
-    assert len(lists) == (n > 0)
-    assert None not in lists
-
-
-@pytest.mark.parametrize(("slab", "slabs_per_shell"), [(8, 0.4), pytest.param(4, 4, marks=pytest.mark.slow)])
-def test_lists_for_an_image_whose_tiles_overhang(slab, slabs_per_shell, image_rays, agree, lists, monkeypatch):
-    """Rays begin at different distances, shells may be thinner than a slab: a Gaussian in several counts once."""
-    from raygauss_ns.casting.gpu import tile_lists as gpu_lists
-
-    monkeypatch.setattr(gpu_lists, "SLABS_PER_SHELL", slabs_per_shell)
-    rays = image_rays(5, 6)
-    rays.nears[:] = 1.2 * torch.rand(30, generator=torch.Generator().manual_seed(2))
-    rays.nears[7] = rays.fars[7]
-    expected = agree(40, rays, 5, SETTINGS._replace(samples_per_slab=slab, step=0.12))
-    assert expected.outputs[:, 3].min() < 0.5, "too little was seen"
-    shells = (len(lists[0].starts) - 1) // 2
-    assert shells >= (2 if slab == 4 else 8)
-
-
-@pytest.mark.parametrize("count", [31, 64])
-def test_lists_with_a_camera_among_the_gaussians(count, image_rays, agree, lists):
-    rays = image_rays(count, 1) if count == 31 else image_rays(8, 8)
-    rays = rays._replace(origins=torch.tensor([[0.1, -0.2, 0.3]]).repeat(count, 1), nears=0 * rays.nears)
-    agree(40, rays, 31 if count == 31 else 8, SETTINGS._replace(step=0.1))
-    assert None not in lists
-
-
-def test_lists_far_from_the_origin(random_scene, image_rays, agree, lists):
-    shift = torch.tensor([32.0, -16.0, 8.0])
-    scene = random_scene(6)
-    scene = scene._replace(means=(scene.means + shift).float())
-    rays = image_rays(4, 2)
-    agree(6, rays._replace(origins=rays.origins + shift), 4, scene=scene)
-    assert None not in lists
-
-
-def test_lists_with_early_stop(random_scene, image_rays, cast_scene, lists, monkeypatch):
-    """Both ways to find Gaussians march the same slabs of the same samples, so that they stop at the same ones."""
-    from raygauss_ns.casting.gpu import launch as gpu
-
-    scene, rays = random_scene(20), image_rays(8, 4)
-    scene = scene._replace(densities=20 * scene.densities)
-    settings = SETTINGS._replace(transmittance_threshold=0.05)
-    by_lists = cast_scene(scene, rays, settings, "gpu", 8)
-    monkeypatch.setattr(gpu, "LISTS", False)
-    torch.testing.assert_close(by_lists, cast_scene(scene, rays, settings, "gpu", 8), rtol=0, atol=1e-6)
-    assert by_lists[:, 3].min() < 0.05
-    assert len(lists) == 1
-
-
-def test_rays_that_lists_cannot_serve(image_rays, agree, lists):
-    rays = image_rays(4, 2)
-    rays.origins[3, 0] += 0.1
-    agree(6, rays, 4)
-    assert lists == [None]
-
-
-def test_lists_of_nothing_alive(random_scene, image_rays, differentiate, lists):
-    scene = random_scene(3)._replace(densities=torch.zeros(3))
-    result = differentiate(scene, image_rays(2, 2), SETTINGS, torch.ones(4, 5), "gpu", 2)
-    assert torch.equal(result.outputs, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).double().repeat(4, 1))
-    assert not any(bool(gradient.any()) for gradient in result.gradients.values())
-    assert len(lists[0].entries) == 0
