@@ -135,6 +135,7 @@ class SharedTrainer(Trainer):
         self._stop_wanted = self._stop_agreed = False
         self._watch: Watch | None = None
         self._leaving = self._save_is_due = False
+        self._begun = self._last_save = monotonic()
         self.last_step = -1
         """The last step that is done."""
         self.saved: Path | None = None

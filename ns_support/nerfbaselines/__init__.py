@@ -1,0 +1,1 @@
+"""Both methods for NeRFBaselines (`spec.py` registers them); nothing here is imported unless NeRFBaselines is used."""
