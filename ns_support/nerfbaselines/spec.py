@@ -24,7 +24,7 @@ def _spec(name: str, method: str, title: str, description: str, presets: dict[st
             "licenses": [{"name": "Apache 2.0"}],
         },
         "presets": presets,
-        "implementation_status": {"blender": "working", "mipnerf360": "working"},
+        "implementation_status": {"blender": "working"},
     }
 
 
