@@ -12,7 +12,7 @@ Each step writes outputs/gpu_day/STEP.json after every row, so that whatever end
 --device cpu --small each runs in seconds on a CPU. docs/gpu_day.md says what to bring, and in what order to go.
 
     tests      tests/gpu, file by file, the smallest first
-    kernels    the caster with BVH and lists and slabs of 4 and 8 samples, on shells and on a trained scene; the hash
+    kernels    the caster with slabs of 4 and 8 samples, on shells and on a trained scene; the hash
                encoding
     parts      the parts of a training step of both methods, each waited for; and whole steps, not waited for
     mining     instant-ngp-hardmine with and without mining at equal seconds (benchmarks/mining.py)
@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from common.gpu_geometry import load_geometry, save_geometry
-from common.gpu_scene import SETTINGS, candidates_from, image_rays, shell_scene
+from common.gpu_scene import SETTINGS, image_rays, shell_scene
 from common.journal import Journal
 from gpu import describe_machine, measure_hash_encoding, measure_scene
 
@@ -70,14 +70,11 @@ def run_kernels(options: argparse.Namespace, journal: Journal) -> None:
     rays = image_rays(options.side, options.device)
     for scene, make in scenes.items():
         gaussians, colors = make()
-        for lists in (False, True) if options.device == "cuda" else (False,):
-            for slab in (8, 4):
-                if journal.left < 3:
-                    return
-                options.settings = options.settings._replace(samples_per_slab=slab)
-                with candidates_from(lists=lists):
-                    row = measure_scene(gaussians, colors, rays, options)
-                journal.add(scene=scene, lists=lists, slab=slab, **row)
+        for slab in (8, 4):
+            if journal.left < 3:
+                return
+            options.settings = options.settings._replace(samples_per_slab=slab)
+            journal.add(scene=scene, slab=slab, **measure_scene(gaussians, colors, rays, options))
 
 
 def run_parts(options: argparse.Namespace, journal: Journal) -> None:

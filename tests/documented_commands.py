@@ -115,6 +115,9 @@ def check(command: Command) -> str:
         return "make knows the target"
     if words[0] == "ns-train" and words[1].startswith("--load"):
         words.insert(1, "raygauss")
+    if words[:2] == ["python", "-c"]:
+        compile(words[2], "documented", "exec")
+        return "is Python"
     if words[:3] == ["python", "-m", "pytest"]:
         for word in words[3:]:
             assert "/" not in word or (ROOT / word).exists(), f"{word} does not exist"

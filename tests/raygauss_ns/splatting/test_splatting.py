@@ -77,7 +77,7 @@ def test_the_nearer_splat_hides_the_other():
 
 @pytest.mark.parametrize("opacity", [0.0, 5.0])
 def test_the_kernel_agrees_with_its_reference(opacity, monkeypatch):
-    splats = some(opacity=opacity)
+    splats, running = some(opacity=opacity), threading.active_count()
     image = splat(splats, VIEW, SKY)
     reference = composite_reference(visible(splats, VIEW), VIEW.size, SKY)
     assert float(image.detach().std()) > 0.1
@@ -92,7 +92,7 @@ def test_the_kernel_agrees_with_its_reference(opacity, monkeypatch):
     assert torch.equal(again, image)
     for a, b in zip(torch.autograd.grad((again * cotangent).sum(), splats), ours, strict=True):
         assert torch.equal(a, b)
-    assert threading.active_count() < 20
+    assert threading.active_count() <= running + 8  # those of a pool stay
     assert threads.num_threads() >= 1
 
 
