@@ -34,8 +34,8 @@ test: $(VENV)/.installed-dev  ## the tests
 test-verbose: $(VENV)/.installed-dev  ## the tests by name, and which take longest
 	$(PYTEST) -m "not slow" --verbose --durations=50
 
-test-slow: $(VENV)/.installed-dev  ## the minutes-long checks
-	$(PYTEST) -m slow
+test-slow: $(VENV)/.installed-dev  ## the minutes-long checks, one after another: several use both cores
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev  ## ruff (lint and format) and mypy, strict on the packages
 	$(BIN)/ruff check .
