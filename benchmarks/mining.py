@@ -1,10 +1,10 @@
 """What mining gains over the best training without it: processor seconds to fixed scores, and scores at equal seconds.
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/mining.py run lego_200 --parser blender-data \
-        --variants baseline points rays both --seeds 5 --at 30 60 120 --output lego.json
-    python benchmarks/mining.py show lego.json --levels 27 29
+        --variants baseline@16384 baseline points both --seeds 5 --at 30 60 120 --output lego.json
+    python benchmarks/mining.py show lego.json --levels 26 28
 
-Variants, all with the method's batch (--option changes it for all: pipeline.target_num_samples=8192):
+Variants. Each has the method's batch, or, as points@8192, one of so many visible samples:
 
     two-pass     as nerfstudio's instant-ngp: a pass over the densities of all marched samples, only to find the visible
                  ones; then a second pass over these from the start, which also computes a gradient of their positions
@@ -68,6 +68,8 @@ VARIANTS: dict[str, list[str]] = {
     "both": ["mining_rule=poisson", "pipeline.ray_rule=blocks"],
 }
 """What each variant changes of the method's configuration."""
+BATCH = "@"
+"""Between a variant's name and its number of visible samples in a batch, if that is not the method's."""
 SLICE_SECONDS = 2.0
 """Training time of a variant before it is the next one's turn."""
 PIXEL_STRIDE = 3
@@ -124,9 +126,10 @@ class Run:
     """The training of one variant; its clock runs in `train_until` only."""
 
     def __init__(self, variant: str, seed: int, options: argparse.Namespace) -> None:
-        changes = VARIANTS[variant] + options.option
+        name, _, batch = variant.partition(BATCH)
+        changes = VARIANTS[name] + options.option + ([f"pipeline.target_num_samples={batch}"] if batch else [])
         config = configure(options.method, options.data, options.parser, options.steps, options.output.parent, changes)
-        if variant == "two-pass":
+        if name == "two-pass":
             config.pipeline.model._target = TwoPassModel
         random.seed(seed)
         np.random.seed(seed)
@@ -268,6 +271,20 @@ def summary(record: dict[str, Any], levels: list[float], reference: str) -> list
     return rows
 
 
+def a_variant(given: str) -> str:
+    """A variant as the command line names it.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such variant, or its batch is not a number.
+    """
+    name, separator, batch = given.partition(BATCH)
+    if name not in VARIANTS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(VARIANTS)}")
+    if separator and not (batch.isdecimal() and int(batch) > 0):
+        raise argparse.ArgumentTypeError(f"the batch of {given!r} must be a positive number of samples")
+    return given
+
+
 def show(options: argparse.Namespace) -> None:
     """Print each file's table, a variant a column."""
     for path in options.files:
@@ -285,7 +302,7 @@ def main() -> None:
     training.add_argument("data", type=Path)
     training.add_argument("--parser", default="nerfstudio-data", choices=sorted(all_dataparsers))
     training.add_argument("--method", default="instant-ngp-hardmine-bounded")
-    training.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    training.add_argument("--variants", nargs="+", default=list(VARIANTS), type=a_variant)
     training.add_argument("--at", type=float, nargs="+", default=[30.0, 60.0, 120.0, 300.0, 600.0], help="seconds")
     training.add_argument("--steps", type=int, default=CPU_STEPS, help="length that the schedules are made for")
     training.add_argument("--seeds", type=int, default=5, help="number of seeds")

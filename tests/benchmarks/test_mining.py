@@ -1,5 +1,6 @@
 """What benchmarks/mining.py concludes from its points: by curves that are known."""
 
+import argparse
 import math
 
 import pytest
@@ -52,3 +53,10 @@ def test_variants_change_what_there_is_to_change(mining):
     """Each name is a field: otherwise the run would fail only when it begins."""
     for changes in mining.VARIANTS.values():
         mining.configure("instant-ngp-hardmine-bounded", "scene", "blender-data", 10, "out", changes)
+
+
+def test_a_variant_may_name_its_batch(mining):
+    assert mining.a_variant("points@8192") == "points@8192"
+    for wrong in ("point@8192", "points@", "points@0", "points@8k"):
+        with pytest.raises(argparse.ArgumentTypeError, match="point"):
+            mining.a_variant(wrong)
