@@ -56,7 +56,7 @@ def show_popping(given: argparse.Namespace) -> None:
         shown = popping.turn(subject, given.frames)
         rows += popping.rows_of(subject, shown)
         if subject is discs:
-            save(popping.picture(shown), given.output / "raycasting_popping.png")
+            save(popping.picture(shown), given.output / "raycasting_popping.jpg")
     print_table(rows)
 
 
@@ -78,12 +78,9 @@ def show_focus(given: argparse.Namespace) -> None:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a small file: a JPEG, or a PNG of 256 colours."""
+    """Write a JPEG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-    else:
-        image.save(path, quality=88, optimize=True)
+    image.save(path, quality=88, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 

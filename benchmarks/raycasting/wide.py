@@ -128,6 +128,6 @@ def trained(scene: Path, folder: Path, steps: int, minutes: float, seed: int) ->
     said = (
         f"{timings['steps']} steps in {timings['train_seconds'] / 60:.1f} minutes, {len(pipeline.model.cloud):,} "
         f"Gaussians, {np.mean(scores):.2f} dB PSNR on {len(scores)} held-out images ({min(scores):.2f} to "
-        f"{max(scores):.2f}). Shown: the median and the worst."
+        f"{max(scores):.2f}). Shown: one in the middle and the worst."
     )
     return montage(rows), said
