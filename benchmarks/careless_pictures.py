@@ -21,15 +21,13 @@ import numpy as np
 import torch
 from captures.copies import SceneCopy
 from captures.faults import change_exposures, disturb_poses, paste_people
+from common.montage import montage
 from common.report import machine_line
 from common.training import chosen_views, configure, train
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ns_support.data.formats.captures import find
-
-GAP, CAPTION = 8, 20
-"""Pixels between pictures, and height of the line above each row."""
 
 
 class Fault(NamedTuple):
@@ -106,22 +104,6 @@ def row_of(fault: Fault, given: argparse.Namespace) -> tuple[list[NDArray[np.uin
         pictures = [on_white(photograph), before, after, on_white(given.scene / test)]
     print(f"{fault.name}: {low:.2f} dB, corrected {high:.2f} dB", flush=True)
     return pictures, [fault.name, f"not corrected: {low:.1f} dB", f"corrected: {high:.1f} dB", "without the fault"]
-
-
-def montage(rows: Sequence[tuple[Sequence[NDArray[np.uint8]], Sequence[str]]]) -> Image.Image:
-    """Rows of pictures of one size, each with a caption above it."""
-    height, width = rows[0][0][0].shape[:2]
-    columns = len(rows[0][0])
-    size = (columns * (width + GAP) - GAP, len(rows) * (height + CAPTION + GAP) - GAP)
-    image = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(12)
-    for i, (pictures, captions) in enumerate(rows):
-        for j, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-            x, y = j * (width + GAP), i * (height + CAPTION + GAP)
-            draw.text((x, y + 2), caption, fill="black", font=font)
-            image.paste(Image.fromarray(picture), (x, y + CAPTION))
-    return image
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ def trace(shapes: Sequence[Shape], origins: Array, directions: Array) -> Array:
     middle = -(origins * directions).sum(axis=0)
     inside = middle**2 - (origins**2).sum(axis=0) + BOUND**2
     half = np.sqrt(np.maximum(inside, 0.0))
-    t, end = middle - half, middle + half
+    # From the camera on, which may be among the shapes.
+    t, end = np.maximum(middle - half, 0.0), middle + half
     hit = np.full(t.shape, np.inf, np.float32)
     active = np.flatnonzero(inside > 0.0)
     for _ in range(96):

@@ -26,9 +26,12 @@ from ns_support.lenses.lens import (
     pixel_centers,
     stack_lenses,
 )
+from ns_support.lenses.thin_lens import LensPoint, through_lens
 
 LENS = "lens"
 """Name, in a camera's metadata, of its `Lens`: reading it off a camera on a GPU would make the host wait."""
+LENS_POINT = "lens_point"
+"""Name, in a camera's metadata, of the `LensPoint` that its rays pass through; without one, they are a pinhole's."""
 _MOST_KEPT = 1 << 22
 """Maximum number of pixels of an image whose rays are cached (24 bytes each)."""
 
@@ -68,6 +71,13 @@ def lens_of(camera: Cameras) -> Lens:
     return camera_lenses(camera)[0] if known is None else known
 
 
+def at_lens_point(camera: Cameras, point: LensPoint) -> Cameras:
+    """The same camera, whose rays (`camera_rays`) pass through a point of a lens of finite aperture."""
+    moved = copy(camera)
+    moved.metadata = {**(camera.metadata or {}), LENS_POINT: point}
+    return moved
+
+
 def camera_extent(cameras: Cameras) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean (scene units); 1 for fewer than two."""
     centers = cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
@@ -100,7 +110,7 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     Pixels without a ray (docs/cameras.md) get one that ends where it begins.
 
     Args:
-        camera: a single camera, of shape [] or [1] and any dtype.
+        camera: a single camera, of shape [] or [1] and any dtype; from `at_lens_point` for rays through a lens.
         window: the crop: first row, first column, rows, columns; None: the whole image.
         obb_box: a box that the rays are clipped to.
 
@@ -113,10 +123,10 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     """
     if camera.camera_to_worlds.numel() != 12:
         raise ValueError(f"camera must be one camera, got some of shape {list(camera.camera_to_worlds.shape[:-2])}")
-    lens = lens_of(camera)
+    lens, point = lens_of(camera), (camera.metadata or {}).get(LENS_POINT)
     top, left, rows, columns = window or (0, 0, int(lens.height), int(lens.width))
     pose = camera.camera_to_worlds.reshape(3, 4).float()
-    if lens.is_pinhole:
+    if lens.is_pinhole and point is None:
         column, row = pixel_centers((top, left, rows, columns), pose.device)
         x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
         y = ((row - lens.cy) / lens.fy).float().expand(-1, columns)
@@ -124,7 +134,10 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
         directions = torch.nn.functional.normalize(directions, dim=-1)
         bundle = RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
     else:
-        bundle = _bundle(in_world(_LATEST.rays(lens, (top, left, rows, columns), pose.device), pose))
+        local = _LATEST.rays(lens, (top, left, rows, columns), pose.device)
+        if point is not None:
+            local = through_lens(lens.kind, local, point)
+        bundle = _bundle(in_world(local, pose))
     if obb_box is not None:
         _cut(bundle, obb_box)
     return bundle

@@ -105,6 +105,10 @@ def _own_export(kind: str) -> Command:
 
 
 _NEAREST = ("--camera-path-filename", "path.json", "--output-format", "images", "--render-nearest-camera", "True")
+_LENS = (
+    *("--camera-path-filename", "path.json", "--output-format", "images"),
+    *("--aperture", "0.1", "--focus-distance", "0.8", "--lens-samples", "8"),
+)
 _TEXTURE = ("--num-pixels-per-side", "128", "--target-num-faces", "1000")
 _CLOUD = ("--num-points", "10000", "--num-rays-per-batch", "8192")
 COMMANDS: dict[str, Command] = {
@@ -133,6 +137,10 @@ COMMANDS: dict[str, Command] = {
     "render dataset": Command(
         _render("dataset", "--split", "test", "--rendered-output-names", "rgb", "depth"),
         _rendered("dataset"),
+    ),
+    "raygauss-render": Command(
+        lambda case: ["raygauss-render", "camera-path", *case.load, "--output-path", "through_lens", *_LENS],
+        _rendered("through_lens"),
     ),
     "export pointcloud": Command(
         _export("pointcloud", *_CLOUD), lambda case: [case.folder / "pointcloud" / "point_cloud.ply"]

@@ -18,7 +18,7 @@ from common.system import command_path
 
 from ns_commands.calls import PORT, Case
 
-PROGRAMS = ("ns-train", "ns-eval", "ns-render", "ns-export", "ns-viewer", "raygauss-export")
+PROGRAMS = ("ns-train", "ns-eval", "ns-render", "ns-export", "ns-viewer", "raygauss-export", "raygauss-render")
 """Programs that the commands start."""
 VIEWER_SECONDS = 3.0
 """How long a viewer runs before it is stopped."""

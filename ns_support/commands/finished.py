@@ -5,6 +5,7 @@ nerfstudio's `eval_setup` does the same with a loader that calls any function th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,15 @@ from ns_support.errors import UserError
 from ns_support.runs.saved_config import read_config
 
 
-def open_finished(path: Path, test_mode: Literal["test", "val", "inference"]) -> tuple[TrainerConfig, Pipeline]:
+def open_finished(
+    path: Path, test_mode: Literal["test", "val", "inference"], change: Callable[[Any], Any] | None = None
+) -> tuple[TrainerConfig, Pipeline]:
     """The configuration of a run, and its pipeline with the newest complete checkpoint.
 
     Args:
         path: the run's config.yml.
         test_mode: "inference" opens no image; "test" and "val" name the split to evaluate on.
+        change: returns the configuration as the pipeline is to be set up from it; None: as it was saved.
 
     Raises:
         UserError: the configuration or the checkpoint is damaged, refers to what is not on the list, or is of a method
@@ -35,6 +39,8 @@ def open_finished(path: Path, test_mode: Literal["test", "val", "inference"]) ->
     if known is None or not hasattr(known, "pipeline"):
         raise UserError(f"{path} is of a run of {config.method_name!r}, a method that is not installed here.")
     config.pipeline.datamanager._target = known.pipeline.datamanager._target
+    if change is not None:
+        config = change(config)
     config.load_dir = config.get_checkpoint_dir()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline: Any = config.pipeline.setup(device=device, test_mode=test_mode)

@@ -73,7 +73,7 @@ class LocalRays(NamedTuple):
     """Rays in camera space, float64; or in the scene (`in_world`).
 
     Attributes:
-        origins: [*, 3], or None if all rays start at the camera's centre.
+        origins: [*, 3]; [3] if all rays start there; or None if they start at the camera's centre.
         directions: [*, 3] of unit length.
         exist: [*] bool, which pixels have a ray, or None if all do. The directions of the others are (0, 0, -1).
     """
@@ -321,7 +321,7 @@ def in_world(local: LocalRays, pose: Tensor) -> LocalRays:
     directions = torch.nn.functional.normalize(_rotated(rotation, local.directions), dim=-1)
     origins = pose[..., 3].expand(directions.shape)
     if local.origins is not None:
-        origins = (_rotated(rotation, local.origins) + pose[..., 3]).to(pose)
+        origins = (_rotated(rotation, local.origins) + pose[..., 3]).to(pose).expand(directions.shape)
     return LocalRays(origins, directions.to(pose), local.exist)
 
 

@@ -1,0 +1,1 @@
+"""What benchmarks/raycasting_pictures.py shows: popping, images of wide lenses, depth of field."""
