@@ -40,6 +40,15 @@ STAND_INS = {
     "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.kernels_growing.growing_backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.launch.collect_kernel": _fill(),
+    "raygauss_ns.casting.gpu.geometry.rays_kernel": _fill(out_origins=0.0, out_nears=0.0, out_ends=9),
+    "raygauss_ns.casting.gpu.geometry.supports_kernel": _fill(records=0.5, corners=0.5, cutoffs=1.0, boxes=0.5),
+    "raygauss_ns.casting.gpu.geometry.geometry_gradient_kernel": _fill(
+        of_means=1e-3, of_scales=1e-3, of_quats=1e-3, of_densities=1e-3, of_colors=1e-3
+    ),
+    "raygauss_ns.casting.gpu.building.codes_kernel": _fill(codes=0),
+    "raygauss_ns.casting.gpu.building.level_kernel": _fill(
+        ordered_records=0.5, ordered_cutoffs=1.0, blocks=0.5, unions=0.5, bounds=0.5
+    ),
     "raygauss_ns.casting.gpu.kernels_growing.growing_collect_kernel": _fill(),
     "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
     "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
