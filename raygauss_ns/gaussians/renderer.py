@@ -81,13 +81,11 @@ def render(
     Returns:
         Colour without a background, transmittance and depth, differentiable in the Gaussians, the basis and the motion.
     """
-    alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
     for viewpoint in viewpoints(rays, one_origin):
         if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
             gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
-            alive = gaussians.densities.detach() > settings.density_threshold
-        colors = _colors(gaussians.means, basis, viewpoint, alive, motion)
+        colors = _colors(gaussians, basis, viewpoint, settings, motion)
         moved = gaussians if motion is None else moved_against(gaussians, motion)
         if viewpoint.rows is None:
             return cast(moved, colors, rays, settings, backend=backend)
@@ -97,10 +95,14 @@ def render(
     return RayOutputs(*(torch.cat(fields)[back] for fields in zip(*parts, strict=True)))
 
 
-def _colors(means: Tensor, basis: ColorBasis, viewpoint: Viewpoint, alive: Tensor, motion: Tensor | None) -> Tensor:
+def _colors(
+    gaussians: Gaussians, basis: ColorBasis, viewpoint: Viewpoint, settings: CastSettings, motion: Tensor | None
+) -> Tensor:
     """Colours [N, 3] of Gaussians as one viewpoint sees them."""
+    means = gaussians.means
     if viewpoint.center is not None:
         means = means if motion is None else seen_from(means, viewpoint.center, motion)
+        alive = None if means.is_cuda else gaussians.densities.detach() > settings.density_threshold
         return view_colors(basis, means, viewpoint.center, alive)
     assert viewpoint.direction is not None
     direction = viewpoint.direction if motion is None else turned_with(viewpoint.direction, motion)
