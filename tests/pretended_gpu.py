@@ -126,6 +126,9 @@ class OnGpu(torch.Tensor):
     def numpy(self, *args, **kwargs):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
     def tolist(self):
         _counts.wait("tolist")
         return self.inner.detach().tolist()

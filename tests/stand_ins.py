@@ -35,6 +35,8 @@ def _march(grid, arguments):
 
 STAND_INS = {
     "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),
+    "ns_support.adam.gpu.steps_kernel": _fill(rates=1.0),
+    "ns_support.adam.gpu.adam_kernel": _fill(),
     "raygauss_ns.casting.gpu.launch.forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.launch.backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),
