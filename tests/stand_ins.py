@@ -52,11 +52,17 @@ STAND_INS = {
         ordered_records=0.5, ordered_cutoffs=1.0, blocks=0.5, unions=0.5, bounds=0.5
     ),
     "raygauss_ns.casting.gpu.kernels_growing.growing_collect_kernel": _fill(),
+    "raygauss_ns.gaussians.gpu.isotropy_kernel": _fill(sums=0.5),
+    "raygauss_ns.gaussians.gpu.isotropy_gradient_kernel": _fill(gradient=1e-3),
+    "raygauss_ns.gaussians.gpu.observe_kernel": _fill(found=1e-3),
+    "raygauss_ns.gaussians.gpu.over_kernel": _fill(image=0.5, accumulation=0.5, mean_depths=0.5),
+    "raygauss_ns.gaussians.gpu.over_gradient_kernel": _fill(of_through=1e-3),
     "raygauss_ns.color.gpu.color_kernel": _fill(colors=0.5),
     "raygauss_ns.color.gpu.color_gradient_kernel": _fill(
         of_means=1e-3, of_base=1e-3, of_rest=1e-3, of_amplitudes=1e-3, of_sharpness=1e-3, of_axes=1e-3
     ),
     "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
+    "raygauss_ns.ssim.gpu.mixture_kernel": _fill(value=0.5),
     "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
     "hardmine_ns.hash_encoding.gpu.encoding.forward_kernel": _fill(out=0.01),
     "hardmine_ns.hash_encoding.gpu.encoding.table_gradient_kernel": _fill(gradient=1e-3),

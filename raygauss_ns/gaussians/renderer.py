@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ns_support.kernels.backend import triton_module
 from ns_support.lenses.lens import Lens, in_world, pixel_centers
 from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
 from raygauss_ns.casting.motion import moved_against, seen_from, turned_with
@@ -121,6 +122,26 @@ def _met(
     # Indexing would do the same, but its gradient sorts the rows.
     gaussians = Gaussians(*(value.index_select(0, rows) for value in gaussians))
     return gaussians, ColorBasis(*(value.index_select(0, rows) for value in basis))
+
+
+def over(outputs: RayOutputs, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay a rendering over a background.
+
+    Args:
+        outputs: the rendering of R rays.
+        background: [R, 3] what is behind each ray.
+
+    Returns:
+        Image [R, 3]; accumulation 1 - T [R]; expected depth of what is seen [R] (length).
+    """
+    rgb, transmittance, depth = outputs
+    plain = not background.requires_grad and all(tensor.dtype == torch.float32 for tensor in (*outputs, background))
+    if rgb.is_cuda and plain:
+        gpu = triton_module("raygauss_ns.gaussians.gpu", "rendering on a GPU")
+        image, accumulation, mean_depth = gpu.Over.apply(rgb, transmittance, depth, background)
+        return image, accumulation, mean_depth
+    accumulation = 1.0 - transmittance
+    return rgb + transmittance[:, None] * background, accumulation, depth / accumulation.clamp_min(1e-6)
 
 
 def image_rays(lens: Lens, camera_to_world: Tensor, near: float = 0.0) -> Rays:

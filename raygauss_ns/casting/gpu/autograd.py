@@ -5,7 +5,6 @@ Importing this module imports Triton.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ns_support.kernels.constants import constant
 from raygauss_ns.casting.gpu import kernels_growing, launch
 from raygauss_ns.casting.gpu.geometry import geometry_gradients
 from raygauss_ns.casting.types import CastSettings, Rays
@@ -55,7 +55,7 @@ class GpuCast(torch.autograd.Function):
         if ctx.nothing:
             return *(torch.zeros_like(tensor) for tensor in _saved(ctx)), None, None
         (scales, quats), out, scene, rays = _saved(ctx)
-        zero = _zero(out.device)
+        zero = constant(0.0, out.device)
         of_color, of_transmittance, of_depth = of_outputs
         columns = [
             zero.expand(len(out), 3) if of_color is None else of_color,
@@ -66,11 +66,6 @@ class GpuCast(torch.autograd.Function):
         hierarchy = scene.hierarchy
         ordered = (hierarchy.order, hierarchy.records, hierarchy.squared_cutoff)
         return *geometry_gradients(sums, *ordered, scales, quats), None, None
-
-
-@lru_cache(maxsize=4)
-def _zero(device: torch.device) -> Tensor:
-    return torch.zeros((), device=device)
 
 
 def _kernels(settings: CastSettings) -> ModuleType:
