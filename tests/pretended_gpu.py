@@ -239,7 +239,9 @@ def _moved(to):
         if isinstance(tensor, OnGpu):
             return to(tensor, *args, **kwargs) if rest else tensor
         if device is not None and device.type == "cuda" and not tensor.requires_grad:  # in any thread
-            if not _asynchronous(tensor, kwargs.get("non_blocking", False)):
+            if _asynchronous(tensor, kwargs.get("non_blocking", False)):
+                _counts.launch("copy from the host")
+            else:
                 _counts.wait("copy from the host")
             return OnGpu((to(tensor, *args, **kwargs) if rest else tensor).clone())
         return to(tensor, *args, **kwargs) if device is None else to(tensor, device, *args, **kwargs)

@@ -55,6 +55,24 @@ def test_nothing_alive(random_scene):
 
 
 @pytest.mark.interpreted
+def test_more_blocks_at_the_top_than_a_program_holds():
+    """As many Gaussians would be too slow here; so the boxes below are made up. The last block is not full."""
+    from raygauss_ns.casting.gpu.building import level_kernel
+
+    corners = torch.randn(600, 6, generator=torch.Generator().manual_seed(1))
+    blocks, bounds, unused = torch.full((20, 6, 32), torch.nan), torch.zeros(6), torch.zeros(1)
+    level_kernel[(1,)](
+        corners, *(unused,) * 5, blocks, unused, bounds, 600, 1, LOWEST=False, HIGHEST=True, GROUP=8, num_warps=4
+    )
+    boxes = blocks[1:].transpose(1, 2).reshape(-1, 6)
+    signs = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    assert torch.equal(boxes[:600], corners * signs)
+    assert torch.equal(boxes[600:], 3e38 * signs.expand(8, 6))
+    assert torch.equal(bounds, corners.amin(0) * signs)
+    assert blocks[0].isnan().all()
+
+
+@pytest.mark.interpreted
 def test_gradients(random_scene):
     """Of whitening and normalisation, in float64; the third Gaussian is culled, the fourth has no moments."""
     from raygauss_ns.casting.gpu.geometry import geometry_gradients
