@@ -81,7 +81,7 @@ def configured(method, scene, output, corrects=False, **fields):
 @pytest.mark.parametrize(
     ("fields", "budget"),
     [
-        ({"training_window": 0}, (0, 60)),
+        ({"training_window": 0}, (0, 58)),
         ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 110)),
     ],
 )

@@ -41,9 +41,9 @@ def _store(at: ty.Pointer, value: ty.Vector, valid: ty.Lanes) -> None:
 
 
 @triton.jit
-def _direction(mean: ty.Vector, center: ty.Pointer) -> tuple[ty.Vector, ty.Lanes]:
+def _direction(mean: ty.Vector, center: ty.Pointer, stride: ty.Scalar) -> tuple[ty.Vector, ty.Lanes]:
     """The direction from a point to each Gaussian, and the distance."""
-    x, y, z = mean[0] - tl.load(center), mean[1] - tl.load(center + 1), mean[2] - tl.load(center + 2)
+    x, y, z = mean[0] - tl.load(center), mean[1] - tl.load(center + stride), mean[2] - tl.load(center + 2 * stride)
     length = tl.sqrt(x * x + y * y + z * z)
     scale = 1.0 / tl.maximum(length, _TINY)
     return (x * scale, y * scale, z * scale), length
@@ -106,7 +106,7 @@ def _lobe(raw: ty.Lanes, axis: ty.Vector, d: ty.Vector) -> tuple[ty.Lanes, ty.La
     return tl.exp(sharp * (u - 1.0)), sharp, n, scale, u
 
 
-@triton.jit(do_not_specialize=["number", "rest_stride"])
+@triton.jit(do_not_specialize=["number", "rest_stride", "center_stride"])
 def color_kernel(
     means: ty.Pointer,
     base: ty.Pointer,
@@ -118,6 +118,7 @@ def color_kernel(
     colors: ty.Pointer,
     number: ty.Scalar,
     rest_stride: ty.Scalar,
+    center_stride: ty.Scalar,
     BANDS: tl.constexpr,
     LOBES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -125,7 +126,7 @@ def color_kernel(
     """Colours [N, 3] of a block of Gaussians as seen from a point; `rest_stride` floats lie between rows of `rest`."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = i < number
-    d, _ = _direction(_load(means + 3 * i, valid), center)
+    d, _ = _direction(_load(means + 3 * i, valid), center, center_stride)
     k = _load(base + 3 * i, valid)
     r, g, b = k[0] * _Y0 + 0.5, k[1] * _Y0 + 0.5, k[2] * _Y0 + 0.5
     for band in tl.static_range(BANDS):
@@ -139,7 +140,7 @@ def color_kernel(
     _store(colors + 3 * i, (r, g, b), valid)
 
 
-@triton.jit(do_not_specialize=["number", "rest_stride"])
+@triton.jit(do_not_specialize=["number", "rest_stride", "center_stride"])
 def color_gradient_kernel(
     means: ty.Pointer,
     rest: ty.Pointer,
@@ -156,6 +157,7 @@ def color_gradient_kernel(
     of_axes: ty.Pointer,
     number: ty.Scalar,
     rest_stride: ty.Scalar,
+    center_stride: ty.Scalar,
     BANDS: tl.constexpr,
     LOBES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -163,7 +165,7 @@ def color_gradient_kernel(
     """Gradients of the means and the basis of a block of Gaussians, from those of their colours [N, 3]."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = i < number
-    d, length = _direction(_load(means + 3 * i, valid), center)
+    d, length = _direction(_load(means + 3 * i, valid), center, center_stride)
     r, g, b = _load(gradient + 3 * i, valid)
     _store(of_base + 3 * i, (r * _Y0, g * _Y0, b * _Y0), valid)
     dx, dy, dz = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -207,12 +209,12 @@ class GpuColors(torch.autograd.Function):
         """Colours [N, 3]."""
         if sh_rest.stride()[1:] != (3, 1):  # rows may lie further apart: the lower degrees of a longer row
             sh_rest = sh_rest.contiguous()
-        others = (tensor.contiguous() for tensor in (sg_amplitudes, sg_sharpness, sg_axes, center))
-        inputs = (means.contiguous(), sh_base.contiguous(), sh_rest, *others)
+        others = (tensor.contiguous() for tensor in (sg_amplitudes, sg_sharpness, sg_axes))
+        inputs = (means.contiguous(), sh_base.contiguous(), sh_rest, *others, center)
         colors = torch.empty_like(inputs[0])
         if len(means) > 0:
             color_kernel[(triton.cdiv(len(means), _BLOCK),)](
-                *inputs, colors, *_sizes(sh_rest), **_options(*inputs[2:4])
+                *inputs, colors, *_sizes(sh_rest, center), **_options(*inputs[2:4])
             )
         ctx.save_for_backward(inputs[0], *inputs[2:])
         return colors
@@ -227,15 +229,15 @@ class GpuColors(torch.autograd.Function):
         if len(means) > 0:
             color_gradient_kernel[(triton.cdiv(len(means), _BLOCK),)](
                 *(means, rest, *lobes, center, gradient.contiguous(), *gradients),
-                *_sizes(rest),
+                *_sizes(rest, center),
                 **_options(rest, lobes[0]),
             )
         needed = [value if needs else None for value, needs in zip(gradients, ctx.needs_input_grad, strict=False)]
         return *needed, None
 
 
-def _sizes(rest: Tensor) -> tuple[int, int]:
-    return len(rest), rest.stride(0)
+def _sizes(rest: Tensor, center: Tensor) -> tuple[int, int, int]:
+    return len(rest), rest.stride(0), center.stride(0)
 
 
 def _options(rest: Tensor, amplitudes: Tensor) -> dict[str, int]:

@@ -203,13 +203,14 @@ def _row_gradient(
     return (p * inverse, q * inverse, r * inverse), -(p * a + q * b + r * c) * inverse
 
 
-@triton.jit(do_not_specialize=["number", "origin_stride", "near_stride", "far_stride"])
+@triton.jit(do_not_specialize=["number", "origin_stride", "axis_stride", "near_stride", "far_stride"])
 def rays_kernel(
     origins: ty.Pointer,
     directions: ty.Pointer,
     nears: ty.Pointer,
     fars: ty.Pointer,
     origin_stride: ty.Scalar,
+    axis_stride: ty.Scalar,
     near_stride: ty.Scalar,
     far_stride: ty.Scalar,
     out_origins: ty.Pointer,
@@ -227,7 +228,9 @@ def rays_kernel(
     """Where a block of rays begins and ends: `types.sample_counts` or, if the step grows, `types.far_ends`."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = i < number
-    _store_vector(out_origins + 3 * i, load_vector(origins + i * origin_stride, valid, 0.0), valid, valid)
+    for axis in tl.static_range(3):
+        coordinate = tl.load(origins + i * origin_stride + axis * axis_stride, mask=valid, other=0.0)
+        tl.store(out_origins + 3 * i + axis, coordinate, mask=valid)
     d = load_vector(directions + 3 * i, valid, 1.0)
     unit = tl.abs(tl.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]) - 1.0) < 1e-3
     near = tl.load(nears + i * near_stride, mask=valid, other=0.0)
@@ -301,14 +304,13 @@ def ray_ends(rays: Rays, settings: CastSettings) -> tuple[Tensor, Tensor, Tensor
     """
     origins, directions, nears, fars = (tensor.detach().float() for tensor in rays[:4])
     directions = directions.contiguous()
-    origins = origins if origins.stride(1) == 1 else origins.contiguous()
     number, step = len(directions), np.float32(settings.step)
     starts, firsts = torch.empty_like(directions), directions.new_empty(number)
     ends = firsts.new_empty(number, dtype=torch.float32 if settings.grows else torch.int32)
     bounded = settings.step_growth == 0 or settings.max_step > 0
     reach = MOST_SAMPLES * max(settings.step, settings.max_step) if bounded else float("inf")
     rays_kernel[(triton.cdiv(number, _BLOCK),)](
-        *(origins, directions, nears, fars, origins.stride(0), nears.stride(0), fars.stride(0)),
+        *(origins, directions, nears, fars, *origins.stride(), nears.stride(0), fars.stride(0)),
         *(starts, firsts, ends, number, float(step), settings.step - float(step), settings.sample_offset),
         *(reach, float(MOST_SAMPLES)),
         GROWS=settings.grows,

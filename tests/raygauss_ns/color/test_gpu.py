@@ -24,7 +24,7 @@ def test_colors_and_gradients_are_the_references(bands, lobes):
     from raygauss_ns.color.gpu import GpuColors
 
     generator = torch.Generator().manual_seed(bands)
-    n, center = 140, torch.tensor([0.3, -0.2, 0.1])
+    n, center = 140, torch.tensor([[0.3, 0.0], [-0.2, 0.0], [0.1, 0.0]])[:, 0]
     means = torch.randn(n, 3, generator=generator)
     means[5] = center
     leaves = [tensor.requires_grad_() for tensor in (means, *random_basis(n, 8, lobes, generator))]
@@ -48,7 +48,7 @@ FLOATS = (
     "means base rest amplitudes sharpness axes center colors gradient of_means of_base of_rest of_amplitudes "
     "of_sharpness of_axes"
 )
-TYPES = dict.fromkeys(FLOATS.split(), "*fp32") | {"number": "i32", "rest_stride": "i32"}
+TYPES = dict.fromkeys(FLOATS.split(), "*fp32") | {"number": "i32", "rest_stride": "i32", "center_stride": "i32"}
 
 
 @pytest.mark.parametrize("name", ["color_kernel", "color_gradient_kernel"])

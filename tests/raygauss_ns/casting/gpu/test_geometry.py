@@ -112,7 +112,7 @@ def test_ends_of_rays(growth):
     nears[5] = fars[5] = torch.inf
     directions[6] *= 1.1
     settings = CastSettings(step=0.07, density_threshold=EPS, sample_offset=0.5, **growth)
-    rays = Rays(torch.rand(3, generator=generator).expand(140, 3), directions, nears, fars)
+    rays = Rays(torch.rand(3, 4, generator=generator)[:, 3].expand(140, 3), directions, nears, fars)
     origins, along, starts, ends = ray_ends(rays, settings)
     expected = (nears, sample_counts(nears, fars, settings)) if not growth else far_ends(nears, fars, settings)
     assert torch.equal(origins, rays.origins)
@@ -132,7 +132,7 @@ FLOATS = (
 TYPES = (
     dict.fromkeys(FLOATS.split(), "*fp32")
     | {"order": "*i64", "codes": "*i64", "out_ends": "*i32"}
-    | dict.fromkeys(["number", "children", "first", "origin_stride", "near_stride", "far_stride"], "i32")
+    | dict.fromkeys(["number", "children", "first", "origin_stride", "axis_stride", "near_stride", "far_stride"], "i32")
     | dict.fromkeys(["eps", "step", "step_rest", "offset", "reach", "most"], "fp32")
 )
 KERNELS = [
