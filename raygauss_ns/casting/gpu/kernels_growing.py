@@ -130,10 +130,9 @@ def growing_forward_kernel(
         ray, valid, (origins, directions, nears, fars), bounds, (step, step_rest, growth, limit, schedule[3]), TILED
     )
     transmittance = tl.full([32], 1.0, tl.float32)
-    red = tl.zeros([32], tl.float32)
-    green = tl.zeros([32], tl.float32)
-    blue = tl.zeros([32], tl.float32)
-    depth = tl.zeros([32], tl.float32)
+    # NaN for a ray whose direction is not of unit length, which has no samples: known from here on without a register.
+    red = tl.where(tl.load(fars + ray, mask=valid, other=0) == BROKEN, float("nan"), 0.0)
+    green, blue, depth = red, red, red
     none = tl.zeros([32], tl.int32)
     # With WINDOWED there is no list at first, and the first slab must not be skipped.
     seen, full, stop = tl.zeros_like(number), tl.zeros_like(number), tl.zeros_like(schedule[3]) - 1.0
@@ -178,9 +177,7 @@ def growing_forward_kernel(
             row += K
         place = tl.where(marches, place + schedule[3] * dt, place)
         end = tl.where(transmittance > threshold, end, -float("inf"))
-    store_outputs(
-        out, ray, valid, tl.load(fars + ray, mask=valid, other=0) == BROKEN, (red, green, blue), transmittance, depth
-    )
+    store_outputs(out, ray, valid, red != red, (red, green, blue), transmittance, depth)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
