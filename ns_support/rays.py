@@ -16,6 +16,7 @@ from nerfstudio.utils.math import intersect_obb
 from torch import Tensor
 
 from ns_support.errors import UserError
+from ns_support.kernels.constants import constant
 from ns_support.lenses.lens import (
     Lens,
     LensType,
@@ -126,7 +127,11 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     lens, point = lens_of(camera), (camera.metadata or {}).get(LENS_POINT)
     top, left, rows, columns = window or (0, 0, int(lens.height), int(lens.width))
     pose = camera.camera_to_worlds.reshape(3, 4).float()
-    if lens.is_pinhole and point is None:
+    if lens.is_pinhole and point is None and pose.is_cuda:
+        directions = _LATEST_PINHOLE.directions(lens, (top, left, rows, columns), pose.device) @ pose[:, :3].T
+        one = constant(1.0, pose.device).expand(rows, columns, 1)
+        bundle = RayBundle(pose[:, 3].expand_as(directions), directions, one)
+    elif lens.is_pinhole and point is None:
         column, row = pixel_centers((top, left, rows, columns), pose.device)
         x = ((column - lens.cx) / lens.fx).float().expand(rows, -1)
         y = ((row - lens.cy) / lens.fy).float().expand(-1, columns)
@@ -235,6 +240,35 @@ class _LatestLens:
 
 
 _LATEST = _LatestLens()
+
+
+class _LatestPinhole:
+    """A cache of the latest pinhole's directions on a GPU, where computing them anew would be a dozen launches."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Lens, torch.device, Tensor] | None = None
+
+    def directions(self, lens: Lens, window: Window, device: torch.device) -> Tensor:
+        """Unit vectors [rows, columns, 3] of a crop in camera space, float32."""
+        if lens.width * lens.height > _MOST_KEPT:
+            return _pinhole_directions(lens, window, device)
+        kept = self._kept  # read once: another thread may replace it
+        if kept is None or kept[:2] != (lens, device):
+            with torch.inference_mode(False):  # else it could not be used in training
+                kept = lens, device, _pinhole_directions(lens, (0, 0, int(lens.height), int(lens.width)), device)
+            self._kept = kept
+        top, left, rows, columns = window
+        return kept[2][top : top + rows, left : left + columns]
+
+
+_LATEST_PINHOLE = _LatestPinhole()
+
+
+def _pinhole_directions(lens: Lens, window: Window, device: torch.device) -> Tensor:
+    column, row = pixel_centers(window, device)
+    x = ((column - lens.cx) / lens.fx).expand(window[2], -1)
+    y = ((row - lens.cy) / lens.fy).expand(-1, window[3])
+    return torch.nn.functional.normalize(torch.stack([x, -y, -torch.ones_like(x)], -1), dim=-1).float()
 
 
 def _bundle(rays: LocalRays) -> RayBundle:

@@ -25,6 +25,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from ns_support.adam import stepping_together
 from ns_support.auto_data import AutoDataParserConfig
 from ns_support.commands.launching import prepare_launch
 from ns_support.concurrency.processes import Processes
@@ -112,7 +113,8 @@ class SummedOptimizers(Optimizers):
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad /= self.accumulated
-        super().optimizer_scaler_step_some(grad_scaler, param_groups)
+        with stepping_together(self.optimizers[group] for group in param_groups):
+            super().optimizer_scaler_step_some(grad_scaler, param_groups)
 
 
 class SharedTrainer(Trainer):

@@ -8,6 +8,7 @@ import torch
 from nerfstudio.model_components import renderers
 from torch import Tensor, nn
 
+from ns_support.kernels.constants import constant
 from raygauss_ns.color.harmonics import SH_BASES, SH_DEGREE, sh_basis
 
 BackgroundColor: TypeAlias = Literal["white", "black", "random", "learned"]
@@ -52,5 +53,7 @@ class Background(nn.Module):
         color = [float(self.kind == "white")] * 3
         if self.kind == "random" and self.training:
             color = torch.rand(3, generator=generator).tolist()
+        if directions.is_cuda and color[0] == color[1] == color[2]:
+            return constant(color[0], directions.device).to(directions.dtype).expand_as(directions)
         # Written where it is needed: for a copy from the host to a GPU, the host would wait.
         return torch.cat([directions.new_full((1,), value) for value in color]).expand_as(directions)

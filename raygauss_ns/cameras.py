@@ -7,6 +7,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from ns_support.kernels.constants import constant
 from ns_support.lenses.lens import Lens, Window
 from ns_support.rays import camera_lenses, lens_of
 from raygauss_ns.casting import Rays
@@ -42,6 +43,19 @@ def camera_view(camera: Cameras, window: Window) -> View:
     return View(_world_to_cameras(camera)[0], lens_of(camera), window)
 
 
+def observed_view(camera: Cameras, window: Window, weighted: bool) -> View | None:
+    """`camera_view`, or None where that is the same to density control.
+
+    Args:
+        camera: one camera.
+        window: first row, first column, rows, columns.
+        weighted: whether distances to the camera matter.
+    """
+    lens = lens_of(camera)
+    whole = window == (0, 0, int(lens.height), int(lens.width))
+    return None if whole and not weighted else camera_view(camera, window)
+
+
 def random_window(lens: Lens, side: int, generator: torch.Generator) -> Window:
     """A crop of an image, at most `side` pixels high and wide; 0: the whole image."""
     height, width = int(lens.height), int(lens.width)
@@ -59,8 +73,11 @@ def flat_rays(bundle: RayBundle, near: float) -> Rays:
         near: distance at which rays begin that begin nowhere else (scene units).
     """
     origins, directions = bundle.origins.reshape(-1, 3), bundle.directions.reshape(-1, 3)
-    nears = torch.full_like(origins[:, 0], near)
-    fars = torch.full_like(nears, torch.inf)
+    if origins.is_cuda and origins.dtype == torch.float32:
+        nears, fars = (constant(value, origins.device).expand(len(origins)) for value in (near, torch.inf))
+    else:
+        nears = torch.full_like(origins[:, 0], near)
+        fars = torch.full_like(nears, torch.inf)
     if bundle.nears is not None and bundle.fars is not None:
         nears, fars = torch.maximum(nears, bundle.nears.reshape(-1)), bundle.fars.reshape(-1)
     shape = bundle.origins.shape[:-1]

@@ -13,6 +13,7 @@ import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
+from ns_support.adam import SharedAdam
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import UserError, require
 from ns_support.help import documented
@@ -41,7 +42,7 @@ def _model_class() -> type:
 @documented
 @dataclass
 class FusedAdamConfig(AdamOptimizerConfig):
-    """Adam in one pass over memory instead of ten."""
+    """Adam in one pass over memory instead of ten; on a GPU, that of all parameters at once."""
 
     eps: float = 1e-15
     """Added to the root of the second moment, >= 0."""
@@ -49,7 +50,7 @@ class FusedAdamConfig(AdamOptimizerConfig):
     def setup(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser; not fused before torch 2.4, where a CPU has no such kernel."""
         fused = True if torch.__version__ >= "2.4" else None  # compares as a version: it is a TorchVersion, no string
-        return torch.optim.Adam(params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        return SharedAdam(params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
 
 @documented

@@ -25,14 +25,14 @@ from ns_support.viewer.controls import viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 from raygauss_ns.alignment import aligned_camera
 from raygauss_ns.background import Background
-from raygauss_ns.cameras import camera_view, flat_rays, posed_lenses, random_window
-from raygauss_ns.casting import CastSettings, Gaussians, Rays
+from raygauss_ns.cameras import flat_rays, observed_view, posed_lenses, random_window
+from raygauss_ns.casting import CastSettings, Gaussians, RayOutputs, Rays
 from raygauss_ns.color import ColorBasis
 from raygauss_ns.config import CPU_WINDOW, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.projection import View, pixel_angle, widened
-from raygauss_ns.gaussians.renderer import render
+from raygauss_ns.gaussians.renderer import over, render
 from raygauss_ns.gaussians.schedules import (
     PAPER_STEPS,
     Draw,
@@ -249,7 +249,8 @@ class RayGaussModel(CorrectedModel):
             side = 0 if self.device.type == "cuda" else CPU_WINDOW
         window = random_window(lens, side, generator)
         self.rays_per_step = window[2] * window[3]
-        watched = self._watched(gaussians, camera_view(camera, window))
+        weighted = self.density_control.schedule.distance_weighted
+        watched = self._watched(gaussians, observed_view(camera, window, weighted))
         rays, photo = camera_rays(camera, window), (camera.metadata or {}).get("cam_idx")
         outputs = self.render(rays, watched, settings, photo, motion, lens.has_one_center)
         changes = {} if motion is None else self.view_change(camera, rays, outputs)
@@ -323,15 +324,13 @@ class RayGaussModel(CorrectedModel):
         rgb, transmittance, depth = render(
             gaussians, self._active_colors(), rays, settings, motion=motion, one_origin=one_origin
         )
-        accumulation = 1.0 - transmittance
         background = self.background(rays.directions, step_generator(self.seed, self.image, Draw.BACKGROUND))
-        behind = transmittance[:, None] * background
-        photo = self.photo_shown() if photo is None else photo
-        if self.background.belongs_to_photographs:
-            rgb = self.exposure(rgb + behind, torch.ones_like(behind[:, :1]), photo)
-        else:
-            rgb = self.exposure(rgb, accumulation[:, None], photo) + behind
-        depth = depth / accumulation.clamp_min(1e-6)
+        photo, lit = self.photo_shown() if photo is None else photo, self.background.belongs_to_photographs
+        if self.exposure.acts and not lit:
+            rgb = self.exposure(rgb, 1.0 - transmittance[:, None], photo)
+        rgb, accumulation, depth = over(RayOutputs(rgb, transmittance, depth), background)
+        if self.exposure.acts and lit:
+            rgb = self.exposure(rgb, torch.ones_like(rgb[:, :1]), photo)
         if motion is not None or not self.training:  # else nobody looks at it
             depth = filled_depth(depth, accumulation, torch.where(rays.fars > rays.nears, rays.fars, 0.0))
         return {
@@ -383,7 +382,7 @@ class RayGaussModel(CorrectedModel):
         rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
         losses = {"main_loss": photometric_loss(rgb, image, self.config.ssim_lambda, mask)}
         if self.iso_weight > 0:
-            losses["isotropy_loss"] = self.iso_weight * isotropy_loss(self.cloud.tensors["scales"])
+            losses["isotropy_loss"] = isotropy_loss(self.cloud.tensors["scales"], self.iso_weight)
         if not self.training:
             return losses
         photo, changes, weight = batch.get("image_idx"), outputs.get("view_change"), 1 - self.config.ssim_lambda

@@ -135,6 +135,8 @@ class RayGaussPipeline(SharedPipeline):
                 outputs = model(camera)
                 all_metrics.append(model.get_metrics_dict(outputs, batch))
                 all_losses.append(model.get_loss_dict(outputs, batch, all_metrics[-1]))
+        if model.images_at_once == 1:  # as below, without its launches
+            return outputs, all_losses[0], all_metrics[0]
         count = model.images_at_once
         losses = {name: torch.stack([each[name] / count for each in all_losses]).sum() for name in all_losses[0]}
         metrics = {name: torch.stack([each[name] for each in all_metrics]).mean() for name in all_metrics[0]}

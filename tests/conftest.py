@@ -62,7 +62,7 @@ def poisoned_memory(monkeypatch):
     def poisoned(make):
         def made(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and type(tensor) is torch.Tensor:  # not a pretended GPU's: it counts
                 tensor.detach().fill_(torch.nan)  # detached: a leaf that requires gradients refuses to be written to
             return tensor
 

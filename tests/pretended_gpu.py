@@ -12,6 +12,7 @@ one kernel, although a sort or a sum may be several.
 
 import collections
 import contextlib
+import sys
 import traceback
 from dataclasses import dataclass, field
 
@@ -45,18 +46,27 @@ class Counts:
     """How often the host would have waited: by what for and where."""
     kernels: collections.Counter = field(default_factory=collections.Counter)
     """How often each was launched; those of Triton by "triton " and their name."""
+    origins: collections.Counter = field(default_factory=collections.Counter)
+    """How many were launched by each module; "backward of" those that differentiate what a module has computed."""
 
     def clear(self):
         self.waits.clear()
         self.kernels.clear()
+        self.origins.clear()
+
+    def launch(self, name):
+        self.kernels[name] += 1
+        self.origins[_origin()] += 1
 
     def wait(self, what):
         self.waits[f"{what} at {_place()}"] += 1
 
     def __str__(self):
         most = ", ".join(f"{count} {name}" for name, count in self.kernels.most_common(25))
-        lines = [f"{count} x {place}" for place, count in self.waits.items()]
-        return "\n".join([f"{self.waits.total()} waits:", *lines, f"{self.kernels.total()} kernels: {most}"])
+        waits = [f"{count} x {place}" for place, count in self.waits.items()]
+        origins = [f"{count} {origin}" for origin, count in self.origins.most_common()]
+        lines = [f"{self.waits.total()} waits:", *waits, f"{self.kernels.total()} kernels: {most}", *origins]
+        return "\n".join(lines)
 
 
 _counts = Counts()
@@ -66,6 +76,22 @@ def _place():
     """The innermost lines of ours (or of a library's that waits by itself) that led here."""
     frames = [frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)]
     return " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in frames[:-4:-1])
+
+
+def _origin():
+    """The innermost module of ours that a kernel is launched from; in the backward pass, that of what it belongs to.
+
+    PyTorch notes where an operation was called only while it is asked to detect anomalies.
+    """
+    node = torch._C._current_autograd_node()
+    if node is not None and "traceback_" in node.metadata:
+        for line in reversed("".join(node.metadata["traceback_"]).split("\n")):
+            if any(part in line for part in OURS):
+                return f"backward of {'/'.join(line.split(chr(34))[1].split('/')[-2:])}"
+    frame = sys._getframe(1)
+    while frame is not None and not any(part in frame.f_code.co_filename for part in OURS):
+        frame = frame.f_back
+    return "elsewhere" if frame is None else "/".join(frame.f_code.co_filename.split("/")[-2:])
 
 
 class OnGpu(torch.Tensor):
@@ -99,6 +125,9 @@ class OnGpu(torch.Tensor):
 
     def numpy(self, *args, **kwargs):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def data_ptr(self):
+        return self.inner.data_ptr()
 
     def tolist(self):
         _counts.wait("tolist")
@@ -149,7 +178,7 @@ def _run(func, args, kwargs):
             _counts.wait("copy from the host")
     _note_reads(name, args, kwargs, ours, others)
     if name not in NO_KERNEL:
-        _counts.kernels[name] += 1
+        _counts.launch(name)
     found = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
     if name == "_local_scalar_dense":
         return found
@@ -210,7 +239,9 @@ def _moved(to):
         if isinstance(tensor, OnGpu):
             return to(tensor, *args, **kwargs) if rest else tensor
         if device is not None and device.type == "cuda" and not tensor.requires_grad:  # in any thread
-            if not _asynchronous(tensor, kwargs.get("non_blocking", False)):
+            if _asynchronous(tensor, kwargs.get("non_blocking", False)):
+                _counts.launch("copy from the host")
+            else:
                 _counts.wait("copy from the host")
             return OnGpu((to(tensor, *args, **kwargs) if rest else tensor).clone())
         return to(tensor, *args, **kwargs) if device is None else to(tensor, device, *args, **kwargs)
@@ -246,7 +277,7 @@ class _Launch:
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
             name = self.kernel.__name__
-            _counts.kernels[f"triton {name}"] += 1
+            _counts.launch(f"triton {name}")
             named = dict(zip(self.arg_names, args, strict=False)) | kwargs
             for argument, value in named.items():
                 if isinstance(value, torch.Tensor) and not isinstance(value, OnGpu) and value.numel():
@@ -271,7 +302,7 @@ def pretended_gpu(monkeypatch):
         patch.setattr(torch.nn.Module, "to", _module_moved(torch.nn.Module.to))
         torch._C._set_only_lift_cpu_tensors(True)
         try:
-            with _Mode():
+            with _Mode(), torch.autograd.set_detect_anomaly(True, check_nan=False):
                 _counts.clear()
                 yield _counts
         finally:

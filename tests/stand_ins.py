@@ -35,13 +35,34 @@ def _march(grid, arguments):
 
 STAND_INS = {
     "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),
+    "ns_support.adam.gpu.steps_kernel": _fill(rates=1.0),
+    "ns_support.adam.gpu.adam_kernel": _fill(),
     "raygauss_ns.casting.gpu.launch.forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.launch.backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.kernels_growing.growing_forward_kernel": _fill(out=0.5),
     "raygauss_ns.casting.gpu.kernels_growing.growing_backward_kernel": _fill(moments=1e-3),
     "raygauss_ns.casting.gpu.launch.collect_kernel": _fill(),
+    "raygauss_ns.casting.gpu.geometry.rays_kernel": _fill(out_origins=0.0, out_nears=0.0, out_ends=9),
+    "raygauss_ns.casting.gpu.geometry.supports_kernel": _fill(records=0.5, corners=0.5, cutoffs=1.0, boxes=0.5),
+    "raygauss_ns.casting.gpu.geometry.geometry_gradient_kernel": _fill(
+        of_means=1e-3, of_scales=1e-3, of_quats=1e-3, of_densities=1e-3, of_colors=1e-3
+    ),
+    "raygauss_ns.casting.gpu.building.codes_kernel": _fill(codes=0),
+    "raygauss_ns.casting.gpu.building.level_kernel": _fill(
+        ordered_records=0.5, ordered_cutoffs=1.0, blocks=0.5, unions=0.5, bounds=0.5
+    ),
     "raygauss_ns.casting.gpu.kernels_growing.growing_collect_kernel": _fill(),
+    "raygauss_ns.gaussians.gpu.isotropy_kernel": _fill(sums=0.5),
+    "raygauss_ns.gaussians.gpu.isotropy_gradient_kernel": _fill(gradient=1e-3),
+    "raygauss_ns.gaussians.gpu.observe_kernel": _fill(found=1e-3),
+    "raygauss_ns.gaussians.gpu.over_kernel": _fill(image=0.5, accumulation=0.5, mean_depths=0.5),
+    "raygauss_ns.gaussians.gpu.over_gradient_kernel": _fill(of_through=1e-3),
+    "raygauss_ns.color.gpu.color_kernel": _fill(colors=0.5),
+    "raygauss_ns.color.gpu.color_gradient_kernel": _fill(
+        of_means=1e-3, of_base=1e-3, of_rest=1e-3, of_amplitudes=1e-3, of_sharpness=1e-3, of_axes=1e-3
+    ),
     "raygauss_ns.ssim.gpu.similarity_kernel": _fill(slopes=1e-3, totals=1.0),
+    "raygauss_ns.ssim.gpu.mixture_kernel": _fill(value=0.5),
     "raygauss_ns.ssim.gpu.similarity_gradient_kernel": _fill(gradient=1e-3),
     "hardmine_ns.hash_encoding.gpu.encoding.forward_kernel": _fill(out=0.01),
     "hardmine_ns.hash_encoding.gpu.encoding.table_gradient_kernel": _fill(gradient=1e-3),

@@ -81,8 +81,8 @@ def configured(method, scene, output, corrects=False, **fields):
 @pytest.mark.parametrize(
     ("fields", "budget"),
     [
-        ({"training_window": 0}, (0, 650)),
-        ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 680)),
+        ({"training_window": 0}, (0, 58)),
+        ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 110)),
     ],
 )
 def test_raygauss(fields, budget, tmp_path, monkeypatch):
@@ -96,10 +96,10 @@ def test_raygauss(fields, budget, tmp_path, monkeypatch):
 def test_raygauss_with_corrections(tmp_path, monkeypatch):
     """Of photographs with masks, through a lens that distorts."""
     scene = write_photos(tmp_path / "scene", 30, 30, 30)
-    check(counted(configured("raygauss", scene, tmp_path, True, training_window=0), monkeypatch), 0, 1180)
+    check(counted(configured("raygauss", scene, tmp_path, True, training_window=0), monkeypatch), 0, 590)
 
 
-@pytest.mark.parametrize(("rule", "budget"), [("poisson", (6, 460)), ("off", (4, 375))])
+@pytest.mark.parametrize(("rule", "budget"), [("poisson", (6, 445)), ("off", (4, 360))])
 def test_hardmine(rule, budget, tmp_path, monkeypatch):
     scene = write_disc(tmp_path / "scene")
     config = configured("instant-ngp-hardmine-bounded", scene, tmp_path, mining_rule=rule, merge_most=1)
@@ -109,10 +109,10 @@ def test_hardmine(rule, budget, tmp_path, monkeypatch):
 def test_hardmine_with_an_update_of_the_grid(tmp_path, monkeypatch):
     scene = write_disc(tmp_path / "scene")
     config = configured("instant-ngp-hardmine-bounded", scene, tmp_path, grid_blocks_first=False)
-    check(counted(config, monkeypatch, ROUND), 8, 600)
+    check(counted(config, monkeypatch, ROUND), 8, 585)
 
 
 def test_hardmine_with_corrections(tmp_path, monkeypatch):
     """Of photographs with masks, through a lens that distorts."""
     scene = write_photos(tmp_path / "scene", 30, 30, 30)
-    check(counted(configured("instant-ngp-hardmine", scene, tmp_path, True), monkeypatch), 16, 1300)
+    check(counted(configured("instant-ngp-hardmine", scene, tmp_path, True), monkeypatch), 16, 1275)

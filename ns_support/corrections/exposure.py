@@ -88,6 +88,11 @@ class Exposure(nn.Module):
         """Whether corrections are trained at the step at hand; before that they are the identity."""
         return self.training and self.starts and self.corrects
 
+    @property
+    def acts(self) -> bool:
+        """Whether calling this changes colours."""
+        return self.moves if self.training else self.corrects
+
     def forward(self, colors: Tensor, coverage: Tensor, photo: Tensor | int | None) -> Tensor:
         """The scene's colours as a photograph shows them.
 
@@ -99,7 +104,7 @@ class Exposure(nn.Module):
         Returns:
             [*, 3], still without a background.
         """
-        if not (self.moves if self.training else self.corrects):
+        if not self.acts:
             return colors
         if photo is None:
             rows = self.adjustments.mean(0)

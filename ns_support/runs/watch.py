@@ -43,13 +43,15 @@ class Watch:
         Raises:
             UserError: it is not finite, nor were those before it for as long as they may be.
         """
-        bad = ~torch.isfinite(torch.as_tensor(loss).detach())
+        value = torch.as_tensor(loss).detach()
+        bad = (value - value) != 0  # infinity less infinity is NaN; `isfinite` is five launches on a GPU
         # How many in a row: counted where the loss is, so that no step waits for the GPU.
-        self._bad = (
-            bad.long()
-            if self._bad is None
-            else torch.where(self._bad < self._patience, bad * (self._bad + 1), self._bad)
-        )
+        if self._bad is None:
+            self._bad = bad
+        elif self._patience == 1:
+            self._bad = self._bad | bad
+        else:
+            self._bad = torch.where(self._bad < self._patience, bad * (self._bad + 1), self._bad)
         self._latest = step
         if bad.device.type == "cpu" or step % _EVERY == 0:
             self.check()

@@ -89,13 +89,7 @@ def _cast_on_gpu(gaussians: Gaussians, colors: Tensor, rays: Rays, settings: Cas
     _require_gpu(*gaussians, colors, *rays[:4])
     from raygauss_ns.casting.gpu.autograd import GpuCast
 
-    gaussians, colors = _made_finite(gaussians, colors)
-    whitenings = whitening_matrices(gaussians.scales, gaussians.quats)
-    rays, ends = _with_ends(rays, settings)
-    unit = (torch.linalg.vector_norm(rays.directions.detach(), dim=-1, keepdim=True) - 1).abs() < 1e-3
-    out = GpuCast.apply(gaussians.means, whitenings, gaussians.densities, colors, rays, ends, settings)
-    out = torch.where(unit, out, torch.nan)
-    return RayOutputs(out[:, :3], out[:, 3], out[:, 4])
+    return RayOutputs(*GpuCast.apply(*gaussians, colors, rays, settings))
 
 
 def _with_ends(rays: Rays, settings: CastSettings) -> tuple[Rays, Tensor]:
@@ -122,18 +116,6 @@ def _finite_rows(gaussians: Gaussians, colors: Tensor) -> Tensor:
     """[N] bool, which Gaussians have finite parameters, a finite colour and no scale of 0."""
     values = (*gaussians[:3], gaussians.scales.reciprocal(), gaussians.densities[:, None], colors)
     return torch.stack([value.detach().isfinite().all(-1) for value in values]).all(0)
-
-
-def _made_finite(gaussians: Gaussians, colors: Tensor) -> tuple[Gaussians, Tensor]:
-    """As `_finite_ones`, but what is not finite stays, with a density of 0: sizes do not depend on values."""
-    finite = _finite_rows(gaussians, colors)
-    means, scales, quats, densities = gaussians
-    return Gaussians(
-        torch.where(finite[:, None], means, 0.0),
-        torch.where(finite[:, None], scales, 1.0),
-        torch.where(finite[:, None], quats, 1.0),
-        torch.where(finite, densities, 0.0),
-    ), torch.where(finite[:, None], colors, 0.0)
 
 
 def _check_inputs(gaussians: Gaussians, colors: Tensor, rays: Rays) -> None:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from raygauss_ns.ssim import structural_similarity
+from ns_support.kernels.backend import triton_module
+from raygauss_ns.ssim import mixed_difference
 
 ISO_WEIGHT_SYNTHETIC, ISO_WEIGHT_REAL = 2.5e-7, 2.5e-4
 """RayGaussX's weights of `isotropy_loss` for synthetic and for real scenes."""
@@ -27,30 +28,33 @@ def photometric_loss(rgb: Tensor, image: Tensor, ssim_lambda: float, mask: Tenso
     Returns:
         A scalar, differentiable in `rgb`.
     """
-    kept = torch.ones((), device=image.device)
-    if mask is not None:
-        image, rgb = image * mask, rgb * mask
-        kept = mask.float().mean()
-        kept = torch.where(kept > 0, kept, 1.0)
-    similarity = structural_similarity(rgb, image)
+    if mask is None:
+        return mixed_difference(rgb, image, ssim_lambda)
+    kept = mask.float().mean()
+    kept = torch.where(kept > 0, kept, 1.0)
     # Masked pixels are equal in both, and add nothing to the means over the image.
-    return ((1 - ssim_lambda) * (rgb - image).abs().mean() + ssim_lambda * (1 - similarity)) / kept
+    return mixed_difference(rgb * mask, image * mask, ssim_lambda) / kept
 
 
-def isotropy_loss(log_scales: Tensor) -> Tensor:
-    """L_iso = mean(max(r, 10) - 10) of RayGaussX, r = 2 / (pi sqrt 3) (sum s^2)^(3/2) / (s1 s2 s3).
+def isotropy_loss(log_scales: Tensor, weight: float = 1.0) -> Tensor:
+    """A weight times L_iso = mean(max(r, 10) - 10) of RayGaussX, r = 2 / (pi sqrt 3) (sum s^2)^(3/2) / (s1 s2 s3).
 
     r is 1.91 for a sphere, and 10 for a needle 4.9 times as long as it is wide or a disc 9.5 times as wide as it is
     thick. It does not depend on the size. Computed in logarithms, so that products of small scales do not underflow.
 
     Args:
         log_scales: [N, 3] log s.
+        weight: of the loss.
 
     Returns:
         A scalar; 0 if there is no Gaussian.
     """
     if len(log_scales) == 0:
         return log_scales.sum()
+    if log_scales.is_cuda and log_scales.dtype == torch.float32:
+        gpu = triton_module("raygauss_ns.gaussians.gpu", "the isotropy loss on a GPU")
+        loss: Tensor = gpu.Isotropy.apply(log_scales, weight)
+        return loss
     log_ratio = 1.5 * torch.logsumexp(2.0 * log_scales, dim=-1) - log_scales.sum(-1) + math.log(2 / (math.pi * 3**0.5))
     # Clamped where e^x would overflow: the gradient of such a thin Gaussian is 0 instead of NaN.
-    return (log_ratio.clamp_max(60.0).exp() - FREE_RATIO).clamp_min(0.0).mean()
+    return weight * (log_ratio.clamp_max(60.0).exp() - FREE_RATIO).clamp_min(0.0).mean()

@@ -122,7 +122,9 @@ class Maintenance:
         means, scales = params["means"], params["scales"]
         if due or len(control.log_scale_floor) == 0:
             control.log_scale_floor = smallest_resolved_scale(means, self.world_to_cameras, self.lenses).log()
-        floor = control.log_scale_floor + downscales * math.log(2.0)
+        floor = control.log_scale_floor
+        if downscales > 0:
+            floor = floor + downscales * math.log(2.0)
         torch.maximum(scales, floor[:, None], out=scales)
 
 

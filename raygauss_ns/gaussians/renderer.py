@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ns_support.kernels.backend import triton_module
 from ns_support.lenses.lens import Lens, in_world, pixel_centers
 from raygauss_ns.casting import Backend, CastSettings, Gaussians, RayOutputs, Rays, cast
 from raygauss_ns.casting.motion import moved_against, seen_from, turned_with
@@ -81,13 +82,11 @@ def render(
     Returns:
         Colour without a background, transmittance and depth, differentiable in the Gaussians, the basis and the motion.
     """
-    alive = gaussians.densities.detach() > settings.density_threshold
     rows, parts = [], []
     for viewpoint in viewpoints(rays, one_origin):
         if viewpoint.rows is None and viewpoint.center is not None and len(rays.origins) > 0:
             gaussians, basis = _met(gaussians, basis, viewpoint.center, rays.directions, settings)
-            alive = gaussians.densities.detach() > settings.density_threshold
-        colors = _colors(gaussians.means, basis, viewpoint, alive, motion)
+        colors = _colors(gaussians, basis, viewpoint, settings, motion)
         moved = gaussians if motion is None else moved_against(gaussians, motion)
         if viewpoint.rows is None:
             return cast(moved, colors, rays, settings, backend=backend)
@@ -97,10 +96,14 @@ def render(
     return RayOutputs(*(torch.cat(fields)[back] for fields in zip(*parts, strict=True)))
 
 
-def _colors(means: Tensor, basis: ColorBasis, viewpoint: Viewpoint, alive: Tensor, motion: Tensor | None) -> Tensor:
+def _colors(
+    gaussians: Gaussians, basis: ColorBasis, viewpoint: Viewpoint, settings: CastSettings, motion: Tensor | None
+) -> Tensor:
     """Colours [N, 3] of Gaussians as one viewpoint sees them."""
+    means = gaussians.means
     if viewpoint.center is not None:
         means = means if motion is None else seen_from(means, viewpoint.center, motion)
+        alive = None if means.is_cuda else gaussians.densities.detach() > settings.density_threshold
         return view_colors(basis, means, viewpoint.center, alive)
     assert viewpoint.direction is not None
     direction = viewpoint.direction if motion is None else turned_with(viewpoint.direction, motion)
@@ -119,6 +122,26 @@ def _met(
     # Indexing would do the same, but its gradient sorts the rows.
     gaussians = Gaussians(*(value.index_select(0, rows) for value in gaussians))
     return gaussians, ColorBasis(*(value.index_select(0, rows) for value in basis))
+
+
+def over(outputs: RayOutputs, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay a rendering over a background.
+
+    Args:
+        outputs: the rendering of R rays.
+        background: [R, 3] what is behind each ray.
+
+    Returns:
+        Image [R, 3]; accumulation 1 - T [R]; expected depth of what is seen [R] (length).
+    """
+    rgb, transmittance, depth = outputs
+    plain = not background.requires_grad and all(tensor.dtype == torch.float32 for tensor in (*outputs, background))
+    if rgb.is_cuda and plain:
+        gpu = triton_module("raygauss_ns.gaussians.gpu", "rendering on a GPU")
+        image, accumulation, mean_depth = gpu.Over.apply(rgb, transmittance, depth, background)
+        return image, accumulation, mean_depth
+    accumulation = 1.0 - transmittance
+    return rgb + transmittance[:, None] * background, accumulation, depth / accumulation.clamp_min(1e-6)
 
 
 def image_rays(lens: Lens, camera_to_world: Tensor, near: float = 0.0) -> Rays:

@@ -42,18 +42,47 @@ def structural_similarity(image: Tensor, ground_truth: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes are not [H, W, 3] and equal, or an image is smaller than the window.
     """
+    _check_images(image, ground_truth)
+    if image.device.type == "cpu" and image.dtype == ground_truth.dtype == torch.float32:
+        return _KernelSimilarity.apply(image, ground_truth)
+    if image.is_cuda and image.dtype == ground_truth.dtype == torch.float32:
+        return 1 - _mixture_on_gpu(image, ground_truth, 1.0)
+    batches = (tensor.permute(2, 0, 1)[None] for tensor in (image, ground_truth))
+    return ssim(*batches, data_range=1.0, win_size=WINDOW, win_sigma=_SIGMA)
+
+
+def mixed_difference(image: Tensor, ground_truth: Tensor, share: float) -> Tensor:
+    """(1 - w) mean |x - y| + w (1 - SSIM), differentiable in the image.
+
+    Args:
+        image: [H, W, 3] x.
+        ground_truth: [H, W, 3] y, as for `structural_similarity`.
+        share: w, of the structural similarity, in [0, 1].
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: as for `structural_similarity`.
+    """
+    if image.is_cuda and image.dtype == ground_truth.dtype == torch.float32:
+        _check_images(image, ground_truth)
+        return _mixture_on_gpu(image, ground_truth, share)
+    similarity = structural_similarity(image, ground_truth)
+    return (1 - share) * (image - ground_truth).abs().mean() + share * (1 - similarity)
+
+
+def _mixture_on_gpu(image: Tensor, ground_truth: Tensor, share: float) -> Tensor:
+    gpu = triton_module("raygauss_ns.ssim.gpu", "structural similarity on a GPU")
+    mixture: Tensor = gpu.Mixture.apply(image, ground_truth, share, tuple(window_weights().tolist()))
+    return mixture
+
+
+def _check_images(image: Tensor, ground_truth: Tensor) -> None:
     if image.shape != ground_truth.shape or image.ndim != 3 or image.shape[2] != _CHANNELS:
         raise ValueError(f"images must be [H, W, 3], got {list(image.shape)} and {list(ground_truth.shape)}")
     if min(image.shape[:2]) < WINDOW:
         raise ValueError(f"images must be at least {WINDOW} pixels high and wide, got {list(image.shape)}")
-    if image.device.type == "cpu" and image.dtype == ground_truth.dtype == torch.float32:
-        return _KernelSimilarity.apply(image, ground_truth)
-    if image.is_cuda and image.dtype == ground_truth.dtype == torch.float32:
-        gpu = triton_module("raygauss_ns.ssim.gpu", "structural similarity on a GPU")
-        similarity: Tensor = gpu.Similarity.apply(image, ground_truth, tuple(window_weights().tolist()))
-        return similarity
-    batches = (tensor.permute(2, 0, 1)[None] for tensor in (image, ground_truth))
-    return ssim(*batches, data_range=1.0, win_size=WINDOW, win_sigma=_SIGMA)
 
 
 @lru_cache(maxsize=1)

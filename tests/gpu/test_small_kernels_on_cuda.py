@@ -1,11 +1,16 @@
-"""RowAdam, structural similarity and the resumed hash encoding on a GPU against the same on a CPU."""
+"""Small kernels on a GPU against the same on a CPU: Adam, RowAdam, SSIM, colours, losses, the resumed hash encoding."""
 
 import pytest
 import torch
 
 from hardmine_ns.hash_encoding import HashEncoding, RowAdam
+from ns_support.adam import SharedAdam, stepping_together
 from ns_support.kernels.backend import check_gpu
-from raygauss_ns.ssim import structural_similarity
+from raygauss_ns.casting import RayOutputs
+from raygauss_ns.color import ColorBasis, view_colors
+from raygauss_ns.gaussians.losses import isotropy_loss
+from raygauss_ns.gaussians.renderer import over
+from raygauss_ns.ssim import mixed_difference, structural_similarity
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +62,64 @@ def test_structural_similarity(height, width):
     (value, gradient), (expected, wanted) = differentiate(DEVICE), differentiate("cpu")
     assert float(value) == pytest.approx(float(expected), abs=1e-5)
     assert relative(gradient, wanted) < 1e-5
+
+
+def agree(compute, *inputs):
+    """The same outputs and gradients of the inputs on a GPU and in float64 on a CPU."""
+    leaves = [tensor.to(DEVICE).requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    found, wanted = compute(*leaves), compute(*exact)
+    assert relative(found.detach(), wanted.detach()) < 1e-5
+    cotangent = torch.randn(wanted.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(found, leaves, cotangent.float().to(DEVICE))
+    for gradient, reference in zip(gradients, torch.autograd.grad(wanted, exact, cotangent), strict=True):
+        assert relative(gradient, reference) < 1e-4
+
+
+@pytest.mark.parametrize(("bands", "lobes"), [(0, 0), (3, 1), (8, 7)])
+def test_colors(bands, lobes):
+    torch.manual_seed(0)
+    shapes = (5_000, 3), (5_000, 3), (5_000, bands, 3), (5_000, lobes, 3), (5_000, lobes), (5_000, lobes, 3)
+    center = torch.tensor([0.1, 0.2, 5.0])
+
+    def colors(means, *basis):
+        used = ColorBasis(*basis)
+        return view_colors(used, means, center.to(means)) + 0 * sum(tensor.sum() for tensor in used)
+
+    agree(colors, *map(torch.randn, shapes))
+
+
+def test_losses_and_backgrounds():
+    torch.manual_seed(0)
+    truth, background = torch.rand(200, 301, 3), torch.tensor([0.2, 0.5, 1.0])
+    agree(lambda image: mixed_difference(image, truth.to(image), 0.2), torch.rand(200, 301, 3))
+    agree(lambda scales: isotropy_loss(scales, 0.3), 2 * torch.randn(5_000, 3) - 4)
+    agree(
+        lambda rgb, through: over(RayOutputs(rgb, through, through), background.to(rgb).expand_as(rgb))[0],
+        torch.rand(5_000, 3),
+        torch.rand(5_000),
+    )
+
+
+def test_adam_of_several_parameters():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((10_000, 3), (10_000, 8, 3), (10_000,), (3,))]
+    params = {device: [tensor.to(device, copy=True).requires_grad_() for tensor in start] for device in (DEVICE, "cpu")}
+    optimizers = {
+        device: [SharedAdam([p], lr=10.0**-i, eps=1e-15, fused=True) for i, p in enumerate(group)]
+        for device, group in params.items()
+    }
+    for _ in range(5):
+        gradients = [torch.randn_like(tensor) for tensor in start]
+        for device, group in params.items():
+            for parameter, gradient in zip(group, gradients, strict=True):
+                parameter.grad = gradient.to(device)
+            with stepping_together(optimizers[device]):
+                for optimizer in optimizers[device]:
+                    optimizer.step()
+    for found, wanted in zip(params[DEVICE], params["cpu"], strict=True):
+        assert relative(found.detach(), wanted.detach()) < 1e-5
+    assert all(float(next(iter(o.state.values()))["step"]) == 5 for o in optimizers[DEVICE])
 
 
 def test_resuming_from_known_features_gives_the_same_gradients():

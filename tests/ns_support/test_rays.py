@@ -1,5 +1,6 @@
 """Rays of every camera against closed forms written out in NumPy's float64 for one pixel at a time."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from scipy.spatial.transform import Rotation
 
 from ns_support.errors import UserError
-from ns_support.rays import ExactRayGenerator, camera_lenses, camera_rays, downscaled
+from ns_support.rays import LENS, ExactRayGenerator, camera_lenses, camera_rays, downscaled
 
 WIDTH, HEIGHT = 31, 21
 CX, CY = 15.5, 10.2  # odd, and the principal point at a pixel's centre: there nerfstudio's fisheye is 0 / 0
@@ -186,6 +187,31 @@ def test_kept_rays_are_those_of_the_lens_that_was_asked_for(assert_rays):
     for cameras, index in ((one, 0), (one, 1), (other, 1), (one, 0), (one, 1), (other, 0), (other, 1)):
         rays = camera_rays(cameras[index : index + 1], (2 + index, 3, 4, 5))
         assert_rays(rays[0, :2], cameras[index], [(2 + index, 3), (2 + index, 4)])
+
+
+def test_on_a_gpu_directions_of_a_pinhole_are_kept_and_turned(monkeypatch):
+    """On a pretended one: rays of a window, of the whole image, and of another lens are those of the CPU."""
+    pytest.importorskip("triton")
+    from pretended_gpu import pretended_gpu
+
+    cameras = make_cameras(CameraType.PERSPECTIVE)
+    wanted = [(camera, window, camera_rays(camera, window)) for camera, window in _asked_for(cameras)]
+    with pretended_gpu(monkeypatch) as counts:
+        for camera, window, bundle in wanted:
+            on_gpu = copy.copy(camera)
+            on_gpu.camera_to_worlds = camera.camera_to_worlds.to("cuda")
+            on_gpu.metadata = {LENS: camera_lenses(camera)[0]}
+            counts.clear()
+            found = camera_rays(on_gpu, window)
+            assert found.pixel_area.shape == bundle.pixel_area.shape
+            for name in ("origins", "directions"):
+                torch.testing.assert_close(getattr(found, name).inner, getattr(bundle, name), rtol=0, atol=3e-7)
+        assert counts.kernels.total() <= 2, str(counts)
+
+
+def _asked_for(cameras):
+    smaller = downscaled(cameras[0:1], 2)
+    return [(cameras[0:1], (3, 5, 4, 6)), (smaller, None), (cameras[0:1], None), (cameras[0:1], (0, 1, 5, 4))]
 
 
 def test_lenses_are_told_once_and_bad_ones_named():

@@ -4,7 +4,7 @@ from nerfstudio.cameras.cameras import CameraType
 
 from ns_support.lenses.lens import LensType
 from ns_support.rays import camera_extent
-from raygauss_ns.cameras import camera_view, posed_lenses
+from raygauss_ns.cameras import camera_view, observed_view, posed_lenses
 
 
 def test_camera_extent_and_lenses(make_cameras):
@@ -27,3 +27,12 @@ def test_a_view_has_the_cameras_lens(make_cameras):
     camera.distortion_params = torch.full((1, 6), 0.1)
     assert not camera_view(camera, (1, 2, 3, 4)).lens.is_pinhole
     assert camera_view(make_cameras(1, kind=CameraType.FISHEYE)[0:1], (1, 2, 3, 4)).lens.kind is LensType.FISHEYE
+
+
+def test_density_control_needs_no_view_of_a_whole_image(make_cameras):
+    """Unless distances count."""
+    camera = make_cameras(2)[0:1]
+    whole = (0, 0, 21, 30)
+    assert observed_view(camera, whole, False) is None
+    assert observed_view(camera, whole, True).window == whole
+    assert observed_view(camera, (1, 0, 20, 30), False).window == (1, 0, 20, 30)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ns_support.kernels.constants import constant
 from raygauss_ns.casting.gpu import kernels_growing, launch
-from raygauss_ns.casting.moments import moments_to_gradients
-from raygauss_ns.casting.types import CastSettings, Rays, WhitenedGaussians
+from raygauss_ns.casting.gpu.geometry import geometry_gradients
+from raygauss_ns.casting.types import CastSettings, Rays
 
 
 class GpuCast(torch.autograd.Function):
@@ -24,36 +25,47 @@ class GpuCast(torch.autograd.Function):
     def forward(
         ctx: Any,
         means: Tensor,
-        whitenings: Tensor,
+        scales: Tensor,
+        quats: Tensor,
         densities: Tensor,
         colors: Tensor,
         rays: Rays,
-        ends: Tensor,
         settings: CastSettings,
-    ) -> Tensor:
-        """[R, 5]: red, green, blue, transmittance, depth."""
-        ctx.settings, ctx.nothing = settings, len(densities) == 0 or len(ends) == 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Colours [R, 3], transmittances [R] and depths [R]."""
+        ctx.settings, ctx.nothing = settings, len(densities) == 0 or len(rays.origins) == 0
+        ctx.set_materialize_grads(False)
         if ctx.nothing:
-            _save(ctx, (whitenings, densities))
-            return torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).to(means.device).repeat(len(ends), 1)
-        gaussians = WhitenedGaussians(means, whitenings, densities, colors)
-        scene, device_rays = launch.scene_and_rays(gaussians, rays, ends, settings)
-        out = _kernels(settings).cast_forward(scene, device_rays, settings)
-        _save(ctx, (whitenings, densities, out, scene, device_rays))
-        return out
+            _save(ctx, (means, scales, quats, densities, colors))
+            out = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).to(means.device).repeat(len(rays.origins), 1)
+            lengths = torch.linalg.vector_norm(rays.directions.detach(), dim=-1, keepdim=True)
+            out = torch.where((lengths - 1).abs() < 1e-3, out, torch.nan)
+        else:
+            inputs = (means, scales, quats, densities, colors)
+            parameters = tuple(tensor.detach().float().contiguous() for tensor in inputs)
+            scene, device_rays = launch.scene_and_rays(parameters, rays, settings)
+            out = _kernels(settings).cast_forward(scene, device_rays, settings)
+            _save(ctx, (parameters[1:3], out, scene, device_rays))
+        return out[:, :3], out[:, 3], out[:, 4]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of means, A, densities and colours."""
-        whitenings, densities, *rest = _saved(ctx)
+    def backward(ctx: Any, *of_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of means, scales, quats, densities and colours."""
         if ctx.nothing:
-            moments = grad_out.new_zeros(len(densities), 13)
-        else:
-            out, scene, rays = rest
-            moments = _kernels(ctx.settings).cast_backward(scene, rays, ctx.settings, out, grad_out.contiguous())
-        gradients = moments_to_gradients(moments.to(whitenings.dtype), whitenings, densities)
-        return *gradients, None, None, None
+            return *(torch.zeros_like(tensor) for tensor in _saved(ctx)), None, None
+        (scales, quats), out, scene, rays = _saved(ctx)
+        zero = constant(0.0, out.device)
+        of_color, of_transmittance, of_depth = of_outputs
+        columns = [
+            zero.expand(len(out), 3) if of_color is None else of_color,
+            *(zero.expand(len(out), 1) if of is None else of[:, None] for of in (of_transmittance, of_depth)),
+        ]
+        grad_out = torch.cat([column.float() for column in columns], 1)
+        sums = _kernels(ctx.settings).cast_backward(scene, rays, ctx.settings, out, grad_out)
+        hierarchy = scene.hierarchy
+        ordered = (hierarchy.order, hierarchy.records, hierarchy.squared_cutoff)
+        return *geometry_gradients(sums, *ordered, scales, quats), None, None
 
 
 def _kernels(settings: CastSettings) -> ModuleType:

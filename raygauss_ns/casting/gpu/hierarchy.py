@@ -5,6 +5,8 @@ and so on up to the fourth level. A block is stored as the bounding boxes of its
 warp tests one child in each lane. The fourth level may have several blocks, which are all visited: one for each 2^20
 Gaussians.
 
+`building` builds it by kernels. This module defines the result, by operations of PyTorch on any device.
+
 Without copies to the host, the number of Gaussians above the density cutoff is not known. So all N get a record. Culled
 ones get the greatest code and an empty box: blocks that hold nothing else are empty too, and are never visited.
 """

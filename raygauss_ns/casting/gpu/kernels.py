@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from ns_support.kernels import triton_types as ty
+from raygauss_ns.casting.gpu.geometry import BROKEN
 from raygauss_ns.casting.gpu.lists import collect, ends_of, next_entry, open_list, packet_list
 from raygauss_ns.casting.gpu.packets import (
     load_vector,
@@ -225,25 +226,47 @@ def forward_kernel(
         row += K
         if candidates == 0:
             row = _next_row(listed, (count, full), row, tl.minimum(stop, rows) if WINDOWED else rows, step)
+    store_outputs(
+        out, ray, valid, tl.load(counts + ray, mask=valid, other=0) == BROKEN, (red, green, blue), transmittance, depth
+    )
+
+
+@triton.jit
+def store_outputs(
+    out: ty.Pointer,
+    ray: ty.Lanes,
+    valid: ty.Lanes,
+    broken: ty.Lanes,
+    color: ty.Vector,
+    transmittance: ty.Lanes,
+    depth: ty.Lanes,
+) -> None:
+    """Write the outputs of the packet's rays; NaN for those whose direction is not of unit length."""
+    spoilt = tl.where(broken, float("nan"), 0.0)
     to = out + ray * 5
-    tl.store(to, red, mask=valid)
-    tl.store(to + 1, green, mask=valid)
-    tl.store(to + 2, blue, mask=valid)
-    tl.store(to + 3, transmittance, mask=valid)
-    tl.store(to + 4, depth, mask=valid)
+    tl.store(to, color[0] + spoilt, mask=valid)
+    tl.store(to + 1, color[1] + spoilt, mask=valid)
+    tl.store(to + 2, color[2] + spoilt, mask=valid)
+    tl.store(to + 3, transmittance + spoilt, mask=valid)
+    tl.store(to + 4, depth + spoilt, mask=valid)
 
 
 @triton.jit
 def load_gradients(
     out: ty.Pointer, grad_out: ty.Pointer, ray: ty.Lanes, valid: ty.Lanes
 ) -> tuple[ty.Vector, ty.Lanes, ty.Lanes]:
-    """Gradients g of colour and depth, and the start of the suffix sum: g . outputs, the transmittance included."""
+    """Gradients g of colour and depth, and the start of the suffix sum: g . outputs, the transmittance included.
+
+    All are 0 for a ray that became NaN: another lane's Gaussians must not.
+    """
+    through = tl.load(out + ray * 5 + 3, mask=valid, other=0.0)
+    valid = valid & (through == through)
     g = load_vector(grad_out + ray * 5, valid, 0.0)
     g_through = tl.load(grad_out + ray * 5 + 3, mask=valid, other=0.0)
     g_depth = tl.load(grad_out + ray * 5 + 4, mask=valid, other=0.0)
     color = load_vector(out + ray * 5, valid, 0.0)
     remaining = g[0] * color[0] + g[1] * color[1] + g[2] * color[2]
-    remaining += g_through * tl.load(out + ray * 5 + 3, mask=valid, other=0.0)
+    remaining += tl.where(valid, g_through * through, 0.0)
     remaining += g_depth * tl.load(out + ray * 5 + 4, mask=valid, other=0.0)
     return g, g_depth, remaining
 

@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ns_support.kernels import triton_types as ty
-from raygauss_ns.casting.gpu.kernels import CHANGING, load_gradients
-from raygauss_ns.casting.gpu.launch import GpuRays, GpuScene, in_original_order, launch_both, rays_and_scene
+from raygauss_ns.casting.gpu.geometry import BROKEN
+from raygauss_ns.casting.gpu.kernels import CHANGING, load_gradients, store_outputs
+from raygauss_ns.casting.gpu.launch import GpuRays, GpuScene, launch_both, rays_and_scene
 from raygauss_ns.casting.gpu.lists import collect, farthest, open_list, packet_list
 from raygauss_ns.casting.gpu.packets import packet_rays, phi, phi_slope, transmittances
 from raygauss_ns.casting.gpu.packets_growing import (
@@ -129,10 +130,9 @@ def growing_forward_kernel(
         ray, valid, (origins, directions, nears, fars), bounds, (step, step_rest, growth, limit, schedule[3]), TILED
     )
     transmittance = tl.full([32], 1.0, tl.float32)
-    red = tl.zeros([32], tl.float32)
-    green = tl.zeros([32], tl.float32)
-    blue = tl.zeros([32], tl.float32)
-    depth = tl.zeros([32], tl.float32)
+    # NaN for a ray whose direction is not of unit length, which has no samples: known from here on without a register.
+    red = tl.where(tl.load(fars + ray, mask=valid, other=0) == BROKEN, float("nan"), 0.0)
+    green, blue, depth = red, red, red
     none = tl.zeros([32], tl.int32)
     # With WINDOWED there is no list at first, and the first slab must not be skipped.
     seen, full, stop = tl.zeros_like(number), tl.zeros_like(number), tl.zeros_like(schedule[3]) - 1.0
@@ -177,12 +177,7 @@ def growing_forward_kernel(
             row += K
         place = tl.where(marches, place + schedule[3] * dt, place)
         end = tl.where(transmittance > threshold, end, -float("inf"))
-    to = out + ray * 5
-    tl.store(to, red, mask=valid)
-    tl.store(to + 1, green, mask=valid)
-    tl.store(to + 2, blue, mask=valid)
-    tl.store(to + 3, transmittance, mask=valid)
-    tl.store(to + 4, depth, mask=valid)
+    store_outputs(out, ray, valid, red != red, (red, green, blue), transmittance, depth)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -322,4 +317,4 @@ def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: T
     """`launch.cast_backward` for the adaptive step."""
     sums = torch.zeros_like(scene.hierarchy.records)
     launch_both(growing_backward_kernel, rays, settings, (*_arguments(scene, rays, settings), out, grad_out, sums))
-    return in_original_order(sums, scene)
+    return sums

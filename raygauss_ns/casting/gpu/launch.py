@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygauss_ns.casting.gpu.hierarchy import GpuHierarchy, build_gpu_hierarchy
+from raygauss_ns.casting.gpu.building import hierarchy_of
+from raygauss_ns.casting.gpu.geometry import ray_ends
+from raygauss_ns.casting.gpu.hierarchy import GpuHierarchy
 from raygauss_ns.casting.gpu.kernels import backward_kernel, collect_kernel, forward_kernel
 from raygauss_ns.casting.gpu.packets import RAYS, TILE_HEIGHT, TILE_WIDTH
 from raygauss_ns.casting.morton import interleave
-from raygauss_ns.casting.types import CastSettings, Rays, WhitenedGaussians
+from raygauss_ns.casting.types import CastSettings, Rays
 
 SLABS = (4, 8)
 """Slab sizes that the kernels support (samples). 16 would need 64 registers for the sums alone."""
@@ -60,6 +62,7 @@ class GpuRays(NamedTuple):
         directions: [R, 3] float32, unit length.
         nears: [R] float32.
         ends: [R] int32, number of samples of each ray; with the adaptive step float32, the distance at which it ends.
+            `geometry.BROKEN` for a ray that is to become NaN.
         order: [R] int64, the order in which rays are put into packets; not used for an image.
         width: pixels of an image row if the rays are an image, row by row; 0 for incoherent rays.
     """
@@ -79,21 +82,16 @@ class GpuRays(NamedTuple):
         return -(-(len(self.nears) // self.width) // TILE_HEIGHT) * -(-self.width // TILE_WIDTH)
 
 
-def scene_and_rays(
-    gaussians: WhitenedGaussians, rays: Rays, ends: Tensor, settings: CastSettings
-) -> tuple[GpuScene, GpuRays]:
+def scene_and_rays(parameters: tuple[Tensor, ...], rays: Rays, settings: CastSettings) -> tuple[GpuScene, GpuRays]:
     """N > 0 Gaussians and R > 0 rays as the kernels take them.
 
     Args:
-        gaussians: the Gaussians.
+        parameters: as for `building.hierarchy_of`.
         rays: the rays; incoherent ones are sorted by where they cross the Gaussians' box.
-        ends: [R] as in `GpuRays`.
         settings: how they are sampled.
     """
-    means, whitenings, densities, colors = (tensor.detach().float() for tensor in gaussians)
-    origins, directions, nears = (tensor.detach().float().contiguous() for tensor in rays[:3])
-    ends = (ends.float() if settings.grows else ends).detach().contiguous()
-    hierarchy = build_gpu_hierarchy(means, whitenings, densities, colors, settings.density_threshold)
+    origins, directions, nears, ends = ray_ends(rays, settings)
+    hierarchy = hierarchy_of(parameters, settings.density_threshold)
     incoherent = rays.image_width == 0
     order = coherent_order(origins, directions, hierarchy.bounds) if incoherent else hierarchy.order[:0]
     device_rays = GpuRays(origins, directions, nears, ends, order, rays.image_width)
@@ -186,13 +184,6 @@ def launch_both(kernel: Any, rays: GpuRays, settings: CastSettings, arguments: t
         kernel[(rays.packets,)](*arguments, K=slab_of(settings), TILED=rays.width > 0, WINDOWED=windowed, num_warps=1)
 
 
-def in_original_order(sums: Tensor, scene: GpuScene) -> Tensor:
-    """From moments by record [N, 16] to moments by Gaussian [N, 13]."""
-    moments = torch.empty_like(sums)
-    moments[scene.hierarchy.order] = sums
-    return moments[:, :13]
-
-
 def collect_lists(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> None:
     """Write the packets' lists."""
     arguments = _arguments(scene, rays, settings)[:-2]
@@ -217,7 +208,7 @@ def cast_forward(scene: GpuScene, rays: GpuRays, settings: CastSettings) -> Tens
 
 
 def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: Tensor, grad_out: Tensor) -> Tensor:
-    """Gradients of a loss on the outputs, as 13 moments per Gaussian; float32 values are added in no fixed order.
+    """Gradients of a loss on the outputs, as 13 moments per record; float32 values are added in no fixed order.
 
     Args:
         scene: the Gaussians.
@@ -227,8 +218,8 @@ def cast_backward(scene: GpuScene, rays: GpuRays, settings: CastSettings, out: T
         grad_out: [R, 5] gradient of the loss with respect to that.
 
     Returns:
-        [N, 13] float32, in the Gaussians' original order; `casting.moments` defines the sums.
+        [N, 16] float32: the sums that `casting.moments` defines, and three numbers that mean nothing.
     """
     sums = torch.zeros_like(scene.hierarchy.records)
     launch_both(backward_kernel, rays, settings, (*_arguments(scene, rays, settings), out, grad_out, sums))
-    return in_original_order(sums, scene)
+    return sums

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ns_support.concurrency.processes import Processes
+from ns_support.kernels.backend import triton_module
 from raygauss_ns.gaussians.density.relocation import FAINT, divide, weighted_choice
 from raygauss_ns.gaussians.optics import optical_depths
 from raygauss_ns.gaussians.projection import View
@@ -125,6 +126,11 @@ class DensityControl(nn.Module):
                 whole image at a distance below u.
             images: number of images over which gradients are averaged; each image's loss was divided by it.
         """
+        if view is None and gradient.is_cuda and gradient.dtype == torch.float32:
+            gpu = triton_module("raygauss_ns.gaussians.gpu", "density control on a GPU")
+            found = gpu.observed(gradient, unit * images)
+            self._observed = found if self._observed is None else self._observed + found
+            return
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
         seen = norms > 0
         if view is not None:
@@ -150,8 +156,7 @@ class DensityControl(nn.Module):
         if processes.size > 1:
             found = processes.sum(self.gradient_sum.new_zeros(2, len(self.gradient_sum)) if found is None else found)
         if found is not None:
-            self.gradient_sum += found[0]
-            self.times_seen += found[1]
+            torch._foreach_add_([self.gradient_sum, self.times_seen], list(found.unbind()))  # one launch
 
     @torch.no_grad()
     def densify(self, params: nn.ParameterDict, optimizers: dict[str, Optimizer], extent: float, seed: int) -> int:

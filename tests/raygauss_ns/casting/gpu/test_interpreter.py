@@ -182,13 +182,20 @@ def test_rays_without_end_and_rays_that_begin_at_infinity(random_scene, image_ra
     assert outputs[1].tolist() == [0, 0, 0, 1, 0]
 
 
-def test_a_direction_that_is_not_of_unit_length_shows(random_scene, image_rays, cast_scene):
-    scene, rays = random_scene(2), image_rays(2, 1)
-    directions = rays.directions.clone()
-    directions[1] *= 1.1
-    outputs = cast_scene(scene, rays._replace(directions=directions), SETTINGS, "gpu", 2)
-    assert outputs[0].isfinite().all()
-    assert outputs[1].isnan().all()
+@pytest.mark.parametrize("growth", [{}, {"step_growth": 0.02}])
+def test_a_direction_that_is_not_of_unit_length_shows(growth, random_scene, image_rays, differentiate):
+    """Its ray is NaN; the gradients are those of the other rays, whatever arrives for this one."""
+    scene, rays, settings = random_scene(12), image_rays(5, 1), SETTINGS._replace(step=0.4, **growth)
+    directions, cotangent = rays.directions.clone(), torch.ones(5, 5)
+    directions[0] *= 1.1
+    cotangent[0] = torch.nan
+    found = differentiate(scene, rays._replace(directions=directions), settings, cotangent, "gpu", 5)
+    alone = differentiate(scene, rays.apply(lambda tensor: tensor[1:]), settings, cotangent[1:], "gpu", 4)
+    assert found.outputs[0].isnan().all()
+    assert alone.gradients["colors"].any()
+    torch.testing.assert_close(found.outputs[1:], alone.outputs, rtol=0, atol=OUTPUT_TOLERANCE)
+    for name, gradient in found.gradients.items():
+        torch.testing.assert_close(gradient, alone.gradients[name], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_alive(random_scene, image_rays, differentiate):

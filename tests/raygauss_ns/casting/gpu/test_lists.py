@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raygauss_ns.casting import CastSettings, Rays, whitening_matrices
-from raygauss_ns.casting.types import WhitenedGaussians, far_ends, sample_counts
+from raygauss_ns.casting.types import sample_counts
 
 pytest.importorskip("triton")
 
@@ -49,14 +49,7 @@ def lists_of(scene, rays, width, settings):
     """For each packet its rays, the Gaussians in its list, their intervals, and the length that the kernel noted."""
     from raygauss_ns.casting.gpu import kernels_growing, launch
 
-    whitenings = whitening_matrices(scene.scales, scene.quats)
-    gaussians = WhitenedGaussians(scene.means, whitenings, scene.densities, scene.colors)
-    if settings.grows:
-        nears, ends = far_ends(rays.nears, rays.fars, settings)
-        rays = rays._replace(nears=nears)
-    else:
-        ends = sample_counts(rays.nears, rays.fars, settings)
-    on_device, device_rays = launch.scene_and_rays(gaussians, Rays(*rays, width), ends, settings)
+    on_device, device_rays = launch.scene_and_rays(tuple(scene), Rays(*rays, width), settings)
     (kernels_growing if settings.grows else launch).collect_lists(on_device, device_rays, settings)
     lists, order = on_device.lists, on_device.hierarchy.order
     for packet, length in enumerate(lists.lengths.tolist()):
