@@ -33,7 +33,7 @@ from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.runs.progress import TrainingProgress, install
 from ns_support.runs.safe_files import FULL, replaced, unwritable
-from ns_support.runs.saved_runs import read_checkpoint, write_checkpoint
+from ns_support.runs.saved_runs import naming, read_checkpoint, write_checkpoint
 from ns_support.runs.sizes import keep_sizes
 from ns_support.runs.start import check_resumable, check_run, free_timestamp, resume_path
 from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
@@ -196,7 +196,7 @@ class SharedTrainer(Trainer):
         if not self._is_of_these_data(state, path):
             self._begin_corrections_anew(state)
         # The viewer is already there, and must not draw a model that is half loaded.
-        with self.train_lock:
+        with self.train_lock, naming(path):
             self._start_step = state["step"] + 1
             self.pipeline.load_pipeline(state["pipeline"], state["step"])
             self.optimizers.load_optimizers(state["optimizers"])

@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_method_is_refused_before_the_data_are_loaded(me
 
 
 def test_settings_that_do_not_fit_a_checkpoint_are_a_sentence(finished, scene, tmp_path):
-    with pytest.raises(UserError, match=r"does not fit this configuration.*size mismatch"):
+    with pytest.raises(UserError, match=r"step-\d+\.ckpt: .*does not fit this configuration.*size mismatch"):
         begin(
             configure(
                 "instant-ngp-hardmine-bounded", scene, tmp_path, load_dir=finished["instant-ngp-hardmine"].base_dir
