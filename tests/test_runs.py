@@ -228,6 +228,10 @@ def with_option(name, value):
     return lambda config: setattr(config, name, value)
 
 
+def with_optimizers(name, value):
+    return lambda config: [setattr(group["optimizer"], name, value) for group in config.optimizers.values()]
+
+
 WRONG = {
     "no data": (lambda c: setattr(c.pipeline.datamanager, "data", c.output_dir / "no"), "does not exist"),
     "no steps": (with_option("max_num_iterations", 0), "max-num-iterations must be at least 1, got 0"),
@@ -235,6 +239,9 @@ WRONG = {
     "load-dir": (with_option("load_dir", Path("nowhere")), "nowhere does not exist"),
     "load-step": (with_option("load_step", 3), "needs --load-dir"),
     "device": (lambda c: setattr(c.machine, "device_type", "mps"), "must be cpu or cuda, got mps"),
+    "learning rates": (with_optimizers("lr", -1.0), r"--optimizers\..*\.lr must be finite and at least 0, got -1.0"),
+    "a rate of NaN": (with_optimizers("lr", float("nan")), "lr must be finite and at least 0, got nan"),
+    "epsilon": (with_optimizers("eps", -1e-8), "eps must be finite and at least 0, got -1e-08"),
     "setting": (with_model(near_plane=-1.0), "near-plane must be"),
 }
 

@@ -88,7 +88,7 @@ def _newest_state(output: Path, method: str) -> dict[str, Any] | None:
 
 def _rewritten(state: dict[str, Any], rng: random.Random, other: dict[str, Any]) -> tuple[str, Any]:
     """A checkpoint that is a whole file with other contents."""
-    name = rng.choice([name for name, value in state["pipeline"].items() if value.ndim > 0])
+    name = rng.choice([name for name, value in state["pipeline"].items() if value.ndim > 0 and value.numel() > 0])
     value = state["pipeline"][name]
     changes: dict[str, Callable[[], Any]] = {
         "lacks an entry": lambda: state.pop(rng.choice(["step", "pipeline", "optimizers"])),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ def check_run(config: SharedTrainerConfig) -> None:
         raise UserError("--machine.device-type is cuda, but PyTorch finds no CUDA device here. Leave it out.")
     if device not in ("cpu", "cuda"):
         raise UserError(f"--machine.device-type must be cpu or cuda, got {device}.")
+    check_optimizers(config.optimizers)
     config.pipeline.check()
     check_data(config.pipeline.datamanager)
     path = resume_path(config)
@@ -39,6 +42,25 @@ def check_run(config: SharedTrainerConfig) -> None:
         check_resumable(read_checkpoint(path), path, config)
     make_folder(config.get_base_dir())
     clean_up(config)
+
+
+def check_optimizers(optimizers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse settings that no optimiser takes.
+
+    Args:
+        optimizers: nerfstudio's, by parameter group.
+
+    Raises:
+        UserError: a learning rate, epsilon, weight decay or beta is out of its range; names the option.
+    """
+    for group, parts in optimizers.items():
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(parts["optimizer"], name, 0.0)
+            if not 0 <= value < math.inf:
+                raise UserError(f"--optimizers.{group}.optimizer.{name} must be finite and at least 0, got {value}.")
+        betas = getattr(parts["optimizer"], "betas", ())
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"--optimizers.{group}.optimizer.betas must be in [0, 1), got {betas}.")
 
 
 def clean_up(config: SharedTrainerConfig) -> None:
