@@ -206,7 +206,8 @@ def test_an_older_runs_normalization_is_compared(finished, scene, tmp_path):
     assert steps_in(begin(configure("raygauss", scene, tmp_path, 1, load_dir=folder))) == [8]
     transforms = json.loads((folder / "dataparser_transforms.json").read_text())
     (folder / "dataparser_transforms.json").write_text(json.dumps(transforms | {"scale": 0.5}))
-    with pytest.raises(UserError, match=r"places the scene differently, and the scene is scaled by 1, then by 0\.5"):
+    sentence = r"transforms\.json places the scene differently, and the scene is scaled by 1, then by 0\.5"
+    with pytest.raises(UserError, match=sentence):
         begin(configure("raygauss", scene, tmp_path, 1, load_dir=folder))
 
 

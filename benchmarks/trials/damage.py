@@ -98,12 +98,26 @@ def _rewritten(state: dict[str, Any], rng: random.Random, other: dict[str, Any])
         "a tensor repeated without end": lambda: state["pipeline"].update(
             {name: value[:1].expand(10**9, *value.shape[1:])}
         ),
+        "an optimiser's tensor of another shape": lambda: _shorten(state["optimizers"], rng),
         "another method's": lambda: (state.clear(), state.update(other)),
         "empty": state.clear,
     }
     kind = rng.choice(list(changes))
     changes[kind]()
     return kind, state
+
+
+def _shorten(optimizers: dict[str, Any], rng: random.Random) -> None:
+    """Take the last row of a tensor in an optimiser's state."""
+    places = [
+        (of_parameter, name)
+        for optimizer in optimizers.values()
+        for of_parameter in optimizer["state"].values()
+        for name, value in of_parameter.items()
+        if isinstance(value, torch.Tensor) and value.ndim > 0 and value.numel() > 0
+    ]
+    of_parameter, name = rng.choice(places)
+    of_parameter[name] = of_parameter[name][:-1].clone()
 
 
 def _load(config: Path, originals: Sequence[Path], mode: str) -> None:
