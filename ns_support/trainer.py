@@ -35,7 +35,7 @@ from ns_support.runs.progress import TrainingProgress, install
 from ns_support.runs.safe_files import FULL, replaced, unwritable
 from ns_support.runs.saved_runs import naming, read_checkpoint, write_checkpoint
 from ns_support.runs.sizes import keep_sizes
-from ns_support.runs.start import check_resumable, check_run, free_timestamp, resume_path
+from ns_support.runs.start import check_resumable, check_run, free_timestamp, load_states, resume_path
 from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
 from ns_support.runs.summary import data_facts, device_facts, say_farewell
 from ns_support.runs.trained_on import KEY, moved, normalization_beside, trained_on
@@ -199,7 +199,7 @@ class SharedTrainer(Trainer):
         with self.train_lock, naming(path):
             self._start_step = state["step"] + 1
             self.pipeline.load_pipeline(state["pipeline"], state["step"])
-            self.optimizers.load_optimizers(state["optimizers"])
+            load_states(self.optimizers, state["optimizers"])
             if self.config.load_scheduler:
                 self.optimizers.load_schedulers(state.get("schedulers", {}))
             if state.get("scalers"):

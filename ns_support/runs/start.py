@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nerfstudio.engine.optimizers import Optimizers
 
 from ns_support.corrections.settings import OPTIONAL_GROUPS
 from ns_support.data.checks import check_data_folder, parser_name
@@ -118,6 +119,33 @@ def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConf
             f"{path} is not a checkpoint of {config.method_name}. {whose}; "
             f"{config.method_name} trains {', '.join(sorted(wanted))}."
         )
+
+
+def load_states(optimizers: Optimizers, states: Mapping[str, Any]) -> None:
+    """Load what a checkpoint says of the optimisers. PyTorch takes tensors of any shape, of which kernels then read.
+
+    Args:
+        optimizers: of the parameters as they are in the checkpoint.
+        states: the checkpoint's, by parameter group.
+
+    Raises:
+        UserError: a moment is not of its parameter's shape, or another tensor has not a row for each of its rows.
+    """
+    try:
+        optimizers.load_optimizers(states)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The states of its optimisers are damaged: {' '.join(str(error).split())}.") from error
+    for group, optimizer in optimizers.optimizers.items():
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                    continue
+                compared = None if name.startswith("exp_avg") else 1
+                if value.shape[:compared] != parameter.shape[:compared]:
+                    raise UserError(
+                        f"The optimiser of {group} has {name} of the shape {list(value.shape)} for parameters of the "
+                        f"shape {list(parameter.shape)}: it was altered."
+                    )
 
 
 def make_folder(folder: Path) -> None:

@@ -78,8 +78,8 @@ class Watch:
             self._met = met if self._met is None else self._met | met
         if self._looks == _FIRST and (self._met is None or not bool(self._met)):
             warn(
-                f"Nothing was learnt in the first {_FIRST} steps: no ray met anything, and the pictures are empty. Look "
-                "at the cameras' poses and their scale, and at the near plane and the step size if they were set."
+                f"Nothing was learnt in the first {_FIRST} steps: no ray met anything, and the pictures are empty. "
+                "Look at the cameras' poses and their scale, and at the near plane and the step size if they were set."
             )
 
     def check(self) -> None:
