@@ -34,9 +34,9 @@ from ns_support.errors import UserError
 from ns_support.help import documented
 from ns_support.runs.progress import TrainingProgress, install
 from ns_support.runs.safe_files import FULL, replaced, unwritable
-from ns_support.runs.saved_runs import read_checkpoint, write_checkpoint
+from ns_support.runs.saved_runs import naming, read_checkpoint, write_checkpoint
 from ns_support.runs.sizes import keep_sizes
-from ns_support.runs.start import check_resumable, check_run, free_timestamp, resume_path
+from ns_support.runs.start import check_resumable, check_run, free_timestamp, load_states, resume_path
 from ns_support.runs.stopping import stop_signals, stop_signals_of_worker
 from ns_support.runs.summary import data_facts, device_facts, say_farewell
 from ns_support.runs.trained_on import KEY, moved, normalization_beside, trained_on
@@ -198,10 +198,10 @@ class SharedTrainer(Trainer):
         if not self._is_of_these_data(state, path):
             self._begin_corrections_anew(state)
         # The viewer is already there, and must not draw a model that is half loaded.
-        with self.train_lock:
+        with self.train_lock, naming(path):
             self._start_step = state["step"] + 1
             self.pipeline.load_pipeline(state["pipeline"], state["step"])
-            self.optimizers.load_optimizers(state["optimizers"])
+            load_states(self.optimizers, state["optimizers"])
             if self.config.load_scheduler:
                 self.optimizers.load_schedulers(state.get("schedulers", {}))
             if state.get("scalers"):
@@ -355,6 +355,8 @@ class SharedTrainer(Trainer):
         loss, losses, metrics = super().train_iteration(step)
         if self._watch is not None:
             self._watch.follow(loss, step)
+            of_photographs = self.pipeline.model.per_photograph().keys()
+            self._watch.look(p for name, p in self.pipeline.model.named_parameters() if name not in of_photographs)
         if self.processes.size > 1 and step % self.config.logging.steps_per_log == 0:
             device = self.pipeline.device
             losses = _combined(losses, self.processes, device, 1.0)

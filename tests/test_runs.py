@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_method_is_refused_before_the_data_are_loaded(me
 
 
 def test_settings_that_do_not_fit_a_checkpoint_are_a_sentence(finished, scene, tmp_path):
-    with pytest.raises(UserError, match=r"does not fit this configuration.*size mismatch"):
+    with pytest.raises(UserError, match=r"step-\d+\.ckpt: .*does not fit this configuration.*size mismatch"):
         begin(
             configure(
                 "instant-ngp-hardmine-bounded", scene, tmp_path, load_dir=finished["instant-ngp-hardmine"].base_dir
@@ -206,7 +206,8 @@ def test_an_older_runs_normalization_is_compared(finished, scene, tmp_path):
     assert steps_in(begin(configure("raygauss", scene, tmp_path, 1, load_dir=folder))) == [8]
     transforms = json.loads((folder / "dataparser_transforms.json").read_text())
     (folder / "dataparser_transforms.json").write_text(json.dumps(transforms | {"scale": 0.5}))
-    with pytest.raises(UserError, match=r"places the scene differently, and the scene is scaled by 1, then by 0\.5"):
+    sentence = r"transforms\.json places the scene differently, and the scene is scaled by 1, then by 0\.5"
+    with pytest.raises(UserError, match=sentence):
         begin(configure("raygauss", scene, tmp_path, 1, load_dir=folder))
 
 
@@ -228,6 +229,10 @@ def with_option(name, value):
     return lambda config: setattr(config, name, value)
 
 
+def with_optimizers(name, value):
+    return lambda config: [setattr(group["optimizer"], name, value) for group in config.optimizers.values()]
+
+
 WRONG = {
     "no data": (lambda c: setattr(c.pipeline.datamanager, "data", c.output_dir / "no"), "does not exist"),
     "no steps": (with_option("max_num_iterations", 0), "max-num-iterations must be at least 1, got 0"),
@@ -235,6 +240,9 @@ WRONG = {
     "load-dir": (with_option("load_dir", Path("nowhere")), "nowhere does not exist"),
     "load-step": (with_option("load_step", 3), "needs --load-dir"),
     "device": (lambda c: setattr(c.machine, "device_type", "mps"), "must be cpu or cuda, got mps"),
+    "learning rates": (with_optimizers("lr", -1.0), r"--optimizers\..*\.lr must be finite and at least 0, got -1.0"),
+    "a rate of NaN": (with_optimizers("lr", float("nan")), "lr must be finite and at least 0, got nan"),
+    "epsilon": (with_optimizers("eps", -1e-8), "eps must be finite and at least 0, got -1e-08"),
     "setting": (with_model(near_plane=-1.0), "near-plane must be"),
 }
 

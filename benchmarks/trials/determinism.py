@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _train(
     return state_of(newest)
 
 
-def determinism(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
+def determinism(data: Path, work: Path, count: int) -> Iterator[dict[str, Any]]:
     """The largest difference of two trainings' tensors; "bit for bit" if there is none.
 
     Args:
@@ -59,7 +60,6 @@ def determinism(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
         work: folder for the runs.
         count: how often each pair is trained; the largest difference counts.
     """
-    rows = []
     for method in METHODS:
         pairs: dict[str, float] = {}
         for i in range(count):
@@ -85,5 +85,4 @@ def determinism(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
             pairs = {name: max(value, pairs.get(name, 0.0)) for name, value in found.items()}
             shutil.rmtree(folder)
         for name, value in pairs.items():
-            rows.append({"method": method, "pair": name, "difference": f"{value:.1e}" if value else "bit for bit"})
-    return rows
+            yield {"method": method, "pair": name, "difference": f"{value:.1e}" if value else "bit for bit"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def endurance(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
+def endurance(data: Path, work: Path, count: int) -> Iterator[dict[str, Any]]:
     """A training of each method with a viewer, then evaluations of the run.
 
     Args:
@@ -80,10 +80,9 @@ def endurance(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
         work: folder for the runs.
         count: steps; there is an evaluation for every 30 of them.
 
-    Returns:
+    Yields:
         For each, the memory at some places, and the largest numbers of files and threads in the first and last half.
     """
-    rows = []
     for method in METHODS:
         port = _free_port()
         config = config_of(method, data, work, count, vis="viewer", viewer__websocket_port=port, steps_per_save=100)
@@ -104,5 +103,4 @@ def endurance(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
             files = [max(look.files for look in half) for half in (looks[:middle], looks[middle:])]
             threads = [max(look.threads for look in half) for half in (looks[:middle], looks[middle:])]
             row = {"method": method, "work": name, "end": kind, "clients": visits, "MiB": " ".join(memory)}
-            rows.append(row | {"files": " ".join(map(str, files)), "threads": " ".join(map(str, threads))})
-    return rows
+            yield row | {"files": " ".join(map(str, files)), "threads": " ".join(map(str, threads))}

@@ -68,13 +68,16 @@ def _header(rng: random.Random) -> bytes:
     return (start + rng.choice((middle, "")) + " ".join(words) + end).encode() + rng.randbytes(rng.randint(0, 200))
 
 
-def fuzz(work: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def fuzz(work: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Half of the files are PLY files, the other half lists of frames.
 
     Args:
         work: folder.
         count: number of files.
         seed: of what they contain.
+
+    Yields:
+        A row for each: how its reader ended.
     """
     from ns_support.data.formats.captures import read_capture
     from ns_support.data.ply import read_ply
@@ -85,7 +88,6 @@ def fuzz(work: Path, count: int, seed: int) -> list[dict[str, Any]]:
     listed = (scenes / "nerfstudio" / "transforms.json").read_bytes()
     assert json.loads(listed)["frames"]
     kinds: dict[str, Harm] = BYTES | TEXT
-    rows = []
     tracemalloc.start()
     for i in range(count):
         rng = random.Random(f"{seed} {i}")
@@ -101,6 +103,5 @@ def fuzz(work: Path, count: int, seed: int) -> list[dict[str, Any]]:
         path.write_bytes(content)
         kind = _outcome(reader, path)
         row = {"reader": path.name, "n": i, "kind": kind}
-        rows.append(row if kind in ("ok", "sentence") else row | {"content": repr(content[:2000])})
+        yield row if kind in ("ok", "sentence") else row | {"content": repr(content[:2000])}
     tracemalloc.stop()
-    return rows

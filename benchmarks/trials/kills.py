@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def _afterwards(case: dict[str, Any], output: Path, data: Path, reference: dict[
     return row
 
 
-def kills(data: Path, work: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def kills(data: Path, work: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Every third kill falls into a save, the others at a random time of the training.
 
     Args:
@@ -85,13 +87,12 @@ def kills(data: Path, work: Path, count: int, seed: int) -> list[dict[str, Any]]
         count: number of kills.
         seed: of the moments.
 
-    Returns:
+    Yields:
         A row for each: how it ended, what was left, and whether the resumed run is bit for bit that of no kill.
     """
     rng = random.Random(seed)
     references: dict[tuple[str, str], Any] = {}
     seconds: dict[str, float] = {}
-    rows = []
     for i in range(count):
         method, moment = METHODS[i % 2], "save" if (i // 2) % 3 == 0 else "time"
         if (method, moment) not in references:
@@ -113,8 +114,8 @@ def kills(data: Path, work: Path, count: int, seed: int) -> list[dict[str, Any]]
         output = work / f"kill_{i:03d}"
         ended = _victim(case, output, data)
         row = {"method": method, "moment": moment, "signal": case["signal"].name, "end": f"{ended.kind} {ended.code}"}
-        rows.append(row | _afterwards(case, output, data, references[method, moment]))
-    return rows
+        yield row | _afterwards(case, output, data, references[method, moment])
+        shutil.rmtree(output)
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

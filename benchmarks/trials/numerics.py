@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _judged(folder: Path, method: str, steps: int) -> tuple[str, str]:
     return ("finite" if not math.isnan(score) else "PSNR is NaN"), f"{score:.2f} dB"
 
 
-def numerics(scenes: Path, work: Path, steps: int, seed: int) -> list[dict[str, Any]]:
+def numerics(scenes: Path, work: Path, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Every strange scene with both methods, and every strange setting.
 
     Args:
@@ -158,6 +158,9 @@ def numerics(scenes: Path, work: Path, steps: int, seed: int) -> list[dict[str, 
         work: folder for the runs.
         steps: length of a training.
         seed: of the trainings.
+
+    Yields:
+        A row for each: "finite", "sentence" or what is wrong, with the score or the last line.
     """
     cases: list[tuple[str, str, Callable[[Path], None], Change]] = [
         (name, method, scene, lambda config: None) for name, scene in SCENES.items() for method in METHODS
@@ -167,7 +170,6 @@ def numerics(scenes: Path, work: Path, steps: int, seed: int) -> list[dict[str, 
         for name, changes in SETTINGS.items()
         for method, change in changes.items()
     ]
-    rows = []
     for i, (name, method, scene, change) in enumerate(cases):
         folder = work / f"numerics_{i:03d}"
         shutil.copytree(scenes / "blender", folder / "data")
@@ -177,6 +179,5 @@ def numerics(scenes: Path, work: Path, steps: int, seed: int) -> list[dict[str, 
         outcome = run(lambda config=config: train(config), folder / "train.log", 120.0)
         kind = "traceback of ours" if outcome.is_ours else outcome.kind
         result, score = _judged(folder, method, steps) if kind == "ok" else (kind, outcome.last[-140:])
-        rows.append({"case": name, "method": method, "result": result, "s": round(outcome.seconds, 1), "what": score})
+        yield {"case": name, "method": method, "result": result, "s": round(outcome.seconds, 1), "what": score}
         shutil.rmtree(folder)
-    return rows

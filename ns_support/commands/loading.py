@@ -15,7 +15,7 @@ from typing import Any
 from nerfstudio.configs.experiment_config import ExperimentConfig
 
 from ns_support.errors import UserError
-from ns_support.runs.saved_runs import find_checkpoint, read_checkpoint
+from ns_support.runs.saved_runs import find_checkpoint, naming, read_checkpoint
 from ns_support.runs.trained_on import KEY, moved, trained_on
 from ns_support.terminal import say, warn
 
@@ -79,7 +79,8 @@ def load_finished(config: Any, pipeline: Any) -> tuple[Path, int]:
     difference = None if before is None else moved(before, trained_on(pipeline.datamanager))
     if difference is not None:
         warn(f"The data are not those that the run was trained on: {difference}.")
-    pipeline.load_pipeline(state["pipeline"], state["step"])
+    with naming(path):
+        pipeline.load_pipeline(state["pipeline"], state["step"])
     pipeline.loaded_step = state["step"]
     say(f"Loaded {path}.")
     return path, state["step"]

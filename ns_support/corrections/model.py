@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ns_support.corrections.exposure import Exposure
 from ns_support.corrections.matching import FITTED_POSES
-from ns_support.corrections.moving import MovingPixels, pixel_blocks
+from ns_support.corrections.moving import BLOCKS, MovingPixels, pixel_blocks
 from ns_support.corrections.newton import l1_curvature
 from ns_support.corrections.poses import PoseRefinement
 from ns_support.corrections.settings import CorrectionsConfig
@@ -27,6 +27,9 @@ from ns_support.viewer.controls import ViewerRun, viewer_asks
 _MEASURED = 1.8
 """The loss's curvature as a multiple of that of normally distributed residuals: theirs have heavy tails, and structural
 similarity has a part in it. Median over cameras, from the gradients' change: 1.7 to 1.9 (1.3 to 2.8)."""
+
+_ROWS = {"moving.errors": BLOCKS * BLOCKS}
+"""Rows of a photograph in the state, where there is more than one."""
 
 
 class CorrectedModel(Model):
@@ -65,10 +68,11 @@ class CorrectedModel(Model):
         unused = {f"exposure.{name}": value for name, value in self.exposure.unused_state().items()}
         if not unused.keys() & state_dict.keys():
             state_dict = unused | dict(state_dict)
-        for name, own in self.per_photograph().items():
-            given = state_dict.get(name)
-            if given is not None and given.shape != own.shape:
-                own.data = torch.zeros_like(given, device=own.device)
+        corrected = {name: own for name, own in self.per_photograph().items() if name in state_dict}
+        photos = {len(state_dict[name]) / _ROWS.get(name, 1) for name in corrected if state_dict[name].ndim > 0}
+        # Where the state contradicts itself, PyTorch says what does not fit.
+        for name, own in corrected.items() if len(photos) == 1 else ():
+            own.data = own.data.new_zeros(len(state_dict[name]), *own.shape[1:])
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def per_photograph(self) -> dict[str, Tensor]:

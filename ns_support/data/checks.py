@@ -194,7 +194,9 @@ class ChecksData:
         config: Any = self.config  # type: ignore[attr-defined]
         checked_ones = checked_outputs(outputs, Path(config.dataparser.data), needed)
         sizes = torch.cat([checked_ones.cameras.width, checked_ones.cameras.height], dim=-1)
-        if len(sizes) > 1 and bool((sizes != sizes[0]).any()) and hasattr(config, "collate_fn"):
+        # Images that are not needed are not looked at either: their sizes may differ from their cameras'.
+        differ = not needed or (len(sizes) > 1 and bool((sizes != sizes[0]).any()))
+        if differ and hasattr(config, "collate_fn"):
             config.collate_fn = variable_res_collate
         return checked_ones
 

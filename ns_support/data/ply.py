@@ -177,6 +177,11 @@ def _what_else(path: Path, start: bytes) -> str:
 
 
 def _read_ascii(file: BinaryIO, dtype: np.dtype[np.void], count: int, path: Path) -> NDArray[np.void]:
+    with np.errstate(over="ignore"):  # what a type can't hold becomes infinite, and callers look for that
+        return _rows_of_text(file, dtype, count, path)
+
+
+def _rows_of_text(file: BinaryIO, dtype: np.dtype[np.void], count: int, path: Path) -> NDArray[np.void]:
     rows = np.empty(count, dtype)
     names = dtype.names or ()
     for i in range(count):

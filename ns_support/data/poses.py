@@ -49,9 +49,9 @@ def checked_poses(poses: Poses, names: Sequence[object], where: object) -> Poses
     determinants = np.linalg.det(rotations)
     _refuse_mirrored(determinants, names, where)
     scales = np.cbrt(determinants)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         units = rotations / scales[:, None, None]
-    gram = units.transpose(0, 2, 1) @ units
+        gram = units.transpose(0, 2, 1) @ units
     deviations = np.nan_to_num(np.abs(gram - np.eye(3)).max(axis=(1, 2)), nan=np.inf)
     worst = int(deviations.argmax()) if len(deviations) else 0
     if len(deviations) and deviations[worst] > _ROUNDED:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +142,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} is no checkpoint of a nerfstudio training: it lacks {', '.join(missing)}.")
     return state
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a checkpoint's path before the refusal of what loads it.
+
+    Args:
+        path: the checkpoint's.
+
+    Raises:
+        UserError: the contents were refused; names the file.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _refuse_enormous(state: Any, path: Path) -> None:

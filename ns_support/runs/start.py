@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nerfstudio.engine.optimizers import Optimizers
 
 from ns_support.corrections.settings import OPTIONAL_GROUPS
 from ns_support.data.checks import check_data_folder, parser_name
@@ -32,6 +35,7 @@ def check_run(config: SharedTrainerConfig) -> None:
         raise UserError("--machine.device-type is cuda, but PyTorch finds no CUDA device here. Leave it out.")
     if device not in ("cpu", "cuda"):
         raise UserError(f"--machine.device-type must be cpu or cuda, got {device}.")
+    check_optimizers(config.optimizers)
     config.pipeline.check()
     check_data(config.pipeline.datamanager)
     path = resume_path(config)
@@ -39,6 +43,25 @@ def check_run(config: SharedTrainerConfig) -> None:
         check_resumable(read_checkpoint(path), path, config)
     make_folder(config.get_base_dir())
     clean_up(config)
+
+
+def check_optimizers(optimizers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse settings that no optimiser takes.
+
+    Args:
+        optimizers: nerfstudio's, by parameter group.
+
+    Raises:
+        UserError: a learning rate, epsilon, weight decay or beta is out of its range; names the option.
+    """
+    for group, parts in optimizers.items():
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(parts["optimizer"], name, 0.0)
+            if not 0 <= value < math.inf:
+                raise UserError(f"--optimizers.{group}.optimizer.{name} must be finite and at least 0, got {value}.")
+        betas = getattr(parts["optimizer"], "betas", ())
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"--optimizers.{group}.optimizer.betas must be in [0, 1), got {betas}.")
 
 
 def clean_up(config: SharedTrainerConfig) -> None:
@@ -96,6 +119,33 @@ def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConf
             f"{path} is not a checkpoint of {config.method_name}. {whose}; "
             f"{config.method_name} trains {', '.join(sorted(wanted))}."
         )
+
+
+def load_states(optimizers: Optimizers, states: Mapping[str, Any]) -> None:
+    """Load what a checkpoint says of the optimisers. PyTorch takes tensors of any shape, of which kernels then read.
+
+    Args:
+        optimizers: of the parameters as they are in the checkpoint.
+        states: the checkpoint's, by parameter group.
+
+    Raises:
+        UserError: a moment is not of its parameter's shape, or another tensor has not a row for each of its rows.
+    """
+    try:
+        optimizers.load_optimizers(states)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The states of its optimisers are damaged: {' '.join(str(error).split())}.") from error
+    for group, optimizer in optimizers.optimizers.items():
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                    continue
+                compared = None if name.startswith("exp_avg") else 1
+                if value.shape[:compared] != parameter.shape[:compared]:
+                    raise UserError(
+                        f"The optimiser of {group} has {name} of the shape {list(value.shape)} for parameters of the "
+                        f"shape {list(parameter.shape)}: it was altered."
+                    )
 
 
 def make_folder(folder: Path) -> None:

@@ -21,6 +21,8 @@ from ns_support.terminal import warn
 
 KEY = "trained_on"
 """Its key in a checkpoint."""
+NORMALIZATION = "dataparser_transforms.json"
+"""nerfstudio's name of a file in the run's folder."""
 _SAME = 1e-4
 """Relative difference below which two numbers count as equal: files contain six digits."""
 _NAMED = 3
@@ -47,7 +49,7 @@ def trained_on(datamanager: DataManager) -> dict[str, Any]:
 
 def normalization_beside(checkpoint: Path) -> dict[str, Any] | None:
     """For checkpoints without `trained_on`: the part of it that nerfstudio writes to the run's folder, or None."""
-    path = checkpoint.parent.parent / "dataparser_transforms.json"
+    path = checkpoint.parent.parent / NORMALIZATION
     try:
         content = json.loads(path.read_text("utf8"))
         transform, scale = torch.tensor(content["transform"], dtype=torch.float64), float(content["scale"])
@@ -88,7 +90,7 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return "the cameras' focal lengths, centres or distortion differ" if other else None
     scale, transform = before["scale"], before["transform"]
     same = torch.allclose(transform, now["transform"], rtol=_SAME, atol=_SAME) and abs(scale / now["scale"] - 1) < _SAME
-    return None if same else "nerfstudio places the scene differently" + _rescaled(before, now)
+    return None if same else f"{NORMALIZATION} places the scene differently" + _rescaled(before, now)
 
 
 def _other_images(before: list[str], now: list[str]) -> str:

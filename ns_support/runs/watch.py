@@ -16,6 +16,8 @@ _EVERY = 100
 """Steps between two looks at the losses on a GPU, each of which waits for the GPU."""
 _PATIENCE = 100
 """Steps one after the other whose loss may overflow in mixed precision: nerfstudio's scaler leaves them out."""
+_FIRST = 20
+"""Steps in which at least one ray of a scene in sight meets something."""
 _FEW = 0.01
 """Fraction of a parameter's values that may be not finite: the caster leaves out Gaussians that are."""
 
@@ -32,6 +34,8 @@ class Watch:
         self._folder, self._patience = folder, _PATIENCE if scales else 1
         self._bad: Tensor | None = None
         self._latest = -1
+        self._looks = 0
+        self._met: Tensor | None = None
 
     def follow(self, loss: Tensor | float, step: int) -> None:
         """Record the loss of a step.
@@ -55,6 +59,30 @@ class Watch:
         self._latest = step
         if bad.device.type == "cpu" or step % _EVERY == 0:
             self.check()
+
+    def look(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look at the gradients of the first steps; a warning says if there were none, since no ray met anything.
+
+        Args:
+            parameters: of the scene, after a step.
+        """
+        if self._looks == _FIRST:
+            return
+        self._looks += 1
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            met = ((gradient._values() if gradient.is_sparse else gradient) != 0).any()
+            if met.device.type == "cpu" and bool(met):
+                self._looks = _FIRST
+                return
+            self._met = met if self._met is None else self._met | met
+        if self._looks == _FIRST and (self._met is None or not bool(self._met)):
+            warn(
+                f"Nothing was learnt in the first {_FIRST} steps: no ray met anything, and the pictures are empty. "
+                "Look at the cameras' poses and their scale, and at the near plane and the step size if they were set."
+            )
 
     def check(self) -> None:
         """Look at the losses so far.

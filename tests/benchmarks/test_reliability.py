@@ -70,7 +70,7 @@ def test_harm_changes_a_file_and_is_repeatable(name):
 
 
 def test_readers_withstand_made_up_files(tmp_path, monkeypatch):
-    rows = fuzz.fuzz(tmp_path, 120, seed=0)
+    rows = list(fuzz.fuzz(tmp_path, 120, seed=0))
     assert {row["kind"] for row in rows} == {"ok", "sentence"}
     # A reader that does not check what it reads would be found.
     monkeypatch.setattr("ns_support.data.ply.read_ply", lambda path: path.read_text("ascii").index("end_header"))

@@ -10,6 +10,7 @@ import torch
 import yaml
 from nerfstudio.scripts.eval import ComputePSNR
 from nerfstudio.utils.eval_utils import eval_setup
+from PIL import Image
 from small_runs import METHODS, begin, both, configure, said
 from small_scenes import write_disc
 
@@ -83,8 +84,35 @@ def test_a_checkpoint_that_lacks_something_is_refused(method, run):
     largest = max(state["pipeline"], key=lambda name: state["pipeline"][name].numel())
     del state["pipeline"][largest]
     torch.save(state, checkpoint(config))
-    with pytest.raises(UserError, match="does not fit this configuration"):
+    with pytest.raises(UserError, match=r"step-\d+\.ckpt: .*does not fit this configuration"):
         eval_setup(config)
+
+
+@both
+@pytest.mark.parametrize("part", ["exp_avg", "exp_avg_sq"])
+def test_optimisers_of_another_shape_are_refused(method, part, finished, scene, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[method], folder)
+    path = folder / "nerfstudio_models" / "step-000000003.ckpt"
+    state = read_checkpoint(path)
+    group = "means" if method == "raygauss" else "fields"
+    moments = next(iter(state["optimizers"][group]["state"].values()))
+    moments[part] = moments[part][:-1].clone()
+    torch.save(state, path)
+    with pytest.raises(UserError, match=rf"step-000000003\.ckpt: The optimiser of {group} has {part} of the shape"):
+        begin(configure(method, scene, tmp_path, 1, load_dir=folder))
+
+
+@both
+def test_a_run_with_an_image_of_another_size_is_evaluated(method, tmp_path):
+    folder = write_disc(tmp_path / "disc")
+    path = sorted(folder.glob("*.png"))[0]
+    with Image.open(path) as image:
+        half = image.resize((image.width // 2, image.height // 2))
+    half.save(path)
+    trainer = begin(configure(method, folder, tmp_path, 2, timestamp="run"))
+    pipeline = eval_setup(trainer.base_dir / "config.yml")[1]
+    assert pipeline.get_average_eval_image_metrics()["psnr"] > 0
 
 
 def test_a_run_without_checkpoints_is_a_sentence(run):

@@ -267,6 +267,15 @@ def test_a_checkpoint_with_another_number_of_gaussians_loads(make_model, make_ca
     assert not any("lpips" in key for key in many.state_dict())
 
 
+def test_a_state_that_contradicts_itself_is_refused(make_model):
+    whole = make_model(num_random=50).state_dict()
+    short = {f"density_control.{name}": torch.zeros(49) for name in ("gradient_sum", "times_seen")}
+    with pytest.raises(UserError, match="has 50 Gaussians, and density control of 49"):
+        make_model(num_random=50).load_state_dict(whole | short)
+    with pytest.raises(RuntimeError, match="log_scale_floor"):
+        make_model(num_random=50).load_state_dict(whole | {"density_control.log_scale_floor": torch.zeros(49)})
+
+
 def test_rays_that_meet_nothing_see_the_background(make_model):
     model = make_model().eval()
     rays = RayBundle(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1, 1))

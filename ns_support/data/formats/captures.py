@@ -22,6 +22,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic",
 _BROKEN = (OSError, ValueError, RecursionError)
 _MOST_FRAMES = 100_000
 """Images of a scene beyond which a list is taken to be damaged: to look for as many files takes minutes."""
+_SHOWN = 60
+"""Letters of a file name that a message shows."""
 _LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
 SPLITS = ("train", "val", "test")
 
@@ -203,7 +205,18 @@ def find(folder: Path, name: str) -> Path:
 
     Backslashes, a missing extension, different capitalisation and paths of another machine are corrected if exactly one
     file fits.
+
+    Raises:
+        UserError: the system can't look for a file of that name, such as one of 5,000 letters.
     """
+    try:
+        return _found(folder, name)
+    except OSError as error:
+        short = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+        raise UserError(f"A file of {folder} is named {short}, which can't be: {error.strerror}.") from error
+
+
+def _found(folder: Path, name: str) -> Path:
     plain = folder / name
     if plain.is_file():
         return plain

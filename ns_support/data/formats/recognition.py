@@ -122,9 +122,11 @@ def _is_capture(entries: Mapping[str, Any], folder: Path) -> bool:
     if not LENS_ENTRIES.isdisjoint(entries) or any(not LENS_ENTRIES.isdisjoint(frame) for frame in frames):
         return True
     names = [frame["file_path"] for frame in frames if isinstance(frame.get("file_path"), str)]
-    if not names or (folder / (names[0] + ".png")).is_file():
+    if not names:
         return False
     first = find(folder, names[0])
+    if (folder / (names[0] + ".png")).is_file():
+        return False
     return first.is_file() and first.suffix.lower() != ".png"
 
 

@@ -280,6 +280,7 @@ class DensityControl(nn.Module):
         if stored is not None:
             self._restart(len(stored))
         floor = state_dict.get(f"{prefix}log_scale_floor")
-        if floor is not None:
-            self.log_scale_floor = self.log_scale_floor.new_zeros(len(floor))
+        if floor is not None and stored is not None:
+            # None yet, or one for each Gaussian; where it is neither, PyTorch says so.
+            self.log_scale_floor = self.log_scale_floor.new_zeros(len(stored) if len(floor) else 0)
         super()._load_from_state_dict(state_dict, prefix, *args)

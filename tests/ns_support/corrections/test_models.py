@@ -91,6 +91,18 @@ def test_a_scene_can_be_looked_at_when_photographs_are_gone(method, disc, tmp_pa
 
 
 @both
+def test_a_state_of_two_numbers_of_photographs_is_refused(method, disc, tmp_path):
+    model = begin(corrected(method, disc, tmp_path, 2)).pipeline.model
+    whole = model.state_dict()
+    for name, value in model.per_photograph().items():
+        with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+            model.load_state_dict(whole | {name: value[:-1].clone()})
+    name = "exposure.curvature"
+    with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+        model.load_state_dict(whole | {name: whole[name][..., :-1].clone()})
+
+
+@both
 def test_a_photograph_looks_as_it_was_taken(method, disc, tmp_path, monkeypatch):
     model = begin(corrected(method, disc, tmp_path, 2)).pipeline.model.eval()
     with torch.no_grad():

@@ -99,3 +99,10 @@ def test_a_word_in_place_of_a_number_names_the_file(tmp_path):
     path.write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\nseven\n")
     with pytest.raises(UserError, match=rf"Point 1 of the PLY file {path} has x = b'seven', which is no number"):
         read_ply(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_that_its_type_can_not_hold_is_infinite(tmp_path):
+    path = tmp_path / "a.ply"
+    path.write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1e300\n0.5\n")
+    np.testing.assert_array_equal(read_ply(path).columns["x"], np.float32([np.inf, 0.5]))

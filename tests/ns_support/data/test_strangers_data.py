@@ -3,13 +3,16 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from small_runs import said
 
 from ns_support.data.formats import captures
+from ns_support.data.formats.recognition import transforms_format
 from ns_support.data.images import opened
+from ns_support.data.poses import checked_poses
 from ns_support.errors import UserError
 from ns_support.full_images import FullImagesConfig
 
@@ -110,3 +113,28 @@ def test_a_list_of_a_million_frames_is_refused(scene):
     folder = rewrite(scene, lambda meta: meta.update(frames=meta["frames"][:1] * 100_001))
     with pytest.raises(UserError, match=r"lists 100,001 frames; at most 100,000 are read"):
         captures.read_capture(folder)
+
+
+@pytest.mark.parametrize("entry", ["file_path", "mask_path", "depth_file_path"])
+def test_a_file_name_that_is_too_long_to_look_for(scene, entry):
+    rewrite(scene, lambda meta: meta["frames"][1].update({entry: "x" * 5000}))
+    with pytest.raises(UserError, match=r"is named x{60}\.\.\., which can't be: File name too long"):
+        captures.read_capture(scene)
+
+
+def test_a_blender_scene_whose_file_names_are_too_long(blender_scene):
+    folder = blender_scene(train=1)
+    path = folder / "transforms_train.json"
+    meta = json.loads(path.read_text())
+    meta["frames"][0]["file_path"] = "x" * 5000
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="can't be: File name too long"):
+        transforms_format(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pose_that_overflows_is_refused_without_numpys_warnings():
+    poses = np.eye(4)[None].repeat(3, 0)
+    poses[1, 0, 0] = 1e300
+    with pytest.raises(UserError, match=r"The pose of 1 in here is not a rotation.*not of one length"):
+        checked_poses(poses, range(3), "here")

@@ -44,6 +44,21 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path, capsys):
         watch.check_parameters(parameter(*[torch.inf] * 3, *[0.0] * 197))
 
 
+EMPTY = "no ray met anything, and the pictures are empty"
+
+
+def test_pictures_that_stay_empty_are_said(tmp_path, capsys):
+    for late in (19, 20):
+        watch, weights = Watch(tmp_path), nn.Parameter(torch.zeros(3))
+        weights.grad = torch.zeros(3)
+        table = nn.Parameter(torch.zeros(2, 2))
+        for step in range(30):
+            rows = torch.full((1, 2), float(step == late))
+            table.grad = torch.sparse_coo_tensor(torch.zeros(1, 1).long(), rows, (2, 2))
+            watch.look([weights, table])
+        assert (EMPTY in said(capsys)) == (late == 20)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     return write_disc(tmp_path_factory.mktemp("scene") / "disc")
@@ -65,3 +80,14 @@ def test_a_run_keeps_the_checkpoint_from_before(method, scene, tmp_path):
 def test_a_sound_run_is_saved_to_its_end(scene, tmp_path):
     trainer = begin(configure("raygauss", scene, tmp_path, 4, steps_per_save=2, timestamp="run"))
     assert steps_in(trainer) == [3]
+
+
+@both
+@pytest.mark.parametrize("near", [None, 1e2])
+def test_a_run_whose_cameras_see_nothing(method, near, scene, tmp_path, capsys):
+    config = configure(method, scene, tmp_path, 20)
+    if near is not None:
+        config.pipeline.model.near_plane = near
+        config.pipeline.model.far_plane = 1e3
+    begin(config)
+    assert (EMPTY in said(capsys)) == (near is not None)
