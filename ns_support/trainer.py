@@ -355,8 +355,7 @@ class SharedTrainer(Trainer):
         loss, losses, metrics = super().train_iteration(step)
         if self._watch is not None:
             self._watch.follow(loss, step)
-            of_photographs = self.pipeline.model.per_photograph().keys()
-            self._watch.look(p for name, p in self.pipeline.model.named_parameters() if name not in of_photographs)
+            self._watch.look(self.pipeline.model.parameters_of_scene())
         if self.processes.size > 1 and step % self.config.logging.steps_per_log == 0:
             device = self.pipeline.device
             losses = _combined(losses, self.processes, device, 1.0)

@@ -138,17 +138,9 @@ class RayGaussModel(CorrectedModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state; the viewer's controls then start from what was trained with.
-
-        Raises:
-            UserError: it says of another number of Gaussians how often they were seen than there are.
-        """
+        """Load a state; the viewer's controls then start from what was trained with."""
         keys = super().load_state_dict(*args, **kwargs)
-        if len(self.density_control.gradient_sum) != len(self.cloud):
-            raise UserError(
-                f"The checkpoint has {len(self.cloud)} Gaussians, and density control of "
-                f"{len(self.density_control.gradient_sum)}: it was altered."
-            )
+        self.density_control.check_number(len(self.cloud))
         self.pictures.follow_checkpoint(self.unit, self.step_size)
         return keys
 

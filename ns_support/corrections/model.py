@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +74,11 @@ class CorrectedModel(Model):
         for name, own in corrected.items() if len(photos) == 1 else ():
             own.data = own.data.new_zeros(len(state_dict[name]), *own.shape[1:])
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def parameters_of_scene(self) -> Iterator[nn.Parameter]:
+        """Parameters of what all photographs show: not those of the corrections."""
+        of_photographs = self.per_photograph()
+        return (parameter for name, parameter in self.named_parameters() if name not in of_photographs)
 
     def per_photograph(self) -> dict[str, Tensor]:
         """What of the state belongs to single training photographs, by its names there."""

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ns_support.concurrency.processes import Processes
+from ns_support.errors import UserError
 from ns_support.kernels.backend import triton_module
 from raygauss_ns.gaussians.density.relocation import FAINT, divide, weighted_choice
 from raygauss_ns.gaussians.optics import optical_depths
@@ -260,6 +261,18 @@ class DensityControl(nn.Module):
         for values in (self.gradient_sum, self.times_seen, self.log_scale_floor):
             if len(values) > 0:  # the bounds on the scales are empty right after a round
                 values.copy_(values[order])
+
+    def check_number(self, gaussians: int) -> None:
+        """See that a loaded state speaks of so many Gaussians.
+
+        Raises:
+            UserError: it says of another number how often they were seen.
+        """
+        if len(self.gradient_sum) != gaussians:
+            raise UserError(
+                f"The checkpoint has {gaussians} Gaussians, and density control of {len(self.gradient_sum)}: "
+                "it was altered."
+            )
 
     @property
     def statistic(self) -> Tensor:
