@@ -101,7 +101,9 @@ def _features(image: npt.NDArray[np.uint8], lens: Lens, mask: Tensor | None) -> 
 
     gray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     allowed = np.ones_like(gray) if mask is None else mask.cpu().numpy()[..., 0].astype(gray.dtype)
-    keypoints, descriptors = cv2.SIFT.create(_FEATURES, contrastThreshold=0.01, enable_precise_upscale=True).detectAndCompute(gray, allowed)
+    keypoints, descriptors = cv2.SIFT.create(
+        _FEATURES, contrastThreshold=0.01, enable_precise_upscale=True
+    ).detectAndCompute(gray, allowed)
     places = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float64).reshape(-1, 2)
     # In OpenCV the centre of the first pixel is at 0.
     pixels = torch.from_numpy(places) + 0.5
