@@ -71,6 +71,28 @@ def test_every_page_is_in_the_sites_navigation_once():
     assert sorted(pages_in(site["nav"])) == sorted(expected)
 
 
+def test_git_ignores_no_source():
+    """A rule meant for what is built once kept the site's hooks out of the repository."""
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)
+    folders = [*PACKAGES, "benchmarks", "examples", "tests", "docs"]
+    sources = [
+        *site["hooks"],
+        *(str(path.relative_to(ROOT)) for name in folders for path in (ROOT / name).rglob("*.py")),
+    ]
+    assert all((ROOT / name).is_file() for name in sources)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(sources),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ignored.returncode == 128:
+        pytest.skip("not a git repository")
+    assert ignored.stdout == ""
+
+
 def test_example_in_the_readme_renders_an_image():
     (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     names = {}
