@@ -75,14 +75,16 @@ def configured(method, scene, output, corrects=False, **fields):
     config.pipeline.model.camera_optimizer.mode = "SO3xR3" if corrects else "off"
     if method == "raygauss":
         config.pipeline.datamanager.triangulated_points = 0
+    else:
+        config.pipeline.ray_rule = "uniform"  # the default with a GPU
     return config
 
 
 @pytest.mark.parametrize(
     ("fields", "budget"),
     [
-        ({"training_window": 0}, (0, 58)),
-        ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 110)),
+        ({"training_window": 0}, (0, 60)),
+        ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 112)),
     ],
 )
 def test_raygauss(fields, budget, tmp_path, monkeypatch):

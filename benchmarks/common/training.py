@@ -90,9 +90,10 @@ def train(
     torch.manual_seed(seed)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
-    # Only Blender's parser distinguishes the test split from the validation split, which `ns-train` sets up.
-    blender = isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig)
-    trainer.setup(test_mode="test" if blender else "val")
+    trainer.setup()  # as `ns-train` does: in another mode, a pipeline prepares nothing that a training starts from
+    # Only Blender's parser distinguishes the test split from the validation split.
+    if isinstance(config.pipeline.datamanager.dataparser, BlenderDataParserConfig):
+        evaluate_on_test_split(trainer.pipeline.datamanager)
     if prepare is not None:
         prepare(trainer)
     ends: list[float] = []
@@ -112,6 +113,13 @@ def train(
         "first_step_seconds": ends[0] - begin,
         "steps_per_second": steady,
     }
+
+
+def evaluate_on_test_split(manager: Any) -> None:
+    """Make a training's data manager evaluate on the test split instead of the validation split."""
+    manager.test_split = "test"
+    manager.eval_dataset = manager.create_eval_dataset()
+    manager.setup_eval()
 
 
 def evenly_spread(total: int, count: int) -> list[int]:

@@ -69,11 +69,10 @@ class Watch:
         if self._looks == _FIRST:
             return
         self._looks += 1
-        for parameter in parameters:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            met = ((gradient._values() if gradient.is_sparse else gradient) != 0).any()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+        if values:
+            met = torch.stack(torch._foreach_norm(values, 1)).any()  # a few launches on a GPU, for all together
             if met.device.type == "cpu" and bool(met):
                 self._looks = _FIRST
                 return
