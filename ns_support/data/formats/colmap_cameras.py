@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,33 @@ def read_colmap_cameras(folder: Path) -> dict[int, LensEntries]:
     if text.is_file():
         return _checked(_read(text), text)
     raise UserError(f"There is no cameras.bin or cameras.txt in {folder}.")
+
+
+def refuse_longer(path: Path) -> None:
+    """Refuse an images.bin or points3D.bin whose rows claim more than the file holds, before memory is taken for them.
+
+    Args:
+        path: the file. The layout is that of https://colmap.github.io/format.html.
+
+    Raises:
+        ValueError: it is cut off, or the number of an entry's matches is larger than the rest of the file.
+    """
+    is_images = path.stem == "images"
+    fixed, match = (64, 24) if is_images else (43, 8)
+    left = path.stat().st_size
+    with path.open("rb") as file:
+        (count,) = struct.unpack("<Q", file.read(8))
+        for i in range(count):
+            file.seek(fixed, os.SEEK_CUR)
+            while is_images and file.read(1) not in (b"\0", b""):  # the name
+                pass
+            number = file.read(8)
+            if len(number) < 8:
+                raise ValueError(f"it ends in entry {i:,} of {count:,}")
+            (matches,) = struct.unpack("<Q", number)
+            if matches * match > left - file.tell():
+                raise ValueError(f"entry {i:,} claims {matches:,} matches")
+            file.seek(matches * match, os.SEEK_CUR)
 
 
 _Camera = tuple[int, str, int, int, list[float]]

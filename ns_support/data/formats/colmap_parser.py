@@ -15,7 +15,7 @@ from nerfstudio.data.utils import colmap_parsing_utils as colmap_utils
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ns_support.data.formats.colmap_cameras import read_colmap_cameras
+from ns_support.data.formats.colmap_cameras import read_colmap_cameras, refuse_longer
 from ns_support.data.formats.lens_entries import LensEntries
 from ns_support.data.images import header, missing
 from ns_support.data.outputs import ExactOutputs, moved
@@ -151,6 +151,8 @@ class CheckedColmap(ColmapDataParser):
         self, colmap_path: Path, transform_matrix: Tensor, scale_factor: float
     ) -> dict[str, Tensor]:
         if self.config.max_2D_matches_per_3D_point != 0 and not self._offset.any():
+            if model_points(colmap_path) is None:  # which also refuses a damaged file
+                return {}
             return super()._load_3D_points(colmap_path, transform_matrix, scale_factor)
         points = model_points(colmap_path)
         if points is None:
@@ -197,6 +199,8 @@ def _read(folder: Path, name: str, binary: Any, text: Any) -> Any:
     for path, read in ways:
         if path.is_file():
             try:
+                if path.suffix == ".bin":
+                    refuse_longer(path)
                 return read(path)
             except (struct.error, ValueError, IndexError, OverflowError, MemoryError, UnicodeDecodeError) as error:
                 reason = " ".join(str(error).split())

@@ -163,6 +163,8 @@ class CheckedBlender(Blender):
         for i, frame in enumerate(frames):
             try:
                 name, poses[i] = frame["file_path"], np.array(frame["transform_matrix"], dtype=np.float64)
+                if not isinstance(name, str):
+                    raise TypeError("no name")
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"Frame {i} of {path} lacks a file_path or a 4 x 4 transform_matrix.") from error
             plain = self.data / (name.replace("./", "") + ".png")
