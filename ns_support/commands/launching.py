@@ -81,6 +81,9 @@ def run_worker(
     share_threads(num_devices_per_machine)
     if num_devices_per_machine == world_size:
         _listen_on_this_machine_only()
+    elif local_rank == 0:
+        machines = world_size // num_devices_per_machine
+        say(f"Machine {machine_rank} of {machines} waits at {dist_url} for the others (the first is machine 0).")
     rank = machine_rank * num_devices_per_machine + local_rank
     dist.init_process_group(
         "nccl" if device_type == "cuda" else "gloo",
@@ -126,6 +129,7 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
         if kwargs.get("num_devices_per_machine", 0) * kwargs.get("num_machines", 1) == 1:
             launch(*args, **kwargs | {"main_func": functools.partial(_without_traceback, kwargs["main_func"])})
             return
+        _check_machines(kwargs.get("num_machines", 1), kwargs.get("machine_rank", 0), kwargs.get("dist_url", "auto"))
         with pass_signals_on() as was_stopped, tempfile.TemporaryDirectory(prefix="raygauss-hardmine-") as folder:
             if kwargs.get("num_machines", 1) == 1 and kwargs.get("dist_url") == "auto":
                 # A file, as a TCP store listens on every interface of the machine.
@@ -143,6 +147,24 @@ def _explaining(launch: Callable[..., None]) -> Callable[..., None]:
                 raise SystemExit(INTERRUPTED) from None
 
     return explained
+
+
+def _check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
+    """Reject what would end in an assertion of nerfstudio's, or in machines that wait for one another for ever.
+
+    Raises:
+        UserError: there are several machines, and no address at which they meet or no machine of this rank.
+    """
+    if not 0 <= machine_rank < num_machines:
+        raise UserError(
+            f"--machine.machine-rank is {machine_rank}, but with --machine.num-machines {num_machines} the ranks are 0 "
+            f"to {num_machines - 1}, each on one machine."
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise UserError(
+            "Several machines need an address to meet at, the same on each: --machine.dist-url tcp://HOST:PORT, where "
+            "HOST is the machine of rank 0."
+        )
 
 
 def _without_traceback(main_func: Callable[..., Any], **kwargs: Any) -> Any:

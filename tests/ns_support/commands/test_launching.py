@@ -97,3 +97,18 @@ def test_processes_meet_in_a_file(command):
     assert given["dist_url"].startswith("file://")
     command.launch(num_devices_per_machine=2, num_machines=2, dist_url="tcp://10.0.0.1:7000")
     assert given["dist_url"] == "tcp://10.0.0.1:7000"
+
+
+@pytest.mark.parametrize(
+    ("machines", "rank", "address", "said"),
+    [
+        (2, 0, "auto", "--machine.dist-url tcp://HOST:PORT"),
+        (2, 2, "tcp://10.0.0.1:7000", "machine-rank is 2, but with --machine.num-machines 2 the ranks are 0 to 1"),
+        (1, 1, "auto", "machine-rank is 1, but with --machine.num-machines 1 the ranks are 0 to 0"),
+    ],
+)
+def test_machines_that_could_never_meet(command, machines, rank, address, said):
+    command.launch = lambda **kwargs: pytest.fail("was started")
+    prepare_launch()
+    with pytest.raises(UserError, match=said):
+        command.launch(num_devices_per_machine=2, num_machines=machines, machine_rank=rank, dist_url=address)
