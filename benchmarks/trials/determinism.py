@@ -20,8 +20,9 @@ import torch
 from trials.runs import config_of, train
 method, data, output, steps, processes, load, seed = sys.argv[1:]
 changes = {"machine__num_devices": int(processes), "machine__seed": int(seed), "machine__device_type": "cpu"}
+changes |= {"steps_per_save": 5, "save_only_latest_checkpoint": False}
 if load:
-    changes["load_dir"] = Path(load)
+    changes["load_checkpoint"] = Path(load)
 if __name__ == "__main__":
     config = config_of(method, Path(data), Path(output), int(steps), **changes)
     from nerfstudio.scripts import train as command
@@ -78,10 +79,10 @@ def determinism(data: Path, work: Path, count: int) -> Iterator[dict[str, Any]]:
                 ),
                 "another seed": difference(one, trained("seed", seed=1)),
             }
-            half = folder / "half"
-            _train(method, data, half, STEPS // 2)
-            load = str(models_folder(half, method).parent)
-            found["stopped and resumed"] = difference(one, trained("resumed", steps=STEPS - STEPS // 2, load=load))
+            # Of the same training: one of half the length has other schedules.
+            middle = sorted(models_folder(folder / "one", method).iterdir())[0]
+            left = STEPS - 1 - int(middle.stem.split("-")[1])
+            found["stopped and resumed"] = difference(one, trained("resumed", steps=left, load=str(middle)))
             pairs = {name: max(value, pairs.get(name, 0.0)) for name, value in found.items()}
             shutil.rmtree(folder)
         for name, value in pairs.items():

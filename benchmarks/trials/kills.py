@@ -26,8 +26,8 @@ def _heavy(method: str) -> dict[str, Any]:
     return {"pipeline__model__log2_hashmap_size": 17, "pipeline__model__num_levels": 8}
 
 
-def _victim(case: dict[str, Any], output: Path, data: Path) -> Outcome:
-    """Train, and kill after some time, or when the temporary file of a save shows up."""
+def _victim(case: dict[str, Any], output: Path, data: Path) -> tuple[Outcome, float]:
+    """Train, and kill after some time or when a save's temporary file shows up; also the seconds until it ended."""
     method = case["method"]
     saves = _heavy(method) if case["moment"] == "save" else {}
     only = case["only_latest"]
@@ -46,7 +46,9 @@ def _victim(case: dict[str, Any], output: Path, data: Path) -> Outcome:
         time.sleep(case["into"])
     with suppress(ProcessLookupError):
         os.kill(child, case["signal"])
-    return finish(child, log, 120.0, begun)
+    told = time.monotonic()
+    outcome = finish(child, log, 120.0, begun)
+    return outcome, time.monotonic() - told
 
 
 def _afterwards(case: dict[str, Any], output: Path, data: Path, reference: dict[str, Any] | None) -> dict[str, Any]:
@@ -112,8 +114,9 @@ def kills(data: Path, work: Path, count: int, seed: int) -> Iterator[dict[str, A
             "into": rng.choice((0.0, 0.0, 0.001, 0.003, 0.01, 0.03)),
         }
         output = work / f"kill_{i:03d}"
-        ended = _victim(case, output, data)
+        ended, seconds_left = _victim(case, output, data)
         row = {"method": method, "moment": moment, "signal": case["signal"].name, "end": f"{ended.kind} {ended.code}"}
+        row["s"] = round(seconds_left, 2)
         yield row | _afterwards(case, output, data, references[method, moment])
         shutil.rmtree(output)
 

@@ -124,6 +124,7 @@ SETTINGS: dict[str, dict[str, Change]] = {
     "near plane beyond the scene": {RAY: _with(near_plane=1e6), NGP: _with(near_plane=1e2, far_plane=1e3)},
     "step size 1e3": {RAY: _with(step_size=1e3), NGP: _with(render_step_size=1e3)},
     "initial scale 1e4": {RAY: _with(initial_scale=1e4)},
+    "initial scale e^80": {RAY: _with(initial_scale=math.exp(80.0))},
     "initial density 1e6": {RAY: _with(initial_density=1e6)},
     "scene unit 1e-6": {RAY: _with(scene_unit=1e-6)},
     "scene unit 1e6": {RAY: _with(scene_unit=1e6)},
