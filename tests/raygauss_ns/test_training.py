@@ -84,6 +84,9 @@ def test_nothing_changes_within_a_group_of_images(make_model, make_cameras, opti
 
 def test_the_optimisers_step_on_the_mean_of_the_images_gradients(scene, tmp_path):
     """Of three steps: each has the gradient of its own loss, and the statistic does not know that they are averaged."""
+    random.seed(0)  # as `ns-train` does before it sets a training up
+    np.random.seed(0)
+    torch.manual_seed(0)
     config = configure_growing(scene, tmp_path, 6, accumulate_from=0, accumulate_images=3, schedule_steps=30_000)
     trainer, summed, means = config.setup(local_rank=0, world_size=1), [], []
     trainer.setup(test_mode="val")

@@ -39,7 +39,7 @@ def test_a_number_of_matches_that_the_file_can_not_hold(tmp_path, name, table, r
     try:
         with pytest.raises(UserError, match=rf"{name}\.bin is damaged or cut off \(entry 1 claims {claimed:,} matches"):
             read(tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22  # 10^6 matches have 8 MB
     finally:
         tracemalloc.stop()
 
