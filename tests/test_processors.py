@@ -1,5 +1,6 @@
 """The kernels without AVX-512, and as LLVM builds them for ARM, which is not here to run them."""
 
+import json
 import os
 import platform
 import re
@@ -25,7 +26,7 @@ AVX2 = {
 }
 MASKED = os.environ.get("NUMBA_CPU_NAME") == AVX2["NUMBA_CPU_NAME"]
 AGAINST_THE_REFERENCE = (
-    "test_processors.py::test_kernels_are_built_for_what_is_asked",
+    "test_processors.py::test_kernels_are_built_without_avx512",
     "ns_support/kernels/test_simd.py",
     "raygauss_ns/casting/cpu/test_march.py::test_gradient_of_each_output",
     "raygauss_ns/casting/test_growing.py",
@@ -73,14 +74,11 @@ def kernels():
     return found
 
 
-def test_kernels_are_built_for_what_is_asked(kernels):
-    """On this processor, or in the process below without AVX-512."""
+@pytest.mark.skipif(not MASKED, reason="the test below runs it without AVX-512")
+def test_kernels_are_built_without_avx512(kernels):
     assert any("march_growing._backward_chunk" in name for name in kernels)
     for library in kernels.values():
-        _, cpu, features = library.codegen.magic_tuple()
-        if MASKED:
-            assert (cpu, features) == (AVX2["NUMBA_CPU_NAME"], AVX2["NUMBA_CPU_FEATURES"])
-            assert "avx512" not in features
+        assert library.codegen.magic_tuple()[1:] == (AVX2["NUMBA_CPU_NAME"], AVX2["NUMBA_CPU_FEATURES"])
 
 
 @pytest.mark.slow
@@ -96,32 +94,46 @@ def test_agrees_with_the_references_without_avx512():
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20
 
 
-@pytest.fixture(scope="module")
-def arm():
-    """`arm(library)`: assembly of a kernel for an ARM processor of 64 bits with nothing but the basic NEON."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+BUILDER = """
+import json, sys
+import llvmlite.binding as llvm
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+machine = llvm.Target.from_triple(sys.argv[1]).create_target_machine(cpu=sys.argv[2], opt=3)
+built = {}
+for name, text in json.load(sys.stdin).items():
+    module = llvm.parse_assembly(text)
+    module.triple, module.data_layout = sys.argv[1], str(machine.target_data)
+    module.verify()
+    built[name] = machine.emit_assembly(module)
+json.dump(built, sys.stdout)
+"""
+"""Compiles modules of LLVM for another processor; a process of its own, as LLVM ends it where it cannot."""
+
+NUMBAS_OWN = re.compile(r"^define linkonce_odr void @NRT_(decref|incref)\((ptr|i8\*).*?^}$", re.MULTILINE | re.DOTALL)
+"""Numba's counting of references. It is no part of the kernels, and LLVM has written an x86 instruction into it by the
+time that a kernel is kept; Numba makes it anew on each processor."""
+
+
+def in_llvm(library):
+    """A kernel as LLVM's text: what other kernels would link with, which there is of kernels out of the cache, too."""
+    return NUMBAS_OWN.sub(r"declare void @NRT_\1(\2)", str(library._get_module_for_linking()))
+
+
+def test_llvm_builds_the_kernels_for_arm(kernels):
+    """For an ARM processor of 64 bits with nothing but the basic NEON instructions."""
     triple = "aarch64-linux-gnu"
+    llvm.initialize_all_targets()
     try:
-        target = llvm.Target.from_triple(triple)
+        llvm.Target.from_triple(triple)
     except RuntimeError:
         pytest.skip("this llvmlite has no code generator for ARM")
-    machine = target.create_target_machine(cpu="generic", opt=3)
+    texts = json.dumps({name: in_llvm(library) for name, library in kernels.items()})
+    words = [sys.executable, "-c", BUILDER, triple, "generic"]
+    done = subprocess.run(words, input=texts, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = json.loads(done.stdout)
 
-    def build(library):
-        # What other kernels would link with: there for kernels out of Numba's cache, too.
-        module = llvm.parse_bitcode(library._get_module_for_linking().as_bitcode())
-        module.triple, module.data_layout = triple, str(machine.target_data)
-        module.verify()
-        return machine.emit_assembly(module)
-
-    return build
-
-
-def test_llvm_builds_the_kernels_for_arm(kernels, arm):
-    built = {name: arm(library) for name, library in kernels.items()}
-    assert all(".cfi_endproc" in assembly for assembly in built.values())
-    assert not any(re.search(r"\b[yz]mm\d", assembly) for assembly in built.values())
     for name in ("march._forward_chunk", "march._backward_chunk", "march_growing._backward_chunk"):
         (assembly,) = [assembly for full, assembly in built.items() if full.endswith(f"cpu.{name}.0")]
         # A vector of 16 floats is four registers of 4.
