@@ -209,6 +209,8 @@ class BlockMemory(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found = [state_dict.pop(prefix + name, None) for name in ("errors", "costs")]
+        if len({None if saved is None else saved.shape for saved in found}) > 1:
+            rest[-1].append(f"{prefix}errors and {prefix}costs are not of one size.")  # PyTorch's list of errors
         for memory, saved in zip((self.errors, self.costs), found, strict=True):
             fits = saved is not None and saved.shape == memory.shape
             memory.copy_(saved) if fits else memory.fill_(_UNKNOWN)

@@ -132,6 +132,15 @@ def test_saved_and_loaded():
     assert torch.equal(other.weights(every_pixel(None)), memory.weights(every_pixel(None)))
 
 
+def test_a_state_that_contradicts_itself_is_refused():
+    whole = learnt(BlockMemory(SIZES)).state_dict()
+    for name in ("errors", "costs"):
+        with pytest.raises(RuntimeError, match="errors and costs are not of one size"):
+            BlockMemory(SIZES).load_state_dict(whole | {name: whole[name][:-1]})
+        with pytest.raises(RuntimeError, match="errors and costs are not of one size"):
+            BlockMemory(SIZES).load_state_dict({name: whole[name]})
+
+
 @pytest.mark.parametrize("saved", [{}, BlockMemory([(99, 99)]).state_dict()])
 def test_of_other_images_it_begins_anew(saved):
     memory = learnt(BlockMemory(SIZES))
