@@ -209,8 +209,8 @@ class BlockMemory(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Whoever goes on from here draws by the same probabilities for as long. Saving changes nothing: it may go by the
-        # clock.
+        # Whoever goes on from here draws by the same probabilities for as long. Saving may go by the clock: it changes
+        # nothing here.
         if self._chance is not None:
             destination[f"{prefix}chance"] = self._chance
             destination[f"{prefix}held"] = torch.tensor([self._age, self.gain], dtype=torch.float64)
