@@ -1,7 +1,7 @@
 """Nothing lost, nothing silent: what becomes of runs that are killed, of damaged files and of senseless settings.
 
     python benchmarks/reliability.py kills --count 100
-    python benchmarks/reliability.py damage --count 200 [--groups checkpoint config ...]
+    python benchmarks/reliability.py damage --count 200 [--groups checkpoint config ...] [--cases 7 53 ...]
     python benchmarks/reliability.py fuzz --count 10000
     python benchmarks/reliability.py numerics --count 20
     python benchmarks/reliability.py endurance --count 3000
@@ -56,7 +56,7 @@ def trial(name: str, work: Path, given: argparse.Namespace) -> Iterator[dict[str
     if name == "damage":
         from trials.damage import damage
 
-        return damage(scenes, work, given.count, given.seed, given.groups)
+        return damage(scenes, work, given.cases or range(given.count), given.seed, given.groups)
     if name == "fuzz":
         from trials.fuzz import fuzz
 
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--count", type=int, help=f"how many; by default {COUNTS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--groups", nargs="*", help="of damaged files; all by default")
+    parser.add_argument("--cases", nargs="*", type=int, help="of each group, in place of the first --count")
     parser.add_argument("--work", type=Path, help="a new folder for the runs; by default a temporary one")
     parser.add_argument("--json", type=Path, help="file for all rows")
     given = parser.parse_args(arguments)

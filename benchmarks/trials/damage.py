@@ -300,13 +300,15 @@ def _kind(case: Case, outcome: Outcome) -> str:
     return "accepted though wrong" if outcome.kind == "ok" and not case.is_right(outcome) else outcome.kind
 
 
-def damage(scenes: Path, work: Path, count: int, seed: int, groups: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def damage(
+    scenes: Path, work: Path, cases: Sequence[int], seed: int, groups: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
     """Damaged files of each group.
 
     Args:
         scenes: of `make_scenes`.
         work: folder for the runs.
-        count: files of each group.
+        cases: numbers of the files of each group.
         seed: of the damage; a case has its own, and is the same whichever others there are.
         groups: which; None: all.
 
@@ -315,7 +317,7 @@ def damage(scenes: Path, work: Path, count: int, seed: int, groups: Sequence[str
     """
     runs = Runs(scenes, work)
     for group in groups or GROUPS:
-        for i in range(count):
+        for i in cases:
             folder, rng = work / f"{group}_{i:04d}", random.Random(f"{seed} {group} {i}")
             folder.mkdir()
             method = METHODS[i % 2]

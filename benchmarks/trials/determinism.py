@@ -20,9 +20,7 @@ import torch
 from trials.runs import config_of, train
 method, data, output, steps, processes, load, seed = sys.argv[1:]
 changes = {"machine__num_devices": int(processes), "machine__seed": int(seed), "machine__device_type": "cpu"}
-changes |= {"steps_per_save": 5, "save_only_latest_checkpoint": False}
-if load:
-    changes["load_checkpoint"] = Path(load)
+changes |= {"load_checkpoint": Path(load)} if load else {"steps_per_save": 5, "save_only_latest_checkpoint": False}
 if __name__ == "__main__":
     config = config_of(method, Path(data), Path(output), int(steps), **changes)
     from nerfstudio.scripts import train as command

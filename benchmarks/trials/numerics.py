@@ -180,5 +180,7 @@ def numerics(scenes: Path, work: Path, steps: int, seed: int) -> Iterator[dict[s
         outcome = run(lambda config=config: train(config), folder / "train.log", 120.0)
         kind = "traceback of ours" if outcome.is_ours else outcome.kind
         result, score = _judged(folder, method, steps) if kind == "ok" else (kind, outcome.last[-140:])
+        if "pictures are empty" in outcome.text:
+            result += ", said to be empty"
         yield {"case": name, "method": method, "result": result, "s": round(outcome.seconds, 1), "what": score}
         shutil.rmtree(folder)

@@ -41,8 +41,9 @@ _UNKNOWN = -1.0
 class BlockMemory(nn.Module):
     """Draws pixels of all training images, and remembers how wrong they were.
 
-    Buffers, saved in checkpoints: `errors` and `costs` [blocks], -1 where none of a block's pixels was drawn yet. Those
-    of other images than the present ones are left out when a checkpoint is loaded: the memory then begins anew.
+    Buffers, saved in checkpoints: `errors` and `costs` [blocks], -1 where none of a block's pixels was drawn yet. With
+    them goes what is drawn by at the time. Those of other images than the present ones are left out when a checkpoint
+    is loaded: the memory then begins anew.
 
     Example:
         >>> memory = BlockMemory([(16, 24), (8, 8)])
@@ -162,13 +163,17 @@ class BlockMemory(nn.Module):
             total, even = wanted.sum(), counts / self.num_pixels
             known = bool(total > 0)
             share = self.uniform_share if known else 1.0
-            self._chance = share * even + (1 - share) * (wanted / total if known else even)
-            self._cumulative = self._chance.cumsum(0)
-            self._last_block = int(torch.nonzero(self._counts)[-1])
+            self._hold(share * even + (1 - share) * (wanted / total if known else even))
             root = float((even * (error * cost).sqrt()).sum())
             self.gain = float((even * error).sum() * (even * cost).sum()) / root**2 if root > 0 else 1.0
             self._age = 0
+        assert self._chance is not None
         return self._chance, self._cumulative
+
+    def _hold(self, chance: Tensor) -> None:
+        """Draw by these probabilities [blocks] from now on."""
+        self._chance, self._cumulative = chance, chance.cumsum(0)
+        self._last_block = int(torch.nonzero(self._counts)[-1])
 
     def _corners(self, block: Tensor) -> Tensor:
         """First pixel [n, 3] of blocks [n]."""
@@ -202,17 +207,27 @@ class BlockMemory(nn.Module):
         parts = (self._members(part)[2:] for part in corners.split(1 << 14))
         return torch.cat([(exists & shown[number]).sum(1) for exists, number in parts])
 
-    def _save_to_state_dict(self, *args: Any) -> None:
-        super()._save_to_state_dict(*args)
-        # A training that goes on from here draws by what it remembers now; so does this one, for both to be the same.
-        self._chance = None
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Whoever goes on from here draws by the same probabilities for as long. Saving may go by the clock: it changes
+        # nothing here.
+        if self._chance is not None:
+            destination[f"{prefix}chance"] = self._chance
+            destination[f"{prefix}held"] = torch.tensor([self._age, self.gain], dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found = [state_dict.pop(prefix + name, None) for name in ("errors", "costs")]
+        chance, held = (state_dict.pop(prefix + name, None) for name in ("chance", "held"))
+        shapes = {None if saved is None else saved.shape for saved in found}
+        if len(shapes | ({chance.shape} if chance is not None else set())) > 1:
+            rest[-1].append(f"{prefix}errors, costs and chance are not of one size.")  # PyTorch's list of errors
         for memory, saved in zip((self.errors, self.costs), found, strict=True):
             fits = saved is not None and saved.shape == memory.shape
             memory.copy_(saved) if fits else memory.fill_(_UNKNOWN)
         self._chance = None
+        if chance is not None and held is not None and chance.shape == self.errors.shape:
+            self._hold(chance.detach().cpu().double().clone())
+            self._age, self.gain = int(held[0]), float(held[1])
 
 
 def _with_means(memory: Tensor, counts: Tensor) -> Tensor:

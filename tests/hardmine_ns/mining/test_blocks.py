@@ -132,6 +132,34 @@ def test_saved_and_loaded():
     assert torch.equal(other.weights(every_pixel(None)), memory.weights(every_pixel(None)))
 
 
+def test_saving_changes_nothing_and_what_is_loaded_goes_on_alike():
+    undisturbed, saves = (learnt(BlockMemory(SIZES)) for _ in range(2))
+    loaded, pixels = BlockMemory(SIZES), every_pixel(None)
+    for memory in (undisturbed, saves):
+        memory.weights(pixels)
+        memory.learn(
+            pixels, torch.rand(len(pixels), generator=torch.Generator().manual_seed(3)), torch.ones(len(pixels))
+        )
+    loaded.load_state_dict(saves.state_dict())
+    for i in range(70):  # the probabilities are rebuilt in between
+        weights = [memory.weights(pixels) for memory in (undisturbed, saves, loaded)]
+        assert torch.equal(weights[0], weights[1])
+        assert torch.equal(weights[0], weights[2])
+        assert undisturbed.gain == loaded.gain
+        saves.state_dict()
+        for memory in (undisturbed, saves, loaded):
+            memory.learn(pixels[i : i + 9], torch.full((9,), 1.0 + i), torch.ones(9))
+
+
+def test_a_state_that_contradicts_itself_is_refused():
+    whole = learnt(BlockMemory(SIZES)).state_dict()
+    for name in ("errors", "costs"):
+        with pytest.raises(RuntimeError, match="errors, costs and chance are not of one size"):
+            BlockMemory(SIZES).load_state_dict(whole | {name: whole[name][:-1]})
+        with pytest.raises(RuntimeError, match="errors, costs and chance are not of one size"):
+            BlockMemory(SIZES).load_state_dict({name: whole[name]})
+
+
 @pytest.mark.parametrize("saved", [{}, BlockMemory([(99, 99)]).state_dict()])
 def test_of_other_images_it_begins_anew(saved):
     memory = learnt(BlockMemory(SIZES))
