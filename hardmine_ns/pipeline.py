@@ -88,9 +88,11 @@ class AdaptiveRaysPipeline(SharedPipeline):
         self.register_buffer("_num_rays", torch.tensor(config.min_num_rays))
         self._costs = CostWatch()
         self._set_num_rays()
+        if test_mode == "inference":  # without images
+            return
         if config.ray_rule == "blocks":
             self.datamanager.mine_rays(config.ray_uniform_share, config.ray_weight_power, self.processes)
-        elif test_mode != "inference":
+        else:
             self.datamanager.keep_on_gpu()
 
     @property

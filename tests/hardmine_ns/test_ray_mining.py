@@ -13,7 +13,7 @@ from ns_support.concurrency.processes import Processes
 from ns_support.errors import UserError
 
 
-def pipeline(folder, **settings) -> AdaptiveRaysPipeline:
+def pipeline(folder, mode="val", **settings) -> AdaptiveRaysPipeline:
     config = copy.deepcopy(instant_ngp_hardmine_bounded.config.pipeline)
     config.datamanager.data = folder
     config.target_num_samples, config.ray_rule = 1024, "blocks"
@@ -23,7 +23,7 @@ def pipeline(folder, **settings) -> AdaptiveRaysPipeline:
     for name, value in settings.items():
         assert hasattr(config, name)
         setattr(config, name, value)
-    made: AdaptiveRaysPipeline = config.setup(device="cpu", test_mode="val")
+    made: AdaptiveRaysPipeline = config.setup(device="cpu", test_mode=mode)
     return made.train()
 
 
@@ -63,6 +63,16 @@ def test_the_memory_is_in_checkpoints_and_need_not_be(ball):
     uniform.load_state_dict(state)  # without one
     other.load_state_dict(uniform.state_dict())  # of a version that had none
     assert (other.datamanager.memory.errors == -1).all()
+
+
+def test_commands_that_look_at_no_image_open_such_a_run(ball):
+    """`ns-render`, `ns-viewer` and the exports."""
+    found, opened = pipeline(ball), pipeline(ball, "inference")
+    found.get_train_loss_dict(0)
+    opened.load_pipeline(found.state_dict(), 1)
+    assert opened.datamanager.memory is None
+    table = found.model.field.encoding.table
+    assert torch.equal(opened.model.field.encoding.table, table)
 
 
 def test_pixels_are_those_of_the_shuffled_images(ball):
