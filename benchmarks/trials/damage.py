@@ -128,6 +128,8 @@ def _load(config: Path, originals: Sequence[Path], mode: str) -> None:
     found = pipeline.state_dict()
     for path in originals:
         saved = (state_of(path) or {})["pipeline"]
+        if mode == "inference":  # which has no use for what is remembered of the training images
+            saved = {name: value for name, value in saved.items() if not name.startswith("datamanager.memory.")}
         if saved.keys() == found.keys() and all(torch.equal(found[name], saved[name]) for name in saved):
             return
     print(_WRONG)
