@@ -28,7 +28,7 @@ class SharedAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have a gradient, at once or at the end of `stepping_together`."""
         if self.waiting is None or closure is not None or not self._can_wait():
-            return super().step(closure)
+            return _adam_step()(self, closure)
         self.waiting.append(self)
         return None
 
@@ -38,6 +38,15 @@ class SharedAdam(torch.optim.Adam):
             and all(_is_plain(parameter, self.state.get(parameter)) for parameter in _with_gradient(group))
             for group in self.param_groups
         )
+
+
+def _adam_step() -> Callable[..., Any]:
+    """`torch.optim.Adam.step` without the hooks around it, which are around `SharedAdam.step` already.
+
+    `torch` wraps the method of a class when its first optimiser is made: whether it is wrapped depends on the process.
+    """
+    step: Any = torch.optim.Adam.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
 def _with_gradient(group: dict[str, Any]) -> list[Tensor]:

@@ -98,3 +98,16 @@ def test_builds_without_spilling(name, capability, triton_build):
     build = triton_build(getattr(gpu, name), types, constants, capability, num_warps=4 if constants.get("BLOCK") else 1)
     assert build.spilled == 0
     assert build.registers <= 64
+
+
+def test_hooks_are_called_once_whatever_optimisers_there_are():
+    """PyTorch wraps `step` of each class that it makes an optimiser of: here of both."""
+    parameter, calls = torch.nn.Parameter(torch.zeros(2)), []
+    torch.optim.Adam([parameter])
+    optimizer = SharedAdam([parameter])
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert calls == ["before", "after"]
+    assert (parameter < 0).all()

@@ -90,4 +90,4 @@ def test_a_training_begins_at_the_fitted_poses_and_a_resumed_one_where_it_was(me
     more.load_dir = trainer.checkpoint_dir
     resumed = begin(more).pipeline.model.camera_optimizer.apply_to_cameras()
     assert len(looked) == 1
-    torch.testing.assert_close(resumed, refined, rtol=0, atol=0.05)
+    torch.testing.assert_close(resumed, refined, rtol=0, atol=0.15)  # one step; anew, it were 0.3
