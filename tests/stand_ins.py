@@ -54,7 +54,19 @@ def _order(grid, arguments):
         arguments[name][: len(steps)] = first + 0.1 * steps
 
 
+def _write(grid, arguments):
+    """A row for each that there is room for."""
+    most = arguments["most"]
+    arguments["indices"].copy_(torch.arange(most))
+    arguments["weights"].fill_(2.0)
+    arguments["report"].fill_(1.0)
+
+
 STAND_INS = {
+    "hardmine_ns.mining.gpu.measure_kernel": _fill(values=0.5),
+    "hardmine_ns.mining.gpu.sums_kernel": _fill(out=1.0),
+    "hardmine_ns.mining.gpu.count_kernel": _fill(counts=1, settled=1.0),
+    "hardmine_ns.mining.gpu.write_kernel": _write,
     "hardmine_ns.rendering.gpu.launch.search_kernel": _search,
     "hardmine_ns.rendering.gpu.launch.order_kernel": _order,
     "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from hardmine_ns.mining.hardness import flattened
 from hardmine_ns.mining.selection import MiningRule
+from ns_support.kernels.backend import triton_module
 
+_SEEDS = (1 << 31) - 1
 LAG = 2
 """Steps that the tau which the host knows is older than the one that a draw follows."""
 
@@ -159,6 +161,25 @@ def draw_padded(
         (rows [most] int64, weights [most]): 0 for rows that were not drawn, or if all gradients are 0; not a number if
         one of them is not finite, so that a gradient scaler sees it.
     """
+    flat = flattened(gradients)
+    if rule == "poisson" and tau.is_cuda:
+        gpu = triton_module("hardmine_ns.mining.gpu", "Mining on a GPU")
+        if gpu.fits(flat, padded):
+            # The generator's seed is the step's (`streams.seed_step`), and the host knows it.
+            found: tuple[Tensor, Tensor] = gpu.draw(flat, tau, decay, fractions, padded, torch.initial_seed() & _SEEDS)
+            return found
+    return _draw_padded(gradients, tau, decay, fractions, rule, padded)
+
+
+def _draw_padded(
+    gradients: Sequence[Tensor],
+    tau: Tensor,
+    decay: float,
+    fractions: tuple[float, float],
+    rule: MiningRule,
+    padded: Padded,
+) -> tuple[Tensor, Tensor]:
+    """The same in PyTorch, on any device, with random numbers of PyTorch's."""
     found = _measure(gradients, tau, decay, fractions, padded.count)
     number = torch.arange(padded.most, device=tau.device)
     if rule == "poisson":
