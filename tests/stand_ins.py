@@ -63,6 +63,8 @@ def _write(grid, arguments):
 
 
 STAND_INS = {
+    "hardmine_ns.rendering.gpu.harmonics.harmonics_kernel": _fill(out=0.1),
+    "hardmine_ns.rendering.gpu.harmonics.harmonics_gradient_kernel": _fill(out=1e-3),
     "hardmine_ns.mining.gpu.measure_kernel": _fill(values=0.5),
     "hardmine_ns.mining.gpu.sums_kernel": _fill(out=1.0),
     "hardmine_ns.mining.gpu.count_kernel": _fill(counts=1, settled=1.0),
