@@ -79,6 +79,11 @@ PIXEL_STRIDE = 3
 class TwoPassModel(HardMineModel):
     """Renders a training batch as nerfstudio 1.1.5's instant-ngp does."""
 
+    def populate_modules(self) -> None:
+        """Like every other step of this model, those on a GPU wait for sizes."""
+        super().populate_modules()
+        self.fixed.refuses = True
+
     def render_training(self, rays: Rays, samples: PackedSamples) -> Composite:
         """Two unrelated passes: one for visibility, one with autograd over all visible samples and their positions."""
         everything = max(len(samples), 1)

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from nerfstudio.models.base_model import ModelConfig
 
-from hardmine_ns.hash_encoding import Backend
+from hardmine_ns.hash_encoding import Backend, HashEncoding
 from hardmine_ns.mining import MiningRule
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import require
@@ -126,6 +126,27 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     def sizes_of_checkpoints(self) -> tuple[str, ...]:
         """Settings that the sizes of a checkpoint's tensors depend on (`ns_support.runs.sizes`)."""
         return "num_levels", "features_per_level", "log2_hashmap_size", "base_res", "max_res", "hidden_dim"
+
+    def make_encoding(self) -> HashEncoding:
+        """The hash encoding.
+
+        Raises:
+            ValueError: a setting is out of its range.
+            ImportError: the back end is tiny-cuda-nn, which cannot be imported.
+        """
+        return HashEncoding(
+            num_levels=self.num_levels,
+            features_per_level=self.features_per_level,
+            log2_hashmap_size=self.log2_hashmap_size,
+            base_resolution=self.base_res,
+            max_resolution=self.max_res,
+            backend=self.hash_backend,
+        )
+
+    def updates_grid(self, step: int) -> bool:
+        """Whether the occupancy grid is updated once so many steps are done."""
+        warming_up = step < self.grid_warmup_steps
+        return step % max(self.grid_update_every // (4 if warming_up else 1), 1) == 0
 
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with.

@@ -20,7 +20,8 @@ from torch.nn import Parameter
 
 from hardmine_ns.config import HardMineModelConfig
 from hardmine_ns.findings import RayFindings, weighted
-from hardmine_ns.hash_encoding import HashEncoding, check_backend
+from hardmine_ns.fixed_sizes import FixedSizes
+from hardmine_ns.hash_encoding import check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays, merge_thin
 from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
@@ -75,14 +76,7 @@ class HardMineModel(CorrectedModel):
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels, blocks_first=c.grid_blocks_first)
             self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
-            encoding = HashEncoding(
-                num_levels=c.num_levels,
-                features_per_level=c.features_per_level,
-                log2_hashmap_size=c.log2_hashmap_size,
-                base_resolution=c.base_res,
-                max_resolution=c.max_res,
-                backend=c.hash_backend,
-            )
+            encoding = c.make_encoding()
             check_backend(c.hash_backend, self.kwargs.get("device", "cpu"))
         except (ValueError, ImportError) as error:
             raise UserError(f"This configuration can't be used: {error}.") from error
@@ -96,7 +90,9 @@ class HardMineModel(CorrectedModel):
         self._samples_of_rays: Tensor | None = None
         self.seed = torch.initial_seed()
         # What a step's visibility pass evaluated, until the update of the grid takes it.
-        self._observed: tuple[Tensor, Tensor] | None = None
+        self._observed: tuple[Tensor, Tensor] | Tensor | None = None
+        self.steps_done = 0
+        self.fixed = FixedSizes()
         self.plane = SlicePlane(aabb)
         self.run = HardMineRun(self.mining, self.plane)
         cameras = (self.kwargs.get("metadata") or {}).get("train_cameras")
@@ -133,9 +129,8 @@ class HardMineModel(CorrectedModel):
         Args:
             step: number of steps that are done.
         """
-        c = self.config
-        warming_up = step < c.grid_warmup_steps
-        if step % max(c.grid_update_every // (4 if warming_up else 1), 1):
+        c, self.steps_done = self.config, step
+        if not c.updates_grid(step):
             return
         seed_step(self.seed, step, Draw.GRID)
         self.grid.update(self._thickness, c.grid_cells_per_update, self._observed, Processes.current())
@@ -157,7 +152,11 @@ class HardMineModel(CorrectedModel):
             if self.refinement is not None:
                 bundle = self.refinement.corrected_rays(bundle)
             photos = None if bundle.camera_indices is None else bundle.camera_indices[:, 0]
-            return self._outputs(self.render_training(*self._march(bundle)), photos)
+            if self.fixed.serve(self, bundle.origins):
+                rendered, self._observed, self._samples_of_rays = self.fixed.render(self, self._rays(bundle), bundle)
+            else:
+                rendered = self.render_training(*self._march(bundle))
+            return self._outputs(rendered, photos)
         rays = given_rays(ray_bundle, self.device)
         shape, flat = rays.origins.shape[:-1], rays.reshape((-1,))
         some = flat if len(flat) > 0 else given_rays(RayBundle(flat.origins.new_zeros(1, 3), _UP, None), self.device)
@@ -237,6 +236,7 @@ class HardMineModel(CorrectedModel):
         """
         limits, keep = self._visibility_limits(), self.field.encoding.can_resume
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
+        assert visible.searched is not None
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
         self._samples_of_rays = samples.offsets.diff()
@@ -253,7 +253,9 @@ class HardMineModel(CorrectedModel):
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
         image = self._laid_over(batch["image"].to(self.device))
-        error = weighted((outputs["rgb"].detach() - image).square(), batch.get("ray_weights")).mean()
+        error = weighted(
+            (outputs["rgb"].detach() - image).square(), self.fixed.weights(batch.get("ray_weights"), self.training)
+        ).mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
         if self.training:
             counts, mined = self.sample_counts, self.mining.statistics
@@ -282,7 +284,7 @@ class HardMineModel(CorrectedModel):
         squares = self.counting(pixels, squares)
         if self._samples_of_rays is not None:
             self.ray_findings = RayFindings(pixels, squares.detach().mean(-1), self._samples_of_rays)
-        squares = weighted(squares, batch.get("ray_weights"))
+        squares = weighted(squares, self.fixed.weights(batch.get("ray_weights"), self.training))
         return {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0]) | self._curvature(squares)
 
     def _curvature(self, squares: Tensor) -> dict[str, Tensor]:
@@ -335,23 +337,26 @@ class HardMineModel(CorrectedModel):
             fars = torch.minimum(fars, ray_bundle.fars.reshape(-1))
         return nears, fars
 
-    def _march(self, ray_bundle: RayBundle) -> tuple[Rays, PackedSamples]:
-        """Rays and their samples in the occupied part of the grid, jittered in training."""
-        c = self.config
-        origins, directions = ray_bundle.origins.contiguous(), ray_bundle.directions.contiguous()
-        nears, fars = self.bounds(ray_bundle)
-        jitter = torch.rand_like(nears) if self.training else None
-        steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
-        samples = march_rays(origins.detach(), directions.detach(), nears, fars, self.grid, **steps, jitter=jitter)
-        if self.training:
-            along, limit, most = (origins.detach(), directions.detach()), c.merge_thickness, c.merge_most
-            samples = merge_thin(samples, *along, self.grid, self.step_size, limit=limit, most=most)
+    def _rays(self, ray_bundle: RayBundle) -> Rays:
         cameras = ray_bundle.camera_indices
-        if not c.use_appearance_embedding:
+        if not self.config.use_appearance_embedding:
             cameras = None
         elif cameras is None:  # of no image, as in evaluation, where the field takes the mean over all
             cameras = torch.zeros_like(ray_bundle.origins[:, :1], dtype=torch.long)
-        return Rays(origins, directions, None if cameras is None else cameras.reshape(-1)), samples
+        images = None if cameras is None else cameras.reshape(-1)
+        return Rays(ray_bundle.origins.contiguous(), ray_bundle.directions.contiguous(), images)
+
+    def _march(self, ray_bundle: RayBundle) -> tuple[Rays, PackedSamples]:
+        """Rays and their samples in the occupied part of the grid, jittered in training."""
+        c, rays, (nears, fars) = self.config, self._rays(ray_bundle), self.bounds(ray_bundle)
+        origins, directions = rays.origins.detach(), rays.directions.detach()
+        jitter = torch.rand_like(nears) if self.training else None
+        steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
+        samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
+        if self.training:
+            limit, most = c.merge_thickness, c.merge_most
+            samples = merge_thin(samples, origins, directions, self.grid, self.step_size, limit=limit, most=most)
+        return rays, samples
 
     def _outputs(self, composite: Composite, photos: Tensor | int | None = None) -> dict[str, Tensor]:
         """Colours with the exposure of photographs (None: the mean) before the background, depth, accumulation."""

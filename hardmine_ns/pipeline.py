@@ -124,6 +124,7 @@ class AdaptiveRaysPipeline(SharedPipeline):
 
         The losses are this rank's part: over all ranks they add up to the mean over all rays.
         """
+        self._settle()
         # Not as soon as they are chosen: until then the trainer reads off the sampler how many rays this step had.
         self._set_num_rays()
         seed_step(self.model.seed, step, Draw.RAYS)
@@ -140,8 +141,21 @@ class AdaptiveRaysPipeline(SharedPipeline):
         if size > 1:  # alone, the host knows
             both = torch.tensor([visible, searched], device=self.model.device)
             visible, searched = (int(n) // size for n in self.processes.sum(both))
-        self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
+        if not self.model.fixed.undecided:
+            self.num_rays = next_num_rays(self.num_rays, visible, searched, self.config)
         return outputs, losses, metrics
+
+    def _settle(self) -> None:
+        """Choose the next step's rays by the latest step, if only a GPU knew until now what it came to."""
+        found = self.model.fixed.read(self.model)
+        if found is not None:
+            self.model.sample_counts = found
+            self.num_rays = next_num_rays(self.num_rays, found.visible, found.searched, self.config)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The state of all modules, with the rays of the next step."""
+        self._settle()
+        return super().state_dict(*args, **kwargs)
 
     def _watch_costs(self, step: int) -> None:
         """Let mining rest where it makes no step cheaper. Not on a GPU, whose time the host's clock does not show."""

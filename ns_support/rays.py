@@ -28,6 +28,7 @@ from ns_support.lenses.lens import (
     stack_lenses,
 )
 from ns_support.lenses.thin_lens import LensPoint, through_lens
+from ns_support.ray_table import RayTable
 
 LENS = "lens"
 """Name, in a camera's metadata, of its `Lens`: reading it off a camera on a GPU would make the host wait."""
@@ -161,6 +162,10 @@ class ExactRayGenerator(RayGenerator):
     def __init__(self, cameras: Cameras) -> None:
         super().__init__(cameras)
         lenses = camera_lenses(cameras)
+        self._of_cameras = lenses
+        # Made when rays are first asked for: those to evaluate seldom are.
+        self._table: RayTable | None = None
+        self._may_have_table = cameras.camera_to_worlds.is_cuda
         # Lenses that differ in more than numbers can't be computed together.
         groups: dict[tuple[LensType, int], list[int]] = {}
         for index, lens in enumerate(lenses):
@@ -183,6 +188,13 @@ class ExactRayGenerator(RayGenerator):
             N rays, with nears and fars if any of the pixels has no ray.
         """
         camera, row, column = ray_indices.to(self._group.device).unbind(-1)
+        if self._may_have_table and self._table is None:
+            self._may_have_table = RayTable.fits(self.cameras, self._of_cameras)
+            self._table = RayTable(self.cameras, self._of_cameras) if self._may_have_table else None
+        if self._table is not None:
+            bundle: RayBundle = self._table.rays(camera, row, column)
+            bundle.times = None if self.cameras.times is None else self.cameras.times.reshape(-1, 1)[camera]
+            return bundle
         row, column = row + torch.tensor(0.5, dtype=torch.float64), column + torch.tensor(0.5, dtype=torch.float64)
         poses = self.cameras.camera_to_worlds.reshape(-1, 3, 4)[camera].float()
         if len(self._lenses) == 1:

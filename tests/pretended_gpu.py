@@ -6,6 +6,8 @@ be launched, and every place where the host would wait. It waits for a value tha
 for a size that only the GPU knows (`nonzero`, an index by a mask), and for a copy between the two memories, unless that
 is asynchronous. Triton's kernels are not run: stand-ins write results of the right shape (`stand_ins.py`).
 
+A host that waits for an event of an earlier step (`clear` begins a new one) is not counted: it is a step ahead.
+
 It does not see races, alignment, the layout of results, or how long anything takes. One operation of PyTorch counts as
 one kernel, although a sort or a sum may be several.
 """
@@ -50,9 +52,13 @@ class Counts:
     """How many were launched by each module; "backward of" those that differentiate what a module has computed."""
 
     def clear(self):
+        """Begin to count, for instance of a step."""
+        self.cleared += 1
         self.waits.clear()
         self.kernels.clear()
         self.origins.clear()
+
+    cleared: int = 0
 
     def launch(self, name):
         self.kernels[name] += 1
@@ -199,7 +205,8 @@ def _note_reads(name, args, kwargs, ours, others):
         if name not in MAY_MIX or (name in INDEXING and not isinstance(args[0], OnGpu)):
             shapes = [list(tensor.shape) for tensor in large]
             raise RuntimeError(f"{name}: expected all tensors on cuda:0, got {shapes} on the cpu at {_place()}")
-        if name == "copy_" and not _asynchronous(args[1], len(args) > 2 and args[2]):
+        asked = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        if name == "copy_" and not any(_asynchronous(tensor, asked) for tensor in args[:2]):
             _counts.wait("copy between host and GPU")
         if name in INDEXING:
             _counts.wait("copy of an index from the host")
@@ -288,6 +295,19 @@ class _Launch:
         return launch
 
 
+class _Event:
+    """In the place of `torch.cuda.Event`: a host that waits for what was launched in an earlier step is not counted."""
+
+    recorded = None
+
+    def record(self):
+        self.recorded = _counts.cleared
+
+    def synchronize(self):
+        if self.recorded == _counts.cleared:
+            _counts.wait("event of the same step")
+
+
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch):
     """In here there is a GPU; yields the `Counts`."""
@@ -295,6 +315,7 @@ def pretended_gpu(monkeypatch):
         for module, name, work in stand_ins.all_of_them():
             patch.setattr(module, name, _Launch(getattr(module, name), work))
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        patch.setattr(torch.cuda, "Event", _Event)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "none")
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setattr(torch.Tensor, "to", _moved(torch.Tensor.to))

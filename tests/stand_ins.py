@@ -33,7 +33,44 @@ def _march(grid, arguments):
     arguments["ray_indices"].copy_(torch.arange(rays).repeat_interleave(SAMPLES))
 
 
+def _search(grid, arguments):
+    """24 visible samples of each ray, as far as there is room."""
+    arguments["counts"].fill_(SAMPLES)
+    arguments["looked_up"].fill_(SAMPLES)
+    arguments["lost"].zero_()
+    arguments["counters"].fill_(SAMPLES * grid[0])
+
+
+def _order(grid, arguments):
+    rays, capacity = arguments["num_rays"], arguments["capacity"]
+    ends = arguments["ends"].clamp(max=capacity)
+    arguments["offsets"].copy_(ends)
+    arguments["kept"].fill_(1.0)
+    arguments["report"].fill_(SAMPLES * rays)
+    steps = torch.arange(SAMPLES, dtype=torch.float32).repeat(rays)[:capacity]
+    owners = torch.arange(rays).repeat_interleave(SAMPLES)[:capacity]
+    arguments["ray_indices"][: len(owners)] = owners
+    for name, first in (("t_starts", 1.0), ("t_ends", 1.1), ("t_middles", 1.05)):
+        arguments[name][: len(steps)] = first + 0.1 * steps
+
+
+def _write(grid, arguments):
+    """A row for each that there is room for."""
+    most = arguments["most"]
+    arguments["indices"].copy_(torch.arange(most))
+    arguments["weights"].fill_(2.0)
+    arguments["report"].fill_(1.0)
+
+
 STAND_INS = {
+    "hardmine_ns.rendering.gpu.harmonics.harmonics_kernel": _fill(out=0.1),
+    "hardmine_ns.rendering.gpu.harmonics.harmonics_gradient_kernel": _fill(out=1e-3),
+    "hardmine_ns.mining.gpu.measure_kernel": _fill(values=0.5),
+    "hardmine_ns.mining.gpu.sums_kernel": _fill(out=1.0),
+    "hardmine_ns.mining.gpu.count_kernel": _fill(counts=1, settled=1.0),
+    "hardmine_ns.mining.gpu.write_kernel": _write,
+    "hardmine_ns.rendering.gpu.launch.search_kernel": _search,
+    "hardmine_ns.rendering.gpu.launch.order_kernel": _order,
     "ns_support.kernels.gpu.probe_kernel": _fill(out=1.0),
     "ns_support.adam.gpu.steps_kernel": _fill(rates=1.0),
     "ns_support.adam.gpu.adam_kernel": _fill(),

@@ -122,7 +122,7 @@ class HashEncoding(nn.Module):
     @property
     def can_resume(self) -> bool:
         """Whether `resume` can be called: the kernels for a CPU and for a GPU can, the other back ends can't."""
-        return self._on_gpu or self.has_cpu_kernels
+        return self.on_gpu or self.has_cpu_kernels
 
     @property
     def has_cpu_kernels(self) -> bool:
@@ -143,13 +143,13 @@ class HashEncoding(nn.Module):
         """
         if not torch.is_grad_enabled():
             return features
-        if self._on_gpu:
+        if self.on_gpu:
             known: Tensor = _triton_kernels(self.table).resume(features, positions, self.table, self.levels)
             return known
         return cpu.encode(positions, self.table, self.levels, self._table_gradient, features)
 
     @property
-    def _on_gpu(self) -> bool:
+    def on_gpu(self) -> bool:
         """Whether the Triton kernels are what runs."""
         fits = self.table.is_cuda and self.table.dtype in (torch.float32, torch.float16)
         return self.backend == "gpu" or (self.backend == "auto" and fits)
@@ -159,7 +159,7 @@ class HashEncoding(nn.Module):
         return self.table.device.type == "cpu" and self.table.dtype == torch.float32
 
     def _encode(self, points: Tensor) -> Tensor:
-        if self._on_gpu:
+        if self.on_gpu:
             return _triton_kernels(self.table).encode(points, self.table, self.levels)
         points = points.to(self.table.dtype)
         if self._native is not None:

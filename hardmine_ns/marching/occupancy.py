@@ -82,6 +82,7 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self._stride = _coprime_near(round(cells * _GOLDEN), cells)
         self._mean: float | None = None
+        self._mean_there: Tensor | None = None
 
     @property
     def num_cells(self) -> int:
@@ -93,7 +94,7 @@ class OccupancyGrid(nn.Module):
         self,
         thickness_fn: Callable[[Tensor], Tensor],
         num_cells: int,
-        observed: tuple[Tensor, Tensor] | None = None,
+        observed: tuple[Tensor, Tensor] | Tensor | None = None,
         processes: Processes | None = None,
     ) -> None:
         """Visit some cells and decide anew which are occupied.
@@ -101,12 +102,18 @@ class OccupancyGrid(nn.Module):
         Args:
             thickness_fn: maps positions [n, 3] to the optical thickness of a step there, [n].
             num_cells: cells to query, taken from the sweep over all cells: the bound of the cost.
-            observed: positions [m, 3] and the optical thickness there [m], where they are known anyway.
+            observed: positions [m, 3] and the optical thickness there [m], where they are known anyway; or [cells] the
+                greatest that was seen in each cell, -1 where nothing was: of a single process, and without
+                `blocks_first`.
             processes: that hold the same grid: they divide the cells to query, and each learns what all have found.
         """
         processes = processes or Processes()
         visited = self._next_of_sweep(min(num_cells, self.num_cells))[processes.rank :: processes.size]
         found = thickness_fn(self.random_positions(visited)).reshape(-1).to(self.thickness.dtype)
+        if isinstance(observed, Tensor):
+            self._note(observed.scatter_reduce(0, visited, found.nan_to_num(), "amax"))
+            self._decide()
+            return
         if observed is not None:
             cells, values = self._inside(*observed, visited[0])
             visited, found = torch.cat([visited, cells]), torch.cat([found, values.to(found.dtype)])
@@ -136,11 +143,21 @@ class OccupancyGrid(nn.Module):
             self._mean = mean_of_visited(self.thickness)
         return self._mean
 
+    def mean_there(self) -> Tensor:
+        """The same [] on the grid's device: on a GPU, without waiting for it."""
+        if self._mean_there is None or self._mean_there.device != self.thickness.device:
+            self._mean_there = _mean_of_visited(self.thickness)
+        return self._mean_there
+
     def _next_of_sweep(self, count: int) -> Tensor:
         # Multiples of a number coprime to the size visit every cell once; one near the golden ratio spreads them.
         index = (self.cursor + torch.arange(count, device=self.cursor.device)) % self.num_cells
         self.cursor += count
         return index * self._stride % self.num_cells
+
+    def _note(self, seen: Tensor) -> None:
+        """Remember the thickness [cells] that was seen, -1 where nothing was."""
+        self.thickness.copy_(torch.where(seen < 0, self.thickness, torch.maximum(self.thickness * self.decay, seen)))
 
     def _tell_neighbours(self, visited: Tensor, found: Tensor) -> None:
         """Let cells stand for those of their 2 x 2 x 2 that were never visited, by the densest of them."""
@@ -164,7 +181,7 @@ class OccupancyGrid(nn.Module):
         return torch.where(inside, cells, visited), torch.where(inside, values, -torch.inf)
 
     def _decide(self) -> None:
-        self._mean = None
+        self._mean, self._mean_there = None, None
         if self.thickness.is_cuda:
             self._decide_there()
         elif not mark_occupied(self.thickness, min(self.mean_thickness, self.threshold), self.binaries):
@@ -175,15 +192,14 @@ class OccupancyGrid(nn.Module):
 
     def _decide_there(self) -> None:
         """The same in one expression for both cases: to know which it is, the host would wait for the GPU."""
-        visited = self.thickness >= 0
-        mean = (self.thickness * visited).sum() / visited.sum().clamp(min=1)
-        occupied = (self.thickness > mean.clamp(max=self.threshold)) | ~visited
+        limit = _mean_of_visited(self.thickness).clamp(max=self.threshold)
+        occupied = (self.thickness > limit) | (self.thickness < 0)
         some = occupied.any()
         self.thickness.copy_(torch.where(some, self.thickness, _UNVISITED))
         self.binaries.copy_((occupied | ~some).view_as(self.binaries))
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._mean = None
+        self._mean, self._mean_there = None, None
         super()._load_from_state_dict(*args)
 
 
@@ -214,8 +230,12 @@ def mean_of_visited(thickness: Tensor) -> float:
     """Mean over the cells [n] whose thickness is not negative; 0 if there are none."""
     if _has_kernels(thickness):
         return cpu.mean_of_visited(thickness)
+    return float(_mean_of_visited(thickness))
+
+
+def _mean_of_visited(thickness: Tensor) -> Tensor:
     visited = thickness >= 0
-    return float((thickness * visited).sum() / visited.sum().clamp(min=1))
+    return (thickness * visited).sum() / visited.sum().clamp(min=1)
 
 
 def mark_occupied(thickness: Tensor, limit: float, binaries: Tensor) -> bool:

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.mining.hardness import BeforeActivation, hardness
-from hardmine_ns.mining.on_gpu import draw_poisson
+from hardmine_ns.mining.on_gpu import Padded, draw_padded, draw_poisson
 from hardmine_ns.mining.selection import ALONE, MiningRule, select_rows
 from ns_support.concurrency.processes import Processes
 
@@ -140,6 +140,7 @@ class HardSampleMining(nn.Module):
         *,
         search: Field | None = None,
         before_activation: BeforeActivation | None = None,
+        padded: Padded | None = None,
     ) -> tuple[Tensor, ...]:
         """Evaluate the field; its gradient will come from the rows that turn out hard.
 
@@ -151,6 +152,8 @@ class HardSampleMining(nn.Module):
                 instance because a part of them is known already. Runs without a graph.
             before_activation: converts gradients for the hardness when the field applies activations itself, as
                 `undo_activations` makes it; without it the outputs are taken to be before their activations.
+            padded: how many of the rows there are, where only a GPU knows; `statistics` then stay as they are. Of a
+                single process.
 
         Returns:
             The field's outputs, each [B, ...].
@@ -167,7 +170,8 @@ class HardSampleMining(nn.Module):
         whole = self.rule == "off" or self.rests
         if whole or not torch.is_grad_enabled():
             count = inputs[0].shape[0]
-            self.statistics = MiningStatistics(count, count, self.statistics.tau)
+            if padded is None:
+                self.statistics = MiningStatistics(count, count, self.statistics.tau)
             if self.observer is not None and torch.is_grad_enabled():
                 self.observer(None)
             return field(*inputs) if whole or search is None else search(*inputs)
@@ -177,7 +181,7 @@ class HardSampleMining(nn.Module):
                 "HardSampleMining with the model"
             )
         parameters = tuple(p for p in parameters if p.requires_grad)
-        call = _Call(self, field, parameters, len(inputs), before_activation)
+        call = _Call(self, field, parameters, len(inputs), before_activation, padded)
         return _MinedField.apply(call, search or field, *inputs, *parameters)
 
     def request(self, rule: MiningRule, min_fraction: float, max_fraction: float) -> None:
@@ -205,11 +209,13 @@ class HardSampleMining(nn.Module):
             self.rule, self.rests = rules[int(index)], bool(rests)
 
     @torch.no_grad()
-    def choose(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def choose(self, gradients: Sequence[Tensor], padded: Padded | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Turn output gradients into the rows to backpropagate, and advance tau.
 
         Args:
             gradients: of each output, [B, ...], before the activations, with any loss scale.
+            padded: how many of the rows there are, where only a GPU knows: `on_gpu.draw_padded` then says what becomes
+                of them.
 
         Returns:
             (rows, weights). Rows None means all of them, weights None means 1. Rows are all when a gradient is not
@@ -217,8 +223,10 @@ class HardSampleMining(nn.Module):
         """
         count = gradients[0].shape[0]
         alone = self.processes.size == 1
+        fractions = self.min_fraction, self.max_fraction
+        if padded is not None:
+            return draw_padded(gradients, self.tau, self.decay, fractions, self.rule, padded)
         if self.rule == "poisson" and self.max_fraction < 1 and alone and count > 0 and gradients[0].is_cuda:
-            fractions = self.min_fraction, self.max_fraction
             drawn = draw_poisson(gradients, self.tau, self.decay, fractions)
             chosen = count if drawn.rows is None else drawn.rows.numel()
             self.statistics = MiningStatistics(count, chosen, drawn.tau, drawn.finite)
@@ -264,6 +272,7 @@ class _Call:
     parameters: tuple[Tensor, ...]
     num_inputs: int
     before_activation: BeforeActivation | None
+    padded: Padded | None = None
 
 
 class _MinedField(torch.autograd.Function):
@@ -300,9 +309,11 @@ class _MinedField(torch.autograd.Function):
         if call.before_activation is not None:
             filled = [torch.zeros_like(y) if g is None else g for g, y in zip(gradients, outputs, strict=True)]
             measured = call.before_activation(outputs, filled)
-        rows, weights = call.mining.choose(measured)
+        choose, padded = call.mining.choose, call.padded
+        rows, weights = choose(measured) if padded is None else choose(measured, padded)
         if call.mining.observer is not None:
-            call.mining.observer(rows)
+            # While somebody looks, a GPU may be waited for.
+            call.mining.observer(rows if padded is None or rows is None else rows[weights != 0])
         if rows is not None:
             present = [g[rows] for g in present]
         if weights is not None:
@@ -356,7 +367,9 @@ def _rerun(
         gradient = of_targets.get(id(part))
         if gradient is None or rows is None:
             return gradient
-        return torch.zeros_like(whole).index_copy_(0, rows, gradient)
+        # Rows that were not drawn all have the same number, and a gradient of 0.
+        zeros = torch.zeros_like(whole)
+        return zeros.index_copy_(0, rows, gradient) if call.padded is None else zeros.index_add_(0, rows, gradient)
 
     by_input = [of_input(whole, part) for whole, part in zip(inputs, chosen, strict=True)]
     # Zeros rather than None: optimisers, scalers and data-parallel hooks expect a gradient after every backward pass.

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from hardmine_ns.hash_encoding import HashEncoding
 from hardmine_ns.rendering.cpu import networks
 from ns_support.kernels.arrays import as_array
+from ns_support.kernels.backend import triton_module
 from ns_support.kernels.harmonics import Y0, Y1, Y2, Y3
 
 GEOMETRY_DIM = 16
@@ -183,6 +184,10 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     Returns:
         [n, 16].
     """
+    if directions.is_cuda and directions.dtype == torch.float32:
+        gpu = triton_module("hardmine_ns.rendering.gpu.harmonics", "The field on a GPU")
+        found: Tensor = gpu.spherical_harmonics(directions)
+        return found
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
     columns = [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.marching import Composite, PackedSamples, composite, visible_samples
-from hardmine_ns.mining import HardSampleMining
+from hardmine_ns.mining import HardSampleMining, Padded
 from hardmine_ns.rendering.cpu import networks
 from hardmine_ns.rendering.cpu import search as cpu
 from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, UnitCube, spherical_harmonics, truncated_exp
@@ -56,8 +56,9 @@ class Visible:
     """[B, 16] outputs of the density network."""
     features: Tensor | None
     """[B, L F] the encoding at those positions, if it was to be kept."""
-    searched: tuple[Tensor, Tensor]
-    """Positions [n, 3] in the scene and densities [n] of all samples that were evaluated, visible or not."""
+    searched: tuple[Tensor, Tensor] | None = None
+    """Positions [n, 3] in the scene and densities [n] of all samples that were evaluated, visible or not; None where
+    they have been noted in the grid."""
 
     @property
     def densities(self) -> Tensor:
@@ -213,6 +214,7 @@ def render_visible(
     rays: Rays,
     mining: HardSampleMining | None = None,
     to_unit: Callable[[Tensor], Tensor] | None = None,
+    padded: Padded | None = None,
 ) -> Composite:
     """Colour and composite the visible samples.
 
@@ -222,6 +224,7 @@ def render_visible(
         rays: that they lie on.
         mining: how gradients are to be computed; None for an image without gradients.
         to_unit: maps positions [n, 3] to the field's unit cube, if the rays are to have a gradient too.
+        padded: how many of the visible samples there are, where only a GPU knows.
 
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
@@ -262,7 +265,9 @@ def render_visible(
             return evaluate(**dict(zip(inputs, rows, strict=True)))
 
         tensors = tuple(inputs.values())
-        log_density, raw_color = mining(named, field.parameters(), tensors, search=lambda *_: from_search())
+        log_density, raw_color = mining(
+            named, field.parameters(), tensors, search=lambda *_: from_search(), padded=padded
+        )
     # float32 from here on, whatever precision the networks ran in.
     return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
 

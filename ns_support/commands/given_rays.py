@@ -11,6 +11,8 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from ns_support.ray_table import UnitRays
+
 
 def unit_directions(directions: Tensor) -> tuple[Tensor, Tensor]:
     """Directions of length 1.
@@ -50,6 +52,8 @@ def given_rays(rays: RayBundle, device: torch.device | str) -> RayBundle:
     Raises:
         ValueError: origins and directions do not fit together, or the last dimension is not 3.
     """
+    if isinstance(rays, UnitRays) and rays.origins.device == torch.device(device):
+        return rays
     origins, directions = torch.broadcast_tensors(rays.origins.to(device), rays.directions.to(device))
     if origins.shape[-1:] != (3,):
         raise ValueError(f"origins and directions must be [*, 3], got {list(rays.origins.shape)}")

@@ -32,7 +32,7 @@ TABLE_TYPES = (torch.float32, torch.float16)
 
 
 @triton.jit
-def _cell(position: ty.Lanes, scale: ty.Scalar) -> tuple[ty.Lanes, ty.Lanes]:
+def cell_of(position: ty.Lanes, scale: ty.Scalar) -> tuple[ty.Lanes, ty.Lanes]:
     """Integer cell along an axis, as 32-bit unsigned, and the fraction beyond it."""
     # One rounding, as in the reference: two would move points across the borders of fine cells.
     scaled = tl.fma(position, tl.zeros_like(position) + scale, tl.zeros_like(position) + 0.5)
@@ -47,9 +47,9 @@ def _load_cells(
     positions: ty.Pointer, point: ty.Lanes, valid: ty.Lanes, scale: ty.Scalar
 ) -> tuple[ty.Vector, ty.Vector]:
     """Cells and fractions of a block of points."""
-    cx, fx = _cell(tl.load(positions + point * 3, mask=valid, other=0.0), scale)
-    cy, fy = _cell(tl.load(positions + point * 3 + 1, mask=valid, other=0.0), scale)
-    cz, fz = _cell(tl.load(positions + point * 3 + 2, mask=valid, other=0.0), scale)
+    cx, fx = cell_of(tl.load(positions + point * 3, mask=valid, other=0.0), scale)
+    cy, fy = cell_of(tl.load(positions + point * 3 + 1, mask=valid, other=0.0), scale)
+    cz, fz = cell_of(tl.load(positions + point * 3 + 2, mask=valid, other=0.0), scale)
     return (cx, cy, cz), (fx, fy, fz)
 
 
@@ -81,7 +81,7 @@ def _row(cell: ty.Vector, level: ty.Fields, CORNER: tl.constexpr) -> ty.Lanes:
 
 
 @triton.jit
-def _share(fraction: ty.Lanes, UPPER: tl.constexpr) -> ty.Lanes:
+def share(fraction: ty.Lanes, UPPER: tl.constexpr) -> ty.Lanes:
     """Weight of the lower or upper neighbour along an axis."""
     if UPPER:
         return fraction
@@ -119,8 +119,8 @@ def forward_kernel(
     total = tl.zeros([BLOCK, WIDTH], tl.float32)
     for corner in tl.static_range(8):
         row = _row(cell, level, corner)
-        weight = _share(fraction[0], corner & 1) * _share(fraction[1], corner >> 1 & 1)
-        weight = weight * _share(fraction[2], corner >> 2)
+        weight = share(fraction[0], corner & 1) * share(fraction[1], corner >> 1 & 1)
+        weight = weight * share(fraction[2], corner >> 2)
         values = tl.load(table + row[:, None] * F + feature, mask=mask, other=0.0)
         total += weight[:, None] * values.to(tl.float32)
     at = out + point[:, None] * (num_levels * F) + level_index * F + feature
@@ -147,11 +147,14 @@ def table_gradient_kernel(
     level = _load_level(geometry, level_index)
     at = cotangent + point[:, None] * (num_levels * F) + level_index * F + feature
     incoming = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    # Points without a gradient may be many, and all the same: they would get in each other's way.
+    matters = mask & (incoming != 0.0)
     for corner in tl.static_range(8):
         row = _row(cell, level, corner)
-        weight = _share(fraction[0], corner & 1) * _share(fraction[1], corner >> 1 & 1)
-        weight = weight * _share(fraction[2], corner >> 2)
-        tl.atomic_add(gradient + row[:, None] * F + feature, weight[:, None] * incoming, mask=mask, sem="relaxed")
+        weight = share(fraction[0], corner & 1) * share(fraction[1], corner >> 1 & 1)
+        weight = weight * share(fraction[2], corner >> 2)
+        change = weight[:, None] * incoming
+        tl.atomic_add(gradient + row[:, None] * F + feature, change, mask=matters, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["number"])
@@ -183,9 +186,9 @@ def position_gradient_kernel(
             row = _row(cell, level, corner)
             values = tl.load(table + row[:, None] * F + feature, mask=mask, other=0.0).to(tl.float32)
             change = scale * tl.sum(values * incoming, 1)
-            x = _share(fraction[0], corner & 1)
-            y = _share(fraction[1], corner >> 1 & 1)
-            z = _share(fraction[2], corner >> 2)
+            x = share(fraction[0], corner & 1)
+            y = share(fraction[1], corner >> 1 & 1)
+            z = share(fraction[2], corner >> 2)
             gx += (2 * (corner & 1) - 1) * y * z * change
             gy += (2 * (corner >> 1 & 1) - 1) * x * z * change
             gz += (2 * (corner >> 2) - 1) * x * y * change
@@ -208,7 +211,8 @@ def _upload(
     return torch.from_numpy(np.frombuffer(scales, np.float32).copy()).to(device), geometry.to(device)
 
 
-def _on_device(levels: GridLevels, device: torch.device) -> tuple[Tensor, Tensor]:
+def on_device(levels: GridLevels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scales and geometry of the levels on a device, as `_load_level` reads them."""
     # By content: uploading in each step would make the host wait.
     return _upload(
         levels.scales.tobytes(),
@@ -238,7 +242,7 @@ def forward(positions: Tensor, table: Tensor, levels: GridLevels) -> Tensor:
     out = table.new_empty(len(positions), levels.num_levels * features)
     if len(positions):
         grid = (triton.cdiv(len(positions), _BLOCK), levels.num_levels)
-        geometry = _on_device(levels, table.device)
+        geometry = on_device(levels, table.device)
         forward_kernel[grid](positions, table, *geometry, out, len(positions), levels.num_levels, **_sizes(features))
     return out
 
@@ -258,7 +262,7 @@ def table_gradient(positions: Tensor, cotangent: Tensor, levels: GridLevels) -> 
     gradient = positions.new_zeros(levels.total_rows, features)
     if len(positions):
         grid = (triton.cdiv(len(positions), _BLOCK), levels.num_levels)
-        geometry = _on_device(levels, positions.device)
+        geometry = on_device(levels, positions.device)
         table_gradient_kernel[grid](
             positions, cotangent, *geometry, gradient, len(positions), levels.num_levels, **_sizes(features)
         )
@@ -280,7 +284,7 @@ def position_gradient(positions: Tensor, table: Tensor, levels: GridLevels, cota
     gradient = torch.empty_like(positions)
     if len(positions):
         grid = (triton.cdiv(len(positions), _BLOCK),)
-        geometry = _on_device(levels, table.device)
+        geometry = on_device(levels, table.device)
         position_gradient_kernel[grid](
             positions,
             table,

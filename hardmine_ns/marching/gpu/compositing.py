@@ -20,7 +20,7 @@ _OPTIONS: dict[str, Any] = {"BLOCK": 32, "num_warps": 1}
 
 
 @triton.jit
-def _opacity(x: ty.Lanes) -> ty.Lanes:
+def opacity(x: ty.Lanes) -> ty.Lanes:
     """1 - exp(-x), exact for thin samples too."""
     thin = x * (1.0 - x * (0.5 - x * (0.16666667 - x * 0.041666668)))
     return tl.where(x < 0.02, thin, 1.0 - tl.exp(-x))
@@ -60,7 +60,7 @@ def composite_kernel(
         mine = i < last
         x = tl.load(thickness + i, mask=mine, other=0.0)
         before = carried + _thickness_before(thickness, i, first, last)
-        w = tl.exp(-before) * _opacity(x)
+        w = tl.exp(-before) * opacity(x)
         tl.store(weights + i, w, mask=mine)
         tl.store(after + i, tl.exp(-(before + x)), mask=mine)
         red += w * tl.load(colors + 3 * i, mask=mine, other=0.0)
@@ -145,15 +145,15 @@ def visible_kernel(
         mine = i < last
         x = tl.load(thickness + i, mask=mine, other=0.0)
         before = carried + _thickness_before(thickness, i, first, last)
-        seen = (tl.exp(-before) >= early_stop) & (_opacity(x) >= alpha_threshold)
+        seen = (tl.exp(-before) >= early_stop) & (opacity(x) >= alpha_threshold)
         tl.store(visible + i, seen.to(tl.uint8), mask=mine)
         carried += tl.sum(x, 0)
         first += BLOCK
 
 
 def composite(thickness: Tensor, colors: Tensor, middles: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.composite_torch`; float32."""
-    weights, after = torch.empty_like(thickness), torch.empty_like(thickness)
+    """See `reference.composite_torch`; float32. Samples that belong to no ray, behind all others, have weight 0."""
+    weights, after = torch.zeros_like(thickness), torch.empty_like(thickness)
     sums = thickness.new_empty(len(offsets) - 1, 5)
     if len(sums):
         arguments = (tensor.contiguous() for tensor in (thickness, colors, middles, offsets))
@@ -170,8 +170,12 @@ def composite_backward(
     grad_sums: Tensor,
     grad_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.composite_backward_torch`; float32. Without gradients of the weights, None."""
-    of_thickness, of_colors = torch.empty_like(weights), torch.empty(len(weights), 3, device=weights.device)
+    """See `reference.composite_backward_torch`; float32. Without gradients of the weights, None.
+
+    The gradients are 0 for samples that belong to no ray.
+    """
+    of_thickness, of_colors = weights.new_zeros(4 * len(weights)).split([len(weights), 3 * len(weights)])
+    of_colors = of_colors.view(-1, 3)
     if len(grad_sums):
         saved = (tensor.contiguous() for tensor in (colors, middles, offsets, weights, after, grad_sums))
         of_weights = weights if grad_weights is None else grad_weights.contiguous()

@@ -31,7 +31,7 @@ _OPTIONS: dict[str, Any] = {"BLOCK": _BLOCK, "num_warps": 1, "enable_fp_fusion":
 
 
 @triton.jit
-def _edge(k: ty.Lanes, lattice: ty.Fields, CONE: tl.constexpr) -> ty.Lanes:
+def edge(k: ty.Lanes, lattice: ty.Fields, CONE: tl.constexpr) -> ty.Lanes:
     """Edge t_k of the lattice; `rays.lattice_edge`."""
     start, step, switch, t_switch, log2_growth = lattice
     linear = start + k.to(tl.float32) * step
@@ -57,10 +57,10 @@ def _voxel(unit: ty.Lanes, shrink: ty.Lanes, resolution: ty.Scalar) -> ty.Lanes:
 
 
 @triton.jit
-def _occupied(middle: ty.Lanes, exists: ty.Lanes, ray: ty.Fields, grid: ty.Fields) -> ty.Lanes:
-    """Which points lie in an occupied voxel; `occupancy.locate`."""
+def located(middle: ty.Lanes, ray: ty.Fields, grid: ty.Fields) -> ty.Fields:
+    """Cells int64 of points on a ray, and which of them are inside the grid; `occupancy.locate`."""
     origin, direction = ray
-    box, binaries, levels, resolution = grid
+    box, _, levels, resolution = grid
     x = _unit(tl.load(origin), tl.load(direction), middle, box)
     y = _unit(tl.load(origin + 1), tl.load(direction + 1), middle, box + 1)
     z = _unit(tl.load(origin + 2), tl.load(direction + 2), middle, box + 2)
@@ -71,10 +71,16 @@ def _occupied(middle: ty.Lanes, exists: ty.Lanes, ray: ty.Fields, grid: ty.Field
         outside = reach * shrink >= 1.0  # of the boxes so far: each is twice the one before
         level += outside.to(tl.int64)
         shrink = tl.where(outside, shrink * 0.5, shrink)
-    inside = exists & (level < levels)
     row = (level * resolution + _voxel(x, shrink, resolution)) * resolution + _voxel(y, shrink, resolution)
-    cell = row * resolution + _voxel(z, shrink, resolution)
-    return tl.load(binaries + cell, mask=inside, other=0) != 0
+    return row * resolution + _voxel(z, shrink, resolution), level < levels
+
+
+@triton.jit
+def occupied(middle: ty.Lanes, exists: ty.Lanes, ray: ty.Fields, grid: ty.Fields) -> ty.Lanes:
+    """Which points lie in an occupied voxel."""
+    _, binaries, _, _ = grid
+    cell, inside = located(middle, ray, grid)
+    return tl.load(binaries + cell, mask=exists & inside, other=0) != 0
 
 
 @triton.jit(do_not_specialize=["levels", "resolution"])
@@ -114,11 +120,11 @@ def march_kernel(
     found = tl.load(offsets + ray)
     while k < last:
         steps = k + tl.arange(0, BLOCK)
-        t0 = _edge(steps, lattice, CONE)
-        t1 = _edge(steps + 1, lattice, CONE)
+        t0 = edge(steps, lattice, CONE)
+        t1 = edge(steps + 1, lattice, CONE)
         middle = (t0 + t1) * 0.5
         exists = (steps < last) & (middle < far)
-        kept = _occupied(
+        kept = occupied(
             middle,
             exists,
             (origins + ray * 3, directions + ray * 3),

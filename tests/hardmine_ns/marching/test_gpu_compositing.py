@@ -62,6 +62,18 @@ def test_visible_samples_and_what_is_not_finite(samples):
 
 
 @pytest.mark.interpreted
+def test_samples_behind_those_of_all_rays_have_no_weight_and_no_gradient(samples):
+    from hardmine_ns.marching.gpu import compositing as gpu
+
+    thickness, colors, middles = torch.rand(len(samples) + 9), torch.rand(len(samples) + 9, 3), torch.rand(120)
+    weights, after, _ = gpu.composite(thickness, colors, middles, samples.offsets)
+    saved = (weights, after, torch.randn(7, 5), torch.randn(len(samples) + 9))
+    for found in (weights, *gpu.composite_backward(colors, middles, samples.offsets, *saved)):
+        assert not found[len(samples) :].any()
+        assert found[: len(samples)].any()
+
+
+@pytest.mark.interpreted
 def test_no_rays():
     from hardmine_ns.marching.gpu import compositing as gpu
 

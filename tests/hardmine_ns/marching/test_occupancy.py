@@ -53,6 +53,23 @@ def test_update_finds_a_ball_at_bounded_cost():
     assert not grid.binaries[0][corners > 0.75].any()
 
 
+def test_what_was_seen_may_be_told_by_cell():
+    torch.manual_seed(0)
+    told, noted = (OccupancyGrid(UNIT_BOX, resolution=8, levels=2) for _ in range(2))
+    for number in range(4):
+        positions, values = torch.rand(300, 3) * 6 - 3, torch.rand(300)
+        values[number] = torch.nan
+        cells, inside = locate(positions, told)
+        by_cell = torch.full((told.num_cells,), -1.0)
+        by_cell.scatter_reduce_(0, cells[inside], values.nan_to_num()[inside], "amax")
+        for grid, observed in ((told, (positions, values)), (noted, by_cell)):
+            torch.manual_seed(number)
+            grid.update(lambda x: (x.square().sum(1) < 1).float() * 0.02, 100, observed)
+        torch.testing.assert_close(noted.thickness, told.thickness, rtol=1e-6, atol=0)
+        assert torch.equal(noted.binaries, told.binaries)
+        assert float(noted.mean_there()) == pytest.approx(noted.mean_thickness, rel=1e-5)
+
+
 def test_a_visited_cell_stands_for_its_neighbours_until_they_are_visited():
     grid = OccupancyGrid(UNIT_BOX, resolution=8, levels=2, blocks_first=True)
     told = grid._next_of_sweep(1).item()
