@@ -232,16 +232,13 @@ def render_visible(
     samples = visible.samples
     harmonics = spherical_harmonics(rays.directions)
 
-    def color(geometry: Tensor, ray: Tensor, directions: Tensor | None = None) -> Tensor:
-        appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
-        of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
-        return field.color(geometry, of_rows, appearance)
-
     def evaluate(
         unit: Tensor, ray: Tensor, directions: Tensor | None = None, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         geometry = field.geometry(unit, features)
-        return geometry[:, 0], color(geometry, ray, directions)
+        appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
+        of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
+        return geometry[:, 0], field.color(geometry, of_rows, appearance)
 
     def from_search() -> tuple[Tensor, Tensor]:
         of_rays = None if rays.image_indices is None else field.appearance_of(rays.image_indices)
