@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from hardmine_ns.model import HardMineModel
 
-_SLACK = 1.25
-"""Room for visible samples over what the step before suggests. Their mean over thousands of rays hardly changes from
-one step to the next, but for updates of the grid."""
+_SLACK, _DEVIATIONS = 1.15, 6.0
+"""Room for visible samples over what the step before suggests: a part of all rays', since grid and field change, and
+those of so many square roots of the number of rays, since other rays are drawn."""
 _FIRST = 1 << 19
 """Room of a step before which nothing is known, in samples."""
 
@@ -48,6 +48,7 @@ class FixedSizes:
 
     def __init__(self) -> None:
         self.kept: Tensor | None = None
+        self._factors: Tensor | None = None
         self.refuses = False
         self._later = Later()
         self._report: Tensor | None = None
@@ -61,7 +62,8 @@ class FixedSizes:
         return self._later.sent
 
     def serve(self, model: HardMineModel, origins: Tensor) -> bool:
-        """Whether steps can be taken this way: on a GPU, by one process, of samples as they are marched."""
+        """Whether the step at hand can be taken this way: on a GPU, by one process, of samples as they are marched."""
+        self.kept = self._factors = None
         if self.refuses or not origins.is_cuda or Processes.current().size > 1:
             return False
         plain = model.config.merge_most == 1 and not model.grid.blocks_first
@@ -134,12 +136,15 @@ class FixedSizes:
         """
         if self.kept is None or not training:
             return of_rays
-        own = self.kept * (len(self.kept) / self.kept.sum().clamp(min=1.0))
-        return own if of_rays is None else own * of_rays.to(own)
+        if self._factors is None:
+            self._factors = self.kept * (len(self.kept) / self.kept.sum().clamp(min=1.0))
+        return self._factors if of_rays is None else self._factors * of_rays.to(self._factors)
 
     def _capacity(self, rays: int) -> int:
         """Room for the visible samples of a number of rays: a multiple of 2^10, so that memory can be used again."""
-        wanted = _FIRST if self._visible_of_a_ray is None else _SLACK * self._visible_of_a_ray * rays + 1
+        wanted: float = _FIRST
+        if self._visible_of_a_ray is not None:
+            wanted = self._visible_of_a_ray * (_SLACK * rays + _DEVIATIONS * math.sqrt(rays)) + 1
         return math.ceil(wanted / (1 << 10)) * (1 << 10)
 
 

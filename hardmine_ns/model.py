@@ -120,6 +120,7 @@ class HardMineModel(CorrectedModel):
         return [timer.before(), first, *self.correction_callbacks(length), grid, timer.after()]
 
     def _first_grid(self, step: int) -> None:
+        self.steps_done = step
         if step == 0:
             self.update_grid(step)
 
@@ -253,9 +254,8 @@ class HardMineModel(CorrectedModel):
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""
         image = self._laid_over(batch["image"].to(self.device))
-        error = weighted(
-            (outputs["rgb"].detach() - image).square(), self.fixed.weights(batch.get("ray_weights"), self.training)
-        ).mean()
+        weights = self.fixed.weights(batch.get("ray_weights"), self.training)
+        error = weighted((outputs["rgb"].detach() - image).square(), weights).mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10))}
         if self.training:
             counts, mined = self.sample_counts, self.mining.statistics

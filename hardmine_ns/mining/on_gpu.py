@@ -22,7 +22,8 @@ from hardmine_ns.mining.hardness import flattened
 from hardmine_ns.mining.selection import MiningRule, drawn_with
 from ns_support.kernels.backend import triton_module
 
-_SEEDS = (1 << 31) - 1
+_SEEDS, _APART = (1 << 31) - 1, 0x5DEECE66D
+"""Seeds that a kernel takes; and what keeps them from being PyTorch's, whose numbers have a use of their own."""
 LAG = 2
 """Steps that the tau which the host knows is older than the one that a draw follows."""
 
@@ -166,7 +167,8 @@ def draw_padded(
         gpu = triton_module("hardmine_ns.mining.gpu", "Mining on a GPU")
         if gpu.fits(flat, padded):
             # The generator's seed is the step's (`streams.seed_step`), and the host knows it.
-            found: tuple[Tensor, Tensor] = gpu.draw(flat, tau, decay, fractions, padded, torch.initial_seed() & _SEEDS)
+            seed = (torch.initial_seed() ^ _APART) & _SEEDS
+            found: tuple[Tensor, Tensor] = gpu.draw(flat, tau, decay, fractions, padded, seed)
             return found
     return _draw_padded(gradients, tau, decay, fractions, rule, padded)
 

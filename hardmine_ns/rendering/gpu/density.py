@@ -75,12 +75,13 @@ def network(
     IN: tl.constexpr,
     OUT: tl.constexpr,
     UNITS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> ty.Rows:
     """Outputs [ROWS, OUT] of the density network for features [ROWS, IN], of which `INPUTS` are not 0.
 
     The layers' weights are [HIDDEN, INPUTS] and [OUT, HIDDEN]. Some units of the hidden layer at a time: registers have
-    no room for more. Tensor cores multiply in TF32; three products of the leading and the remaining digits make up
-    float32.
+    no room for more. NVIDIA's tensor cores multiply in TF32; three products of the leading and the remaining digits
+    make up float32 (`PRECISION` "tf32x3").
     """
     i = tl.arange(0, IN)
     o = tl.arange(0, OUT)
@@ -91,7 +92,7 @@ def network(
         into = tl.load(
             first + h[None, :] * INPUTS + i[:, None], mask=(i[:, None] < INPUTS) & exists[None, :], other=0.0
         )
-        hidden = tl.maximum(tl.dot(features, into, input_precision="tf32x3"), 0.0)
+        hidden = tl.maximum(tl.dot(features, into, input_precision=PRECISION), 0.0)
         out = tl.load(second + o[None, :] * HIDDEN + h[:, None], mask=exists[:, None], other=0.0)
-        total = tl.dot(hidden, out, total, input_precision="tf32x3")
+        total = tl.dot(hidden, out, total, input_precision=PRECISION)
     return total

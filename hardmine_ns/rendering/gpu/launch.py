@@ -131,7 +131,8 @@ def _search_options(inputs: int) -> dict[str, Any]:
     # As few warps as the registers suffice for. Without fused multiply-adds, the same points are marched as everywhere
     # else.
     warps = {16: 1, 32: 2, 64: 8}[_widths(inputs)["IN"]]
-    return {"POINTS": 64, "ROWS": 16, "UNITS": 16, "num_warps": warps, "enable_fp_fusion": False}
+    sizes = {"POINTS": 64, "ROWS": 16, "UNITS": 16, "PRECISION": "ieee" if torch.version.hip else "tf32x3"}
+    return sizes | {"num_warps": warps, "enable_fp_fusion": False}
 
 
 def _scratch(capacity: int, inputs: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:

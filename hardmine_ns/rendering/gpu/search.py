@@ -146,6 +146,7 @@ def search_kernel(
     IN: tl.constexpr,
     OUT: tl.constexpr,
     UNITS: tl.constexpr,
+    PRECISION: tl.constexpr,
     POINTS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
@@ -207,7 +208,7 @@ def search_kernel(
             m = (t0 + t1) * 0.5
             unit = _to_unit(_along(ray, 0, m), _along(ray, 1, m), _along(ray, 2, m), box, CONTRACTS)
             encoded = encode(unit, exists, table, level, column, wanted, F)
-            output = network(encoded, first_layer, second_layer, INPUTS, HIDDEN, IN, OUT, UNITS)
+            output = network(encoded, first_layer, second_layer, INPUTS, HIDDEN, IN, OUT, UNITS, PRECISION)
             out = tl.arange(0, OUT)[None, :]
             density = tl.exp(tl.sum(tl.where(out == 0, output, 0.0), 1))
             x = tl.where(exists, density * (t1 - t0), 0.0)
