@@ -28,6 +28,7 @@ from scipy.optimize import fsolve
 from scipy.spatial.transform import Rotation
 
 from ns_support import rays
+from ns_support.lenses.kept import KeptByLens
 
 OPENCV = (0.1, -0.05, 0.01, -0.002, 0.002, -0.003)
 FISHEYE = (0.05, -0.01, 0.002, -0.0005, 0.0, 0.0)
@@ -111,10 +112,10 @@ def largest_angle(bundle: RayBundle, camera: Cameras, picked: NDArray[np.int64])
 
 
 def first_milliseconds(work: Callable[[], RayBundle]) -> float:
-    """Time of `work` without what `ns_support.rays` caches of the latest lens; the cache is restored afterwards."""
-    kept, rays._LATEST = rays._LATEST, rays._LatestLens()
+    """Time of `work` without what `ns_support.rays` keeps of lenses, which is restored afterwards."""
+    kept, rays._KEPT = rays._KEPT, KeptByLens(0)
     took = milliseconds(work)
-    rays._LATEST = kept
+    rays._KEPT = kept
     return took
 
 

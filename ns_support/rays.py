@@ -18,6 +18,7 @@ from torch import Tensor
 from ns_support.data.ray_table import RayTable
 from ns_support.errors import UserError
 from ns_support.kernels.constants import constant
+from ns_support.lenses.kept import KeptByLens
 from ns_support.lenses.lens import (
     Lens,
     LensType,
@@ -35,7 +36,7 @@ LENS = "lens"
 LENS_POINT = "lens_point"
 """Name, in a camera's metadata, of the `LensPoint` that its rays pass through; without one, they are a pinhole's."""
 _MOST_KEPT = 1 << 22
-"""Maximum number of pixels of an image whose rays are cached (24 bytes each)."""
+"""Maximum number of pixels, of all lenses together, whose rays are kept (24 bytes each)."""
 
 
 def camera_lenses(cameras: Cameras) -> list[Lens]:
@@ -129,7 +130,7 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
     top, left, rows, columns = window or (0, 0, int(lens.height), int(lens.width))
     pose = camera.camera_to_worlds.reshape(3, 4).float()
     if lens.is_pinhole and point is None and pose.is_cuda:
-        directions = _LATEST_PINHOLE.directions(lens, (top, left, rows, columns), pose.device) @ pose[:, :3].T
+        directions = _kept_pinhole_directions(lens, (top, left, rows, columns), pose.device) @ pose[:, :3].T
         one = constant(1.0, pose.device).expand(rows, columns, 1)
         bundle = RayBundle(pose[:, 3].expand_as(directions), directions, one)
     elif lens.is_pinhole and point is None:
@@ -140,7 +141,7 @@ def camera_rays(camera: Cameras, window: Window | None = None, obb_box: Oriented
         directions = torch.nn.functional.normalize(directions, dim=-1)
         bundle = RayBundle(pose[:, 3].expand_as(directions), directions, torch.ones_like(directions[..., :1]))
     else:
-        local = _LATEST.rays(lens, (top, left, rows, columns), pose.device)
+        local = _local_rays(lens, (top, left, rows, columns), pose.device)
         if point is not None:
             local = through_lens(lens.kind, local, point)
         bundle = _bundle(in_world(local, pose))
@@ -224,56 +225,39 @@ class ExactRayGenerator(RayGenerator):
         return LocalRays(origins, directions, exist)
 
 
-class _LatestLens:
-    """A cache of the latest distorted lens's rays, since usually all images of a scene have the same lens.
-
-    The rays of a whole image are cached once the same lens is used twice in a row. A scene with a different lens for
-    each image therefore only pays for the crops that it requests.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[Lens, torch.device, LocalRays | None] | None = None
-
-    def rays(self, lens: Lens, window: Window, device: torch.device) -> LocalRays:
-        """Rays [rows, columns] of a crop."""
-        if not lens.distortion or lens.width * lens.height > _MOST_KEPT:
-            return lens.rays(*pixel_centers(window, device))
-        kept = self._kept  # read once: another thread may replace it
-        if kept is None or kept[:2] != (lens, device):
-            self._kept = lens, device, None
-            return lens.rays(*pixel_centers(window, device))
-        whole = kept[2]
-        if whole is None:
-            whole = lens.rays(*pixel_centers((0, 0, int(lens.height), int(lens.width)), device))
-            self._kept = lens, device, whole
-        top, left, rows, columns = window
-        cut = slice(top, top + rows), slice(left, left + columns)
-        return LocalRays(None, whole.directions[cut], None if whole.exist is None else whole.exist[cut])
+_KEPT: KeptByLens[LocalRays] = KeptByLens(_MOST_KEPT)
+"""Rays of distorted lenses, whose inverse takes iterations."""
+_KEPT_PINHOLES: KeptByLens[Tensor] = KeptByLens(_MOST_KEPT, first_use=True)
+"""Directions of pinholes on a GPU, where computing them anew would be a dozen launches."""
 
 
-_LATEST = _LatestLens()
+def _local_rays(lens: Lens, window: Window, device: torch.device) -> LocalRays:
+    """Rays [rows, columns] of a crop in camera space."""
+
+    def whole() -> LocalRays:
+        with torch.inference_mode(False):  # else they could not be used in training
+            return lens.rays(*pixel_centers((0, 0, int(lens.height), int(lens.width)), device))
+
+    kept = _KEPT.get(lens, device, whole) if lens.distortion else None
+    if kept is None:
+        return lens.rays(*pixel_centers(window, device))
+    top, left, rows, columns = window
+    cut = slice(top, top + rows), slice(left, left + columns)
+    return LocalRays(None, kept.directions[cut], None if kept.exist is None else kept.exist[cut])
 
 
-class _LatestPinhole:
-    """A cache of the latest pinhole's directions on a GPU, where computing them anew would be a dozen launches."""
+def _kept_pinhole_directions(lens: Lens, window: Window, device: torch.device) -> Tensor:
+    """Unit vectors [rows, columns, 3] of a crop in camera space, float32."""
 
-    def __init__(self) -> None:
-        self._kept: tuple[Lens, torch.device, Tensor] | None = None
+    def whole() -> Tensor:
+        with torch.inference_mode(False):
+            return _pinhole_directions(lens, (0, 0, int(lens.height), int(lens.width)), device)
 
-    def directions(self, lens: Lens, window: Window, device: torch.device) -> Tensor:
-        """Unit vectors [rows, columns, 3] of a crop in camera space, float32."""
-        if lens.width * lens.height > _MOST_KEPT:
-            return _pinhole_directions(lens, window, device)
-        kept = self._kept  # read once: another thread may replace it
-        if kept is None or kept[:2] != (lens, device):
-            with torch.inference_mode(False):  # else it could not be used in training
-                kept = lens, device, _pinhole_directions(lens, (0, 0, int(lens.height), int(lens.width)), device)
-            self._kept = kept
-        top, left, rows, columns = window
-        return kept[2][top : top + rows, left : left + columns]
-
-
-_LATEST_PINHOLE = _LatestPinhole()
+    kept = _KEPT_PINHOLES.get(lens, device, whole)
+    if kept is None:
+        return _pinhole_directions(lens, window, device)
+    top, left, rows, columns = window
+    return kept[top : top + rows, left : left + columns]
 
 
 def _pinhole_directions(lens: Lens, window: Window, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ why beside it.
 """
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -27,15 +28,15 @@ ROUND = 7
 """A step after which the occupancy grid is updated."""
 
 
-def counted(config, monkeypatch, step=ORDINARY):
-    """Counts of a step as the trainer takes it, with its callbacks; after two others, in which caches are filled."""
+def counted(config, monkeypatch, step=ORDINARY, others=2):
+    """Counts of a step as the trainer takes it, with its callbacks; after some others, in which caches are filled."""
     config.machine.device_type = "cuda"
     with pretended_gpu(monkeypatch) as counts:
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup()
         trainer.pipeline.train()
         trainer._last_save = math.inf
-        for at in (step - 2, step - 1, step):
+        for at in range(step - others, step + 1):
             counts.clear()
             for callback in trainer.callbacks:
                 callback.run_callback_at_location(at, Where.BEFORE_TRAIN_ITERATION)
@@ -63,7 +64,11 @@ def write_photos(folder, *widths):
         masks.append(np.full((24, width), 255, np.uint8))
         masks[-1][:3] = 0
     camera = {"fl_x": 30.0, "fl_y": 30.0, "cx": 15.0, "cy": 12.0, "k1": 0.01, "camera_model": "OPENCV"}
-    write_nerfstudio(folder, views, masks, w=widths[0], h=24, **camera)
+    write_nerfstudio(folder, views, masks, h=24, **camera)
+    content = json.loads((folder / "transforms.json").read_text())
+    for frame, width in zip(content["frames"], widths, strict=True):
+        frame["w"] = width
+    (folder / "transforms.json").write_text(json.dumps(content))
     return folder
 
 
@@ -122,3 +127,12 @@ def test_hardmine_with_corrections(tmp_path, monkeypatch):
     """Of photographs with masks, through a lens that distorts."""
     scene = write_photos(tmp_path / "scene", 30, 30, 30)
     check(counted(configured("instant-ngp-hardmine", scene, tmp_path, True), monkeypatch), 0, 605)
+
+
+@pytest.mark.parametrize(("method", "budget"), [("raygauss", (0, 590)), ("instant-ngp-hardmine", (0, 605))])
+def test_photographs_of_several_sizes(method, budget, tmp_path, monkeypatch):
+    """With masks and all corrections, each size through a lens of its own."""
+    config = configured(method, write_photos(tmp_path / "scene", 30, 24, 36), tmp_path, True)
+    if method == "raygauss":
+        config.pipeline.model.training_window = 0
+    check(counted(config, monkeypatch, others=ORDINARY), *budget)  # each lens was there twice
