@@ -12,6 +12,7 @@ Variants. Each has the method's batch, or, as points@8192, one of so many visibl
     earlier      plain, and of a batch's samples the hard ones are backpropagated: the method as it was
     baseline     the best without mining: thin samples are merged, the table is small, empty space is known sooner
     points       baseline, and of a batch's samples the hard ones are backpropagated
+    systematic   the same, drawn evenly along the rays
     multinomial, topk    the same by the rules that are not unbiased
     rays         baseline, and rays are drawn where images are wrong
     both         points and rays
@@ -62,6 +63,7 @@ VARIANTS: dict[str, list[str]] = {
     "earlier": [*_LARGE, "mining_rule=poisson", "mining_decay=0.99", "pipeline.ray_rule=uniform"],
     "baseline": _UNMINED,
     "points": ["mining_rule=poisson", "pipeline.ray_rule=uniform"],
+    "systematic": ["mining_rule=systematic", "pipeline.ray_rule=uniform"],
     "multinomial": ["mining_rule=multinomial", "pipeline.ray_rule=uniform"],
     "topk": ["mining_rule=topk", "pipeline.ray_rule=uniform"],
     "rays": ["mining_rule=off", "pipeline.ray_rule=blocks"],

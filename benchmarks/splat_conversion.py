@@ -11,7 +11,8 @@ Trains `raygauss` on a Blender scene (or opens the run that `--load-config` name
 - splatted: the file as viewers show it. Projection and harmonics are gsplat's PyTorch reference; compositing is here.
 - splatted, fine-tuned: the same for the file that `raygauss-export splat --fine-tune MINUTES` writes.
 
-White background, the data parser's test split, no LPIPS. Prints a table and, with --output, writes JSON.
+White background, the data parser's test split, no LPIPS. Prints a table and, with --output, writes JSON; --picture
+writes an image of one view: cast, splatted, and the differences.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from common.montage import montage
 from common.report import machine_line, write_json
 from common.training import configure, train
 from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci, _spherical_harmonics
 from nerfstudio.cameras.cameras import Cameras
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ns_support.commands.finished import open_finished
@@ -46,6 +50,21 @@ LEAST_TRANSMITTANCE = 1e-4
 """Transmittance at which 3DGS stops compositing a pixel."""
 TILE = 20
 """Side in pixels of the squares that are composited together."""
+DIFFERENCE = 4
+"""How many times the picture enlarges differences."""
+
+
+class Compared(NamedTuple):
+    """What `compare` finds, by the way to render.
+
+    Attributes:
+        scores: means over the views: "psnr" (dB) and "ssim" against the photographs, "to cast" (dB) against the image
+            that is cast.
+        images: [H, W, 3] of the view in the middle, the photograph under "photograph".
+    """
+
+    scores: dict[str, dict[str, float]]
+    images: dict[str, Tensor]
 
 
 def stacked(columns: Columns, *names: str) -> Tensor:
@@ -116,8 +135,8 @@ def _tile(splats: tuple[Tensor, ...], corners: tuple[int, int, int, int], backgr
 @torch.no_grad()
 def compare(
     model: RayGaussModel, views: list[tuple[Cameras, dict[str, Any]]], folder: Path, files: dict[str, Columns]
-) -> dict[str, dict[str, float]]:
-    """PSNR (dB) and SSIM of each way to render, averaged over the views.
+) -> Compared:
+    """Render views in each way and compare them with the photographs.
 
     Args:
         model: trained.
@@ -130,22 +149,49 @@ def compare(
     columns = read_ply(path).columns
     trained, cloud = model.cloud, read_cloud(path, model.unit, model.config.sh_degree, model.config.num_lobes)
     splatted = {"splatted": columns, **files}
-    scores: dict[str, list[dict[str, float]]] = {way: [] for way in ("cast", "cast, file read back", *splatted)}
+    found: dict[str, list[dict[str, float]]] = {}
+    shown: dict[str, Tensor] = {}
     model.update_to_step(model.total_steps)  # the file has the colours of the full SH and SG degree
-    for camera, batch in views:
+    for number, (camera, batch) in enumerate(views):
         outputs = model.get_outputs_for_camera(camera)
         truth, _ = ground_truth(outputs, batch, model.device)
-        scores["cast"].append(image_metrics(outputs["rgb"], truth))
-        model.cloud = cloud
-        scores["cast, file read back"].append(image_metrics(model.get_outputs_for_camera(camera)["rgb"], truth))
-        model.cloud = trained
         background = outputs["background"].reshape(-1, 3)[0]
-        for way, file in splatted.items():
-            scores[way].append(image_metrics(splat_image(file, camera, background), truth))
-    return {
-        way: {name: float(np.mean([score[name] for score in found])) for name in ("psnr", "ssim")}
-        for way, found in scores.items()
+        model.cloud = cloud
+        images = {"cast": outputs["rgb"], "cast, file read back": model.get_outputs_for_camera(camera)["rgb"]}
+        model.cloud = trained
+        images |= {way: splat_image(file, camera, background).clamp(0, 1) for way, file in splatted.items()}
+        for way, image in images.items():
+            to_cast = {"to cast": image_metrics(image, images["cast"])["psnr"]} if way != "cast" else {}
+            found.setdefault(way, []).append(image_metrics(image, truth) | to_cast)
+        if number == len(views) // 2:
+            shown = {"photograph": truth, **images}
+    means = {
+        way: {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+        for way, scores in found.items()
     }
+    return Compared(means, shown)
+
+
+def picture(images: dict[str, Tensor]) -> Image.Image:
+    """A view cast and splatted, and below that the photograph and how much each splatted image differs from the cast.
+
+    Args:
+        images: of `compare`.
+    """
+
+    def pixels(image: Tensor) -> NDArray[np.uint8]:
+        return np.round(255 * image.clamp(0, 1).numpy()).astype(np.uint8)
+
+    cast = images["cast"]
+    splatted = {way: image for way, image in images.items() if way.startswith("splatted")}
+    differences = [pixels(1 - DIFFERENCE * (image - cast).abs()) for image in splatted.values()]
+    below = f"difference from cast, {DIFFERENCE} times"
+    return montage(
+        [
+            ([pixels(image) for image in (cast, *splatted.values())], ["ray cast", *splatted]),
+            ([pixels(images["photograph"]), *differences], ["photograph", *[below] * len(differences)]),
+        ]
+    )
 
 
 def fitted(pipeline: Any, minutes: list[float]) -> dict[str, Columns]:
@@ -180,6 +226,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=42)
     arguments.add_argument("--option", action="append", default=[], help="field=value of the model's configuration")
     arguments.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments.add_argument("--picture", type=Path, help="image file for a view in all ways")
     given = arguments.parse_args()
 
     with tempfile.TemporaryDirectory() as name:
@@ -189,14 +236,17 @@ def main() -> None:
         count = min(given.views, len(every))
         begin = time.perf_counter()
         files = fitted(pipeline, given.fine_tune)
-        scores = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name), files)
+        scores, images = compare(model, [every[i * len(every) // count] for i in range(count)], Path(name), files)
     results = {"data": given.data.name, "machine": machine_line(), "gaussians": len(model.cloud), "views": count}
     results |= timings
     print(f"\n{results}\nrendering took {time.perf_counter() - begin:.0f} s\n")
-    print("| | PSNR, dB | loss, dB | SSIM |\n|---|---|---|---|")
+    print("| | PSNR, dB | loss, dB | SSIM | against cast, dB |\n|---|---|---|---|---|")
     for way, score in scores.items():
         loss = scores["cast"]["psnr"] - score["psnr"]
-        print(f"| {way} | {score['psnr']:.2f} | {loss:.2f} | {score['ssim']:.4f} |")
+        to_cast = f"{score['to cast']:.2f}" if "to cast" in score else ""
+        print(f"| {way} | {score['psnr']:.2f} | {loss:.2f} | {score['ssim']:.4f} | {to_cast} |")
+    if given.picture is not None:
+        picture(images).save(given.picture, quality=90)
     write_json(given.output, results | {"scores": scores})
 
 

@@ -57,8 +57,8 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
 
     mining_rule: MiningRule = "poisson"
     """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
-    inverse (unbiased); multinomial: drawn in proportion to hardness, not weighted (the published rule); topk: the
-    hardest; off: all of them."""
+    inverse (unbiased); systematic: the same, spread evenly along the rays (unbiased); multinomial: drawn in proportion
+    to hardness, not weighted (the published rule); topk: the hardest; off: all of them."""
     mining_min_fraction: float = 0.05
     """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
     mining_max_fraction: float = 0.5

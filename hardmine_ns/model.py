@@ -25,7 +25,7 @@ from hardmine_ns.hash_encoding import check_backend
 from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays, merge_thin
 from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
-from hardmine_ns.rendering.field import HashField, to_unit_cube, truncated_exp
+from hardmine_ns.rendering.field import HashField, UnitCube, truncated_exp
 from hardmine_ns.rendering.visibility import Rays, SampleCounts, Visible, groups_of_rays, render_visible, search
 from hardmine_ns.streams import Draw, seed_step
 from hardmine_ns.viewing import HardMineRun, OfRays, Scene, extra_outputs, in_pieces
@@ -246,11 +246,10 @@ class HardMineModel(CorrectedModel):
         of_rays = self.to_unit if rays.origins.requires_grad or rays.directions.requires_grad else None
         return render_visible(self.field, visible, rays, self.mining, of_rays)
 
-    def to_unit(self, positions: Tensor) -> Tensor:
-        """Map scene positions [n, 3] to the field's unit cube."""
-        return to_unit_cube(
-            positions, self.grid.center, self.grid.half_extent, not self.config.disable_scene_contraction
-        )
+    @property
+    def to_unit(self) -> UnitCube:
+        """Maps scene positions [n, 3] to the field's unit cube."""
+        return UnitCube(self.grid.center, self.grid.half_extent, not self.config.disable_scene_contraction)
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch in dB, its samples, and what mining did in the step before: b / B and tau."""

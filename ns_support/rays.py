@@ -15,6 +15,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.math import intersect_obb
 from torch import Tensor
 
+from ns_support.data.ray_table import RayTable
 from ns_support.errors import UserError
 from ns_support.kernels.constants import constant
 from ns_support.lenses.lens import (
@@ -28,7 +29,6 @@ from ns_support.lenses.lens import (
     stack_lenses,
 )
 from ns_support.lenses.thin_lens import LensPoint, through_lens
-from ns_support.ray_table import RayTable
 
 LENS = "lens"
 """Name, in a camera's metadata, of its `Lens`: reading it off a camera on a GPU would make the host wait."""

@@ -27,8 +27,13 @@ def pytest_configure(config):
     )
 
 
+LONG = ("test_triton_interpreter.py", "test_gpu_steps.py", "test_resuming.py", "test_documentation.py")
+"""Files that take a process longest: begun first, none of them is left alone at the end."""
+
+
 def pytest_collection_modifyitems(items):
     """Triton decides at import whether kernels are interpreted, for the whole process."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         if bool(item.get_closest_marker("interpreted")) != INTERPRETED:
             reason = "is not for the interpreter" if INTERPRETED else "test_triton_interpreter.py runs it"

@@ -122,6 +122,8 @@ def check(command: Command) -> str:
         for word in words[3:]:
             assert "/" not in word or (ROOT / word).exists(), f"{word} does not exist"
         return "its files exist"
+    if words[:3] == ["python", "-m", "venv"]:
+        return "not run: makes an environment"
     if words[1] == "tests/data/write_runs.py":
         return "not run: its results are kept for ever"
     if words[0] in ("pip", "git"):

@@ -15,6 +15,9 @@ from numba.core.dispatcher import Dispatcher
 
 from hardmine_ns.hash_encoding import HashEncoding
 from hardmine_ns.marching import OccupancyGrid, composite, march_rays
+from hardmine_ns.rendering.field import HashField, UnitCube
+from hardmine_ns.rendering.visibility import Rays as FieldRays
+from hardmine_ns.rendering.visibility import render_visible, search
 from ns_support.kernels.simd import LANES
 from raygauss_ns.casting import CastSettings, Gaussians, Rays, cast
 
@@ -32,6 +35,7 @@ AGAINST_THE_REFERENCE = (
     "raygauss_ns/casting/test_growing.py",
     "hardmine_ns/hash_encoding/test_cpu.py",
     "hardmine_ns/marching/test_marching.py",
+    "hardmine_ns/rendering/test_cpu.py",
 )
 
 
@@ -56,6 +60,13 @@ def small_march():
     density = torch.ones(len(samples), requires_grad=True)
     composite(density, torch.ones(len(samples), 3), samples).accumulation.sum().backward()
     HashEncoding(num_levels=2, max_resolution=32)(torch.rand(4, 3)).sum().backward()
+    field, cube = (
+        HashField(HashEncoding(num_levels=2, max_resolution=32)),
+        UnitCube(torch.zeros(3), torch.ones(3), False),
+    )
+    with torch.no_grad():
+        rays = FieldRays(origins, directions)
+        render_visible(field, search(field, samples, rays, cube), rays)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +145,8 @@ def test_llvm_builds_the_kernels_for_arm(kernels):
     assert done.returncode == 0, done.stderr
     built = json.loads(done.stdout)
 
-    for name in ("march._forward_chunk", "march._backward_chunk", "march_growing._backward_chunk"):
+    marches = "march._forward_chunk", "march._backward_chunk", "march_growing._backward_chunk"
+    for name in (*marches, "networks._color_rows"):
         (assembly,) = [assembly for full, assembly in built.items() if full.endswith(f"cpu.{name}.0")]
         # A vector of 16 floats is four registers of 4.
         fused = len(re.findall(r"\bfml[as]\s+v\d+\.4s", assembly))

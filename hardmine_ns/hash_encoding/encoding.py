@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hardmine_ns.hash_encoding import reference
 from hardmine_ns.hash_encoding.cpu import launch as cpu
 from hardmine_ns.hash_encoding.levels import grid_levels, growth_factor
+from ns_support.kernels.arrays import FloatArray, as_array
 from ns_support.kernels.backend import runs_on, triton_module
 
 Backend = Literal["auto", "cpu", "gpu", "reference", "tcnn"]
@@ -109,10 +110,24 @@ class HashEncoding(nn.Module):
             raise ValueError(f"positions are on {positions.device}, the table is on {self.table.device}; move one")
         return self._encode(positions.reshape(-1, 3)).view(*positions.shape[:-1], self.out_dim)
 
+    def write(self, positions: FloatArray, output: FloatArray) -> None:
+        """The encoding on a CPU into memory that is there, without a graph. Only where `has_cpu_kernels`.
+
+        Args:
+            positions: float32 [n, 3], contiguous.
+            output: float32 [n, L F], contiguous; written.
+        """
+        cpu.forward(positions, as_array(self.table), self.levels, output)
+
     @property
     def can_resume(self) -> bool:
         """Whether `resume` can be called: the kernels for a CPU and for a GPU can, the other back ends can't."""
-        return self.on_gpu or (self.backend in ("auto", "cpu") and self._cpu_kernels_fit)
+        return self.on_gpu or self.has_cpu_kernels
+
+    @property
+    def has_cpu_kernels(self) -> bool:
+        """Whether the kernels for a CPU are what runs."""
+        return self.backend in ("auto", "cpu") and self._cpu_kernels_fit
 
     def resume(self, features: Tensor, positions: Tensor) -> Tensor:
         """The encoding as `forward` computes it, from features that an earlier pass without a graph computed.

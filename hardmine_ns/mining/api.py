@@ -16,6 +16,7 @@ step costs 1 + 3 b/B instead of 3, and the graph holds b rows instead of B.
 How S is drawn, and what the mean gradient then is:
 
     poisson      row i independently with pi_i = min(1, c p_i), sum pi = b;  w_i = 1 / pi_i: unbiased (Horvitz-Thompson)
+    systematic   with the same pi_i and w_i, spread evenly over the rows in their order: unbiased
     multinomial  b rows without replacement in proportion to p;  w_i = 1: the published rule, biased towards hard rows
     topk         the b hardest rows;  w_i = 1: biased, no variance
     off          all rows, with an ordinary graph

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.mining.hardness import flattened
-from hardmine_ns.mining.selection import MiningRule
+from hardmine_ns.mining.selection import MiningRule, drawn_with
 from ns_support.kernels.backend import triton_module
 
 _SEEDS, _APART = (1 << 31) - 1, 0x5DEECE66D
@@ -184,9 +184,9 @@ def _draw_padded(
     """The same in PyTorch, on any device, with random numbers of PyTorch's."""
     found = _measure(gradients, tau, decay, fractions, padded.count)
     number = torch.arange(padded.most, device=tau.device)
-    if rule == "poisson":
+    if rule in ("poisson", "systematic"):
         probability = saturated(found.values, found.expected)
-        drawn = torch.rand_like(probability) < probability
+        drawn = drawn_with(probability, rule)
         behind = drawn.cumsum(0)
         # What is not drawn goes to a place behind all.
         place = torch.where(drawn, (behind - 1).clamp(max=padded.most), padded.most)

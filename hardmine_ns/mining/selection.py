@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ns_support.concurrency.processes import Processes
 
-MiningRule = Literal["poisson", "multinomial", "topk", "off"]
+MiningRule = Literal["poisson", "systematic", "multinomial", "topk", "off"]
 ALONE = Processes()
 _SATURATION_ROUNDS = 8
 """Rounds in which `poisson_probabilities` spreads what saturated rows leave over; more change b by less than 0.1 %."""
@@ -33,8 +33,31 @@ def poisson_probabilities(hardness: Tensor, expected: float | Tensor, processes:
         rest = share.masked_fill(saturated, 0)
         full, left = processes.sum(torch.stack([saturated.sum().to(rest.dtype), rest.sum()]))
         scale = (expected - full).clamp(min=0) / left.clamp(min=torch.finfo(rest.dtype).tiny)
-        probability = torch.where(saturated, probability, (scale * rest).clamp(max=1))
+        # Rows of no hardness keep 0: where nothing is left over, the scale is infinite.
+        probability = torch.where(rest > 0, (scale * rest).clamp(max=1), probability)
     return probability
+
+
+def drawn_with(probability: Tensor, rule: MiningRule) -> Tensor:
+    """Draw rows by their inclusion probabilities, independently of one another or spread evenly.
+
+    Systematic sampling (Madow 1949) lays the probabilities end to end and takes a row wherever one of the points u,
+    u + 1, u + 2, ... falls, with one uniform u for all. Rows that follow one another, as samples on a ray do, are then
+    seldom drawn together, and the number of rows is the sum of the probabilities to within one.
+
+    Args:
+        probability: [B] in [0, 1].
+        rule: "poisson" or "systematic".
+
+    Returns:
+        [B] bool.
+    """
+    if rule == "poisson":
+        return torch.rand_like(probability) < probability
+    ends = probability.to(torch.float64).cumsum(0) + torch.rand_like(probability[:1], dtype=torch.float64)
+    points = torch.floor(ends)
+    # The first row takes the first point if that lies within its own probability: floor(u) is 0.
+    return points.diff(prepend=torch.zeros_like(points[:1])) > 0
 
 
 def select_rows(
@@ -44,7 +67,7 @@ def select_rows(
 
     Args:
         hardness: [B] g, not negative, finite, not all zero.
-        count: b, in [1, B]: exact for `multinomial` and `topk`, the mean for `poisson`.
+        count: b, in [1, B]: exact for `multinomial` and `topk`, the mean for `poisson` and `systematic`.
         rule: as at the head of `hardmine_ns.mining.api`; not "off".
         processes: whose rows, all together, B and b speak of; each draws among its own.
 
@@ -54,9 +77,9 @@ def select_rows(
     Raises:
         ValueError: there is no way to draw by this rule.
     """
-    if rule == "poisson":
+    if rule in ("poisson", "systematic"):
         probability = poisson_probabilities(hardness, count, processes)
-        (rows,) = torch.nonzero(torch.rand_like(probability) < probability, as_tuple=True)
+        (rows,) = torch.nonzero(drawn_with(probability, rule), as_tuple=True)
         return rows, probability[rows].reciprocal()
     if rule == "topk":
         key = hardness

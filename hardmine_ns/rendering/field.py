@@ -10,7 +10,7 @@ bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.hash_encoding import HashEncoding
+from hardmine_ns.rendering.cpu import networks
+from ns_support.kernels.arrays import as_array
 from ns_support.kernels.backend import triton_module
 from ns_support.kernels.harmonics import Y0, Y1, Y2, Y3
 
@@ -26,9 +28,6 @@ GEOMETRY_DIM = 16
 """Outputs of the density network: the log density, and what the colour network is told besides."""
 HARMONICS_DIM = 16
 """Spherical harmonics of degree 0 to 3."""
-_ROWS_AT_ONCE = 8192
-"""Rows that the networks take at a time on a CPU without a graph: their activations then stay in cache. Measured on two
-cores for 65,536 rows: 15 ms, against 35 ms in one piece."""
 
 
 class HashField(nn.Module):
@@ -63,7 +62,11 @@ class HashField(nn.Module):
             [n, 16].
         """
         features = self.encoding(unit_positions) if features is None else self.encoding.resume(features, unit_positions)
-        return in_cache(self.density_net, features)
+        if self.has_kernels:
+            output = torch.empty(len(features), GEOMETRY_DIM)
+            networks.run(as_array(features), networks.packed(self.density_net.weights), as_array(output))
+            return output
+        return self.density_net(features)
 
     def color(self, geometry: Tensor, harmonics: Tensor, appearance: Tensor | None = None) -> Tensor:
         """Colours before the sigmoid, [n, 3].
@@ -74,7 +77,28 @@ class HashField(nn.Module):
             appearance: [n, A], for a field that has appearances.
         """
         parts = (harmonics, geometry) if appearance is None else (harmonics, geometry, appearance)
-        return in_cache(lambda *columns: self.color_net(torch.cat(columns, dim=-1)), *parts)
+        return self.color_net(torch.cat(parts, dim=-1))
+
+    def color_on_rays(self, geometry: Tensor, ray: Tensor, harmonics: Tensor, appearance: Tensor | None) -> Tensor:
+        """Colours before the sigmoid, [n, 3], of samples on rays.
+
+        Args:
+            geometry: [n, 16] from `geometry`.
+            ray: [n] int64, each sample's ray.
+            harmonics: [R, 16] of the rays' directions.
+            appearance: [R, A] of the rays' images, for a field that has appearances.
+        """
+        if self.has_kernels:
+            of_rays = harmonics if appearance is None else torch.cat((harmonics, appearance), dim=-1)
+            return networks.colors(geometry, of_rays, ray, networks.packed(self.color_net.weights))
+        return self.color(geometry, harmonics[ray], None if appearance is None else appearance[ray])
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the kernels of `rendering/cpu` can run: on a CPU, in float32, without a graph."""
+        plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        weights = (*self.density_net.weights, *self.color_net.weights)
+        return plain and self.encoding.table.dtype == torch.float32 and networks.fits(weights)
 
     def appearance_of(self, image_indices: Tensor) -> Tensor | None:
         """Appearance vectors [n, A], or None: the images' own in training, their mean in evaluation."""
@@ -96,45 +120,39 @@ class _Network(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         self.layers = nn.ModuleList(layers)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """[outputs, inputs] of each layer."""
+        return list(self.parameters())
+
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = torch.relu_(layer(x))
         return self.layers[-1](x)
 
 
-def in_cache(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply a row-wise function a few thousand rows at a time, where that is faster: on a CPU without a graph.
-
-    Args:
-        function: maps row tensors [n, ...] to a row tensor [n, k].
-        inputs: row tensors with the same n.
-    """
-    if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or inputs[0].shape[0] <= _ROWS_AT_ONCE:
-        return function(*inputs)
-    pieces = zip(*(x.split(_ROWS_AT_ONCE) for x in inputs), strict=True)
-    return torch.cat([function(*piece) for piece in pieces])
-
-
-def to_unit_cube(positions: Tensor, center: Tensor, half_extent: Tensor, contracts: bool) -> Tensor:
-    """Map positions in the scene to the unit cube that the encoding covers.
+@dataclass(frozen=True)
+class UnitCube:
+    """Maps positions in the scene to the unit cube that the encoding covers.
 
     With u the position in half extents from the box's centre and m = max |u_i|, contraction maps m > 1 to
     (2 - 1/m) u / m (mip-NeRF 360's, with the maximum norm), so that all of space fits the cube.
-
-    Args:
-        positions: [n, 3].
-        center: [3] of the scene box.
-        half_extent: [3] of the scene box.
-        contracts: whether what lies outside the box is contracted into the cube; if not, it is clamped to its faces.
-
-    Returns:
-        [n, 3] in [0, 1].
     """
-    u = (positions - center) * half_extent.reciprocal()
-    if not contracts:
-        return (u * 0.5 + 0.5).clamp_(0, 1)
-    m = u.abs().amax(-1, keepdim=True).clamp(min=1)
-    return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
+
+    center: Tensor
+    """[3] of the scene box."""
+    half_extent: Tensor
+    """[3] of the scene box."""
+    contracts: bool
+    """Whether what lies outside the box is contracted into the cube; if not, it is clamped to its faces."""
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Positions [n, 3] in the cube: [n, 3] in [0, 1]."""
+        u = (positions - self.center) * self.half_extent.reciprocal()
+        if not self.contracts:
+            return (u * 0.5 + 0.5).clamp_(0, 1)
+        m = u.abs().amax(-1, keepdim=True).clamp(min=1)
+        return (u * ((2 - 1 / m) / m) * 0.25 + 0.25 * 2).clamp_(0, 1)
 
 
 class _TruncatedExp(torch.autograd.Function):

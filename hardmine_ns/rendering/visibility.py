@@ -3,7 +3,7 @@
 The visibility pass evaluates the density of every marched sample, front to back and without autograd, and stops at the
 first opaque one. nerfstudio does so to drop the invisible samples; here its results are also the first half of the
 forward pass that mining needs. A mined step costs one visibility pass, one cheap colour network, and one run with a
-graph on b samples.
+graph on b samples. On a CPU, `rendering/cpu` has kernels for all of it but the last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from hardmine_ns.marching import Composite, PackedSamples, composite, visible_samples
 from hardmine_ns.mining import HardSampleMining, Padded
-from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, spherical_harmonics, truncated_exp
+from hardmine_ns.rendering.cpu import networks
+from hardmine_ns.rendering.cpu import search as cpu
+from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, UnitCube, spherical_harmonics, truncated_exp
+from ns_support.kernels.arrays import FloatArray, as_array
 
 FIRST_ROUND = 16
 """Samples that each ray gets in the first round of a visibility pass, by default."""
@@ -132,6 +135,9 @@ def search(
         first_round: samples that each ray gets in the first round, >= 1; each further round doubles it.
         keep_features: whether to keep the encoding of the visible samples, for a run that resumes from it.
     """
+    if isinstance(to_unit, UnitCube) and field.has_kernels and field.encoding.has_cpu_kernels:
+        limits = cpu.Limits(early_stop, alpha_threshold)
+        return _search_on_cpu(field, samples, rays, to_unit, limits, first_round, keep_features)
     device = samples.t_starts.device
     limit = -math.log(early_stop) if early_stop > 0 else math.inf
     length, middles = samples.t_ends - samples.t_starts, samples.midpoints
@@ -161,6 +167,32 @@ def search(
     visible = evaluated.take(place[kept])
     everything = (evaluated.positions, density[evaluated.rows])
     return Visible(samples.select(kept), visible.unit, visible.geometry, visible.features, everything)
+
+
+def _search_on_cpu(
+    field: HashField,
+    samples: PackedSamples,
+    rays: Rays,
+    cube: UnitCube,
+    limits: cpu.Limits,
+    first_round: int,
+    keep_features: bool,
+) -> Visible:
+    """The same by the kernels of `rendering/cpu`."""
+    along = (samples.offsets, samples.t_starts, samples.t_ends, samples.midpoints)
+    arrays = cpu.RayArrays(*map(as_array, (rays.origins, rays.directions, *along)))
+    space = cpu.CubeArrays(as_array(cube.center), as_array(cube.half_extent.reciprocal()), cube.contracts)
+    network = networks.packed(field.density_net.weights)
+
+    def evaluate(unit: FloatArray, features: FloatArray, geometry: FloatArray) -> None:
+        field.encoding.write(unit, features)
+        networks.run(features, network, geometry)
+
+    widths = field.encoding.out_dim, GEOMETRY_DIM
+    found, count = cpu.search(arrays, space, _rounds(samples, first_round), evaluate, limits, widths)
+    positions, densities = torch.from_numpy(found.positions[:count]), torch.from_numpy(found.densities[:count])
+    kept, unit, outputs, features = cpu.visible(arrays, found, limits)
+    return Visible(kept, unit, outputs, features if keep_features else None, (positions, densities))
 
 
 def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
@@ -200,19 +232,18 @@ def render_visible(
     samples = visible.samples
     harmonics = spherical_harmonics(rays.directions)
 
-    def color(geometry: Tensor, ray: Tensor, directions: Tensor | None = None) -> Tensor:
-        appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
-        of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
-        return field.color(geometry, of_rows, appearance)
-
     def evaluate(
         unit: Tensor, ray: Tensor, directions: Tensor | None = None, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         geometry = field.geometry(unit, features)
-        return geometry[:, 0], color(geometry, ray, directions)
+        appearance = None if rays.image_indices is None else field.appearance_of(rays.image_indices[ray])
+        of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
+        return geometry[:, 0], field.color(geometry, of_rows, appearance)
 
     def from_search() -> tuple[Tensor, Tensor]:
-        return visible.geometry[:, 0].contiguous(), color(visible.geometry, samples.ray_indices)
+        of_rays = None if rays.image_indices is None else field.appearance_of(rays.image_indices)
+        colors = field.color_on_rays(visible.geometry, samples.ray_indices, harmonics, of_rays)
+        return visible.geometry[:, 0].contiguous(), colors
 
     if mining is None:
         log_density, raw_color = from_search()

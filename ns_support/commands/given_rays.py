@@ -11,7 +11,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from ns_support.ray_table import UnitRays
+from ns_support.data.ray_table import UnitRays
 
 
 def unit_directions(directions: Tensor) -> tuple[Tensor, Tensor]:

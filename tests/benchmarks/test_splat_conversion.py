@@ -52,3 +52,17 @@ def test_the_nearer_splat_hides_the_other_whatever_their_order(benchmark):
         image = benchmark.splat_image(splats(*rows), camera(), torch.tensor([0.0, 0.0, 1.0]))
         wanted = torch.tensor([0.6, 0.4 * 0.5, 0.4 * 0.5])
         torch.testing.assert_close(image[middle, middle], wanted, atol=2e-3, rtol=0)
+
+
+def test_the_picture_shows_where_splatting_differs(benchmark):
+    cast = torch.full((24, 32, 3), 0.5)
+    other = cast.clone()
+    other[:, 16:] += 0.1
+    photograph = torch.zeros_like(cast)
+    images = {"photograph": photograph, "cast": cast, "cast, file read back": cast, "splatted": other}
+    sheet = np.asarray(benchmark.picture(images))
+    below = sheet[-24:]
+    assert sheet.shape[1] == 2 * 32 + benchmark.montage.__globals__["GAP"]
+    assert (below[:, :32] == 0).all()  # the photograph
+    assert (below[:, -32:-16] == 255).all()  # no difference: white
+    assert np.unique(below[:, -16:]).tolist() == [round(255 * (1 - 4 * 0.1))]

@@ -163,7 +163,7 @@ def test_rays_without_room_do_not_count(ball, without_sizes, monkeypatch):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["poisson", "topk", "multinomial"])
+@pytest.mark.parametrize("rule", ["poisson", "systematic", "topk", "multinomial"])
 def test_training_goes_on(rule, ball, without_sizes):
     pipeline = pipeline_of(ball, mining_rule=rule, alpha_thre=0.01)
     without_sizes()

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hardmine_ns.hash_encoding.cpu import kernels
-from hardmine_ns.hash_encoding.cpu.kernels import Array, Level
+from hardmine_ns.hash_encoding.cpu.corners import Corners, Level
+from hardmine_ns.hash_encoding.cpu.kernels import Array
 from hardmine_ns.hash_encoding.levels import ROW_MULTIPLE, GridLevels
 from ns_support.concurrency.threads import num_threads, run_on_threads
+from ns_support.kernels.simd import LANES
 
 # Level by level over many points, 4 MB of table stay in cache while all of them read it: 1.6 times as fast at 2^16 as
 # at 2^10 points. Beyond 2^16 the strided writes to the output take over.
@@ -48,35 +50,47 @@ def _levels(levels: GridLevels, features: int) -> list[tuple[Level, slice]]:
     ]
 
 
+def _columns(positions: Array) -> Array:
+    """Positions [N, 3] as the kernels take them: [3, N rounded up to a multiple of 16], with zeros behind."""
+    columns = np.zeros((3, -(-len(positions) // LANES) * LANES), np.float32)
+    columns[:, : len(positions)] = positions.T
+    return columns
+
+
 def _in_chunks(points: int, work: Callable[[int, int], None]) -> None:
     """Call `work(start, stop)` on every thread for its chunk of the points, a pass at a time."""
 
     def worker(thread: int, threads: int) -> None:
-        stop = points * (thread + 1) // threads
-        for start in range(points * thread // threads, stop, _POINTS_PER_PASS):
+        # Whole vectors, so that no two threads share one.
+        vectors = -(-points // LANES)
+        stop = min(vectors * (thread + 1) // threads * LANES, points)
+        for start in range(vectors * thread // threads * LANES, stop, _POINTS_PER_PASS):
             work(start, min(start + _POINTS_PER_PASS, stop))
 
     run_on_threads(worker, max(1, min(num_threads(), points // _POINTS_WORTH_A_THREAD)))
 
 
-def forward(positions: Array, table: Array, levels: GridLevels) -> Array:
+def forward(positions: Array, table: Array, levels: GridLevels, output: Array | None = None) -> Array:
     """`reference.encode` for contiguous float32 arrays.
 
     Args:
         positions: float32 [N, 3].
         table: float32 [levels.total_rows, F].
         levels: geometry of the L levels.
+        output: float32 [N, L F], where the result is to go; None: to memory of its own.
 
     Returns:
         float32 [N, L F].
     """
     features = table.shape[1]
-    output = np.empty((len(positions), levels.num_levels * features), np.float32)
+    output = np.empty((len(positions), levels.num_levels * features), np.float32) if output is None else output
     plan, width = _levels(levels, features), (0,) * features
+    columns = _columns(positions)
 
     def work(start: int, stop: int) -> None:
+        corners = Corners.new()
         for level, part in plan:
-            kernels.forward(positions, table[part], output, level, start, stop, width)
+            kernels.forward(columns, corners, table[part], output, level, start, stop, width)
 
     _in_chunks(len(positions), work)
     return output
@@ -95,22 +109,26 @@ def position_gradient(positions: Array, table: Array, levels: GridLevels, cotang
         float32 [N, 3].
     """
     features = table.shape[1]
-    gradient = np.zeros_like(positions)
+    gradient, columns = np.zeros_like(positions), _columns(positions)
     plan, width = _levels(levels, features), (0,) * features
 
     def work(start: int, stop: int) -> None:
+        corners = Corners.new()
         for level, part in plan:
-            kernels.add_position_gradient(positions, table[part], cotangent, gradient, level, start, stop, width)
+            given = (table[part], cotangent, gradient, level)
+            kernels.add_position_gradient(columns, corners, *given, start, stop, width)
 
     _in_chunks(len(positions), work)
     return gradient
 
 
 class _Scratch(NamedTuple):
-    """Where a thread sums one level after the other: small enough to stay in its cache. Zero between levels."""
+    """Where a thread sums one level after the other: small enough to stay in its cache."""
 
     sums: Array
+    """Zero between levels, as `touched` is."""
     touched: Array
+    corners: Corners
 
 
 class TableGradient:
@@ -153,7 +171,7 @@ class TableGradient:
     def _sum_levels(self, positions: Array, cotangent: Array) -> list[tuple[Array, Array]]:
         """Each level's non-zero rows, counted from its first, and their gradients: views of the staging memory."""
         plan = list(enumerate(_levels(self._levels, self._features)))
-        width = (0,) * self._features
+        columns, width = _columns(positions), (0,) * self._features
         parts: list[tuple[Array, Array]] = [(np.empty(0), np.empty(0))] * len(plan)
         # Fine levels take longest: started first, they leave the short ones to even out the threads.
         turns = itertools.count()
@@ -166,7 +184,7 @@ class TableGradient:
                 scratch = self._scratches.pop() if self._scratches else self._new_scratch()
                 sums, touched = scratch.sums[:size], scratch.touched[: size // ROW_MULTIPLE]
                 rows, values = self._room(index, min(8 * len(positions), size) + 1)
-                kernels.add_table_gradient(positions, cotangent, sums, touched, level, width)
+                kernels.add_table_gradient(columns, scratch.corners, cotangent, sums, touched, level, width)
                 count = kernels.move_rows(sums, touched, rows, values, width)
                 parts[index] = rows[:count], values[:count]
                 self._scratches.append(scratch)
@@ -176,7 +194,8 @@ class TableGradient:
 
     def _new_scratch(self) -> _Scratch:
         rows = int(self._levels.sizes.max())
-        return _Scratch(np.zeros((rows, self._features), np.float32), np.zeros(rows // ROW_MULTIPLE, np.uint8))
+        sums, touched = np.zeros((rows, self._features), np.float32), np.zeros(rows // ROW_MULTIPLE, np.uint8)
+        return _Scratch(sums, touched, Corners.new())
 
     def _room(self, index: int, rows: int) -> tuple[Array, Array]:
         if index not in self._staging or len(self._staging[index][0]) < rows:

@@ -69,13 +69,13 @@ def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float 
         assert (a - e).abs().max() <= tolerance * e.abs().max().clamp(min=1e-300)
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk", "off"])
+@pytest.mark.parametrize("rule", ["poisson", "systematic", "multinomial", "topk", "off"])
 def test_fraction_one_reproduces_plain_gradients(field, x, rule):
     mining = HardSampleMining(rule, min_fraction=1, max_fraction=1)
     assert_equal(mined_gradients(field, x, mining), full_gradients(field, x))
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk", "off"])
+@pytest.mark.parametrize("rule", ["poisson", "systematic", "multinomial", "topk", "off"])
 def test_forward_is_the_field(field, x, rule):
     with torch.no_grad():
         expected = field(x)
@@ -84,7 +84,7 @@ def test_forward_is_the_field(field, x, rule):
         assert torch.equal(a, e)
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk"])
+@pytest.mark.parametrize("rule", ["poisson", "systematic", "multinomial", "topk"])
 def test_subset_equals_masked_full_gradient(field, x, rule, monkeypatch):
     mining = HardSampleMining(rule, min_fraction=0.2, max_fraction=0.2)
     drawn = []
@@ -93,7 +93,7 @@ def test_subset_equals_masked_full_gradient(field, x, rule, monkeypatch):
     actual = mined_gradients(field, x, mining)
     rows, weights = drawn[0]
     assert 0 < len(rows) < ROWS
-    assert (weights is None) == (rule != "poisson")
+    assert (weights is None) == (rule in ("multinomial", "topk"))
 
     outputs = field(x)
     mask = torch.zeros(ROWS, 1, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_subset_equals_masked_full_gradient(field, x, rule, monkeypatch):
     assert field.rows_seen[1] == len(rows)  # the second run saw the subset only
 
 
-def test_poisson_mean_over_seeds_is_the_full_gradient(field, x):
+def test_unbiased_mean_over_seeds_is_the_full_gradient(field, x):
     """Bias within four standard errors, while a biased rule fails the same check."""
     full = torch.cat([g.flatten() for g in full_gradients(field, x)])
 
@@ -118,6 +118,7 @@ def test_poisson_mean_over_seeds_is_the_full_gradient(field, x):
         return abs(error.mean() / (error.std() / math.sqrt(len(draws)) + 1e-12)).item()
 
     assert bias_in_standard_errors("poisson") < 4
+    assert bias_in_standard_errors("systematic") < 4
     assert bias_in_standard_errors("multinomial") > 10
 
 

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from hardmine_ns.mining import poisson_probabilities, select_rows
+from hardmine_ns.mining.selection import drawn_with
 from ns_support.concurrency.processes import Processes
 
 
-@pytest.mark.parametrize("rule", ["poisson", "multinomial", "topk"])
+@pytest.mark.parametrize("rule", ["poisson", "systematic", "multinomial", "topk"])
 def test_fewer_hard_rows_than_wanted(rule):
     hardness = torch.zeros(100, dtype=torch.float64)
     hardness[[3, 70]] = torch.tensor([1.0, 1e-6], dtype=torch.float64)
+    assert torch.equal(poisson_probabilities(hardness, 40), (hardness > 0).to(torch.float64))
     rows, weights = select_rows(hardness, 40, rule)
     assert sorted(rows.tolist()) == [3, 70]
     assert weights is None or torch.equal(weights, torch.ones(2, dtype=torch.float64))
@@ -21,6 +23,26 @@ def test_multinomial_draws_in_proportion():
     hardness = torch.tensor([1.0, 2.0, 5.0])
     first = torch.stack([select_rows(hardness, 1, "multinomial")[0] for _ in range(4000)]).flatten()
     assert torch.bincount(first, minlength=3) / 4000 == pytest.approx([0.125, 0.25, 0.625], abs=0.03)
+
+
+@pytest.mark.parametrize("rule", ["poisson", "systematic"])
+def test_rows_are_drawn_with_their_probabilities(rule):
+    torch.manual_seed(0)
+    probability = torch.cat([torch.rand(40), torch.tensor([0.0, 1.0, 1.0, 0.0])])
+    drawn = torch.stack([drawn_with(probability, rule) for _ in range(4000)])
+    assert torch.allclose(drawn.float().mean(0), probability, atol=0.035)
+    assert drawn[:, probability == 1].all()
+    assert not drawn[:, probability == 0].any()
+    number = drawn.sum(1)
+    assert number.float().mean().item() == pytest.approx(probability.sum().item(), abs=0.2)
+    assert (number - probability.sum()).abs().max() < 1 if rule == "systematic" else number.float().std() > 2
+
+
+def test_systematic_draws_are_spread_over_the_rows():
+    drawn = torch.stack([drawn_with(torch.full((1000,), 0.1), "systematic") for _ in range(20)])
+    for row in drawn:
+        assert set(row.nonzero()[:, 0].diff().tolist()) <= {9, 10, 11}  # rounding of 0.1 in float32
+    assert len({int(row.nonzero()[0]) for row in drawn}) > 5
 
 
 @pytest.mark.parametrize("expected", [1, 30, 500, 999])

@@ -4,19 +4,17 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
 from hardmine_ns.marching import OccupancyGrid, composite, march_rays
 from hardmine_ns.mining import HardSampleMining
-from hardmine_ns.rendering.field import HashField, in_cache, spherical_harmonics, truncated_exp
+from hardmine_ns.rendering.field import HashField, UnitCube, spherical_harmonics, truncated_exp
 from hardmine_ns.rendering.visibility import Rays, groups_of_rays, render_visible, search
 
 BOX = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
 
 
-def to_unit(x: Tensor) -> Tensor:
-    return (x * 0.5 + 0.5).clamp(0, 1)
+to_unit = UnitCube(torch.zeros(3), torch.ones(3), contracts=False)
 
 
 @pytest.fixture
@@ -67,14 +65,6 @@ def test_truncated_exp():
     assert x.grad.tolist() == pytest.approx(torch.exp(x.detach().clamp(-15, 15)).tolist())
 
 
-def test_rows_in_pieces_are_the_same_rows():
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(5, 3)
-    x = torch.randn(20_001, 5)
-    with torch.no_grad():
-        assert torch.allclose(in_cache(layer, x), layer(x), atol=1e-6)
-
-
 def test_search_keeps_what_is_visible(field, rays):
     samples = march(rays)
     everything = search(field, samples, rays, to_unit, early_stop=0.0)
@@ -92,7 +82,7 @@ def test_geometry_follows_its_sample(field, rays):
     found = search(field, march(rays), rays, to_unit, early_stop=1e-2)
     positions = to_unit(found.samples.positions(rays.origins, rays.directions))
     assert torch.allclose(found.unit_positions, positions, atol=1e-6)
-    assert torch.allclose(found.geometry, field.geometry(positions), atol=1e-5)
+    assert torch.allclose(found.geometry, field.geometry(positions), atol=1e-4)
 
 
 @pytest.mark.parametrize("keep", [False, True])

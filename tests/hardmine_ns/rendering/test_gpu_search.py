@@ -8,7 +8,7 @@ from hardmine_ns.marching import OccupancyGrid
 from hardmine_ns.marching.lattice import RayLattices
 from hardmine_ns.marching.occupancy import locate
 from hardmine_ns.marching.reference import march_rays_torch
-from hardmine_ns.rendering.field import HashField, to_unit_cube
+from hardmine_ns.rendering.field import HashField, UnitCube
 from hardmine_ns.rendering.visibility import Rays, search
 
 pytest.importorskip("triton")
@@ -40,7 +40,7 @@ def made(levels, cone, contracts):
     fars = torch.full((RAYS,), 9.0)
     fars[4] = 3.0
     rays = RayLattices(origins, directions, starts, fars, STEP, cone)
-    return field, grid, rays, lambda x: to_unit_cube(x, grid.center, grid.half_extent, contracts)
+    return field, grid, rays, UnitCube(grid.center, grid.half_extent, contracts)
 
 
 def wanted(field, grid, rays, to_unit, early_stop, alpha):

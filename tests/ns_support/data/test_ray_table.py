@@ -4,9 +4,9 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
-from ns_support import ray_table
 from ns_support.commands.given_rays import given_rays
-from ns_support.ray_table import RayTable, UnitRays
+from ns_support.data import ray_table
+from ns_support.data.ray_table import RayTable, UnitRays
 from ns_support.rays import ExactRayGenerator, camera_lenses
 
 WIDTH, HEIGHT = 31, 21

@@ -1,0 +1,1 @@
+"""Numba kernels of the field on a CPU, without a graph."""
