@@ -26,6 +26,12 @@ from common.report import write_json
 from torch import Tensor
 
 from hardmine_ns.hash_encoding import HashEncoding
+from hardmine_ns.marching import OccupancyGrid, march_rays
+from hardmine_ns.marching.lattice import RayLattices
+from hardmine_ns.rendering.field import HashField, UnitCube
+from hardmine_ns.rendering.visibility import Rays as FieldRays
+from hardmine_ns.rendering.visibility import Visible, search
+from ns_support.kernels.backend import triton_module
 from raygauss_ns.casting import Gaussians, Rays, cast
 
 
@@ -97,6 +103,50 @@ def measure_hash_encoding(points: int, half: bool, options: argparse.Namespace) 
     return {"points": points, "half": half, "forward_ms": forward_ms, "backward_ms": both_ms - forward_ms}
 
 
+@torch.no_grad()
+def measure_search(number: int, options: argparse.Namespace) -> dict[str, float]:
+    """Time marching and the search for visible samples on rays through a shell, in rounds and, on a GPU, in one kernel.
+
+    The field has instant-ngp's sizes and a density of 200, so that rays end within the shell; 1,000 steps a diagonal.
+    """
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    field = HashField(HashEncoding()).to(device)
+    # With features of 1 and non-negative weights, the density is the same everywhere.
+    field.encoding.table.fill_(1.0)
+    for layer in field.density_net.layers:
+        layer.weight.abs_()
+    ones = torch.ones(1, field.encoding.out_dim, device=device)
+    field.density_net.layers[-1].weight[0] *= math.log(200.0) / field.density_net(ones)[0, 0]
+    grid = OccupancyGrid(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]), resolution=128)
+    radii = grid.random_positions(torch.arange(grid.num_cells)).norm(dim=-1)
+    grid.binaries.copy_(((radii - 0.8).abs() < 0.05).view_as(grid.binaries))
+    grid = grid.to(device)
+    origins = 3 * torch.nn.functional.normalize(torch.randn(number, 3, device=device), dim=-1)
+    directions = torch.nn.functional.normalize(torch.rand(number, 3, device=device) - 0.5 - origins, dim=-1)
+    starts, fars = torch.full_like(origins[:, 0], 0.05), torch.full_like(origins[:, 0], 9.0)
+    step, limits = 12**0.5 / 1000, (1e-4, 0.0)
+    to_unit = UnitCube(grid.center, grid.half_extent, False)
+
+    def in_rounds() -> Visible:
+        samples = march_rays(origins, directions, starts, fars, grid, step_size=step)
+        return search(field, samples, FieldRays(origins, directions), to_unit, *limits, keep_features=True)
+
+    found = in_rounds()
+    row = {"rays": number, "visible": len(found.samples), "rounds_ms": milliseconds(in_rounds, *options.timing)}
+    if device.type == "cuda":
+        gpu = triton_module("hardmine_ns.rendering.gpu.launch", "The search on a GPU")
+        lattices = RayLattices(origins, directions, starts, fars, step, 0.0)
+        report = torch.zeros(2, dtype=torch.float64, device=device)
+        room = math.ceil(1.25 * len(found.samples) / 64) * 64
+
+        def in_one() -> object:
+            return gpu.visible_of_rays(field, lattices, grid, gpu.Limits(*limits), room, report, contracts=False)
+
+        row["kernel_ms"] = milliseconds(in_one, *options.timing)
+    return row
+
+
 def describe_machine(device: str) -> dict[str, str]:
     """Device and versions that the results were measured with."""
     try:
@@ -136,6 +186,12 @@ def run_kernels(options: argparse.Namespace) -> dict[str, Any]:
             f"hash encoding of {row['points']} points, float{16 if half else 32} table: "
             f"forward {row['forward_ms']:.2f} ms, table gradient {row['backward_ms']:.2f} ms"
         )
+    row = measure_search(options.points // 16, options)
+    results["search"] = row
+    took = ", ".join(
+        f"{name.removesuffix('_ms')} {row[name]:.2f} ms" for name in ("rounds_ms", "kernel_ms") if name in row
+    )
+    print(f"search on {row['rays']} rays, {row['visible']} visible samples: {took}")
     return results
 
 
@@ -155,6 +211,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     small = options.small
     options.side, options.batch = (48, 512) if small else (800, 2**14)
     options.points, options.repeats = (2**10, 1) if small else (2**18, 20)
+    options.timing = options.device, options.repeats
     options.gaussians = options.gaussians or ([500] if small else [2_000, 20_000, 100_000, 1_000_000])
     options.steps = options.steps or (4 if small else 30_000)
     options.settings = SETTINGS._replace(step=0.02) if small else SETTINGS

@@ -36,13 +36,13 @@ import torch
 from common.gpu_geometry import load_geometry, save_geometry
 from common.gpu_scene import SETTINGS, image_rays, shell_scene
 from common.journal import Journal
-from gpu import describe_machine, measure_hash_encoding, measure_scene
+from gpu import describe_machine, measure_hash_encoding, measure_scene, measure_search
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = {"tests": 5.0, "kernels": 4.0, "parts": 2.0, "mining": 6.0, "train": 9.0, "viewer": 1.0, "geometry": 1.0}
 """Time of each step, unless told otherwise."""
 _TEST_FILES = ["cast_on_cuda", "hash_encoding_on_cuda", "small_kernels_on_cuda", "marching_on_cuda"]
-_TEST_FILES += ["steps_on_cuda", "agreement"]
+_TEST_FILES += ["search_on_cuda", "steps_on_cuda", "agreement"]
 
 
 def run_tests(options: argparse.Namespace, journal: Journal) -> None:
@@ -67,6 +67,7 @@ def run_kernels(options: argparse.Namespace, journal: Journal) -> None:
         scenes["trained"] = lambda: load_geometry(options.geometry, options.device)
     for half in (False, True) if options.device == "cuda" else (False,):
         journal.add(kernel="hash encoding", **measure_hash_encoding(options.points, half, options))
+    journal.add(kernel="search", **measure_search(options.points // 16, options))
     rays = image_rays(options.side, options.device)
     for scene, make in scenes.items():
         gaussians, colors = make()
@@ -262,6 +263,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("no CUDA device: test the script with --device cpu --small")
     small = options.small
     options.backend, options.repeats, options.side = "auto", 1 if small else 20, 32 if small else 800
+    options.timing = options.device, options.repeats
     options.points, options.settings = 2**10 if small else 2**18, SETTINGS._replace(step=0.02) if small else SETTINGS
     options.warm_up, options.steps, options.views = (1, 4, 1) if small else (50, 200, 50)
     options.train_steps = options.train_steps or (4 if small else 15_000)

@@ -113,7 +113,8 @@ def saturated(values: Tensor, expected: Tensor) -> Tensor:
     # From the small ones upwards: a difference of sums would have lost them.
     rest = largest.flip(0).cumsum(0).flip(0)
     left = (expected - torch.arange(len(values), device=values.device)).clamp_min(0)
-    scales = left / rest.clamp_min(torch.finfo(rest.dtype).tiny)
+    # Not infinite: of a row without hardness, the product would not be a number.
+    scales = (left / rest.clamp_min(torch.finfo(rest.dtype).tiny)).clamp_max(torch.finfo(rest.dtype).max)
     k = ((scales * largest >= 1) & (left > 0)).sum().clamp(max=len(values) - 1)
     return (scales.gather(0, k[None]) * values).clamp(max=1)
 

@@ -31,10 +31,11 @@ def test_kernels_on_a_shell_and_on_a_trained_scene(do, tmp_path):
         assert row["gaussians"] == len(file["means"]) == len(file["colors"]) > 100
         assert (file["scales"] > 0).all()
     rows = do("kernels")
-    assert [row.get("scene") for row in rows] == [None, "shell of 500", "shell of 500", "trained", "trained"]
-    assert [row.get("slab") for row in rows] == [None, 8, 4, 8, 4]
-    assert all(row["forward_ms"] > 0 for row in rows)
-    assert rows[1]["opacity"] > 0.05
+    assert [row.get("scene") for row in rows] == [None, None, "shell of 500", "shell of 500", "trained", "trained"]
+    assert [row.get("slab") for row in rows] == [None, None, 8, 4, 8, 4]
+    assert all(row.get("forward_ms", row.get("rounds_ms")) > 0 for row in rows)
+    assert rows[1]["visible"] > rows[1]["rays"]
+    assert rows[2]["opacity"] > 0.05
 
 
 def test_parts_of_a_step(do):

@@ -9,7 +9,7 @@ from hardmine_ns.hash_encoding import HashEncoding
 from hardmine_ns.marching import OccupancyGrid, march_rays
 from hardmine_ns.marching.lattice import RayLattices
 from hardmine_ns.mining.on_gpu import Padded, _measure, draw_padded, saturated
-from hardmine_ns.rendering.field import HashField, spherical_harmonics, to_unit_cube
+from hardmine_ns.rendering.field import HashField, UnitCube, spherical_harmonics
 from hardmine_ns.rendering.visibility import Rays, search
 
 pytestmark = [
@@ -45,7 +45,7 @@ def test_search_agrees_with_the_cpu(levels, cone, step):
     field, grid, rays = scene(levels, step)
     contracts = levels > 1
     samples = march_rays(*rays, grid, step_size=step, cone_angle=cone)
-    to_unit = lambda x: to_unit_cube(x, grid.center, grid.half_extent, contracts)  # noqa: E731
+    to_unit = UnitCube(grid.center, grid.half_extent, contracts)
     expected = search(field, samples, Rays(*rays[:2]), to_unit, 1e-3, 1e-3, keep_features=True)
     there = [copy.deepcopy(module).to(DEVICE) for module in (field, grid)]
     lattices = RayLattices(*(tensor.to(DEVICE) for tensor in rays), step, cone)

@@ -74,12 +74,12 @@ def visible_of_rays(field, lattices, grid, limits, capacity, report, *, contract
 @pytest.fixture
 def without_sizes(monkeypatch):
     """A function that makes steps go without sizes from now on, or no longer."""
+    serve = FixedSizes.serve
 
     def make(wanted=True):
         limits = lambda early_stop, alpha: SimpleNamespace(early_stop=early_stop, alpha_threshold=alpha)  # noqa: E731
         stand_in = SimpleNamespace(Limits=limits, visible_of_rays=visible_of_rays)
         monkeypatch.setattr(fixed_sizes, "_kernels", lambda: stand_in)
-        serve = FixedSizes.serve
         monkeypatch.setattr(FixedSizes, "serve", lambda *arguments: serve(*arguments) or wanted)
         # The kernels of a GPU do so of their own accord.
         backward = compositing.cpu.composite_backward

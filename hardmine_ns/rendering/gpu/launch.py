@@ -87,7 +87,7 @@ def visible_of_rays(
         capacity: C, rows of the results; a multiple of 64, so that all of them are aligned alike.
         report: [2] float64, to be written: visible samples, those for which there was no room included; samples
             evaluated.
-        contracts: whether the field covers all of space, as for `field.to_unit_cube`.
+        contracts: whether the field covers all of space, as for `field.UnitCube`.
         observed: [cells of the grid] float32, not negative or -1: raised to the optical thickness of a step of each
             evaluated sample in a cell.
     """

@@ -84,7 +84,7 @@ def _range(
 
 @triton.jit
 def _to_unit(x: ty.Lanes, y: ty.Lanes, z: ty.Lanes, box: ty.Pointer, CONTRACTS: tl.constexpr) -> ty.Vector:
-    """Points of the scene in the field's cube; `field.to_unit_cube`. A number that is none counts as 0."""
+    """Points of the scene in the field's cube; `field.UnitCube`. A number that is none counts as 0."""
     x = (x - tl.load(box)) * tl.load(box + 3)
     y = (y - tl.load(box + 1)) * tl.load(box + 4)
     z = (z - tl.load(box + 2)) * tl.load(box + 5)

@@ -31,12 +31,11 @@ def drawn(gradients, tau, seed=1, most=960):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-@pytest.mark.parametrize("power", [1, 8])
+@pytest.mark.parametrize(("power", "scale"), [(1, 1.0), (1, 1e30), (8, 1e-30)])
 def test_probabilities_and_tau_are_those_of_the_other(power, scale, gradients):
     gradients = [g.sign() * g.abs() ** power * scale for g in gradients]
     tau, same = torch.tensor(1.0), torch.tensor(1.0)
-    for number in range(3):
+    for number in range(2):
         rows, weights, (count, total, found_tau, finite) = drawn(gradients, tau, seed=number)
         wanted = _measure([g / scale for g in gradients], same, 0.9, FRACTIONS, torch.tensor(ROWS))
         assert found_tau == pytest.approx(float(same), rel=1e-5) == pytest.approx(float(tau), rel=1e-5)

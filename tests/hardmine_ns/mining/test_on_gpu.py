@@ -73,6 +73,8 @@ def test_probabilities_are_those_of_the_rounds_and_sum_to_b(power, expected):
 def test_fewer_hard_rows_than_wanted_are_all_drawn():
     values = torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0])
     assert saturated(values, torch.tensor(4.0)).tolist() == [0.0, 1.0, 0.0, 1.0, 1.0]
+    few = torch.cat([values, torch.zeros(3000)])
+    assert saturated(few, torch.tensor(1500.0)).tolist() == [0.0, 1.0, 0.0, 1.0, 1.0] + [0.0] * 3000
     assert saturated(values, torch.tensor(1.0)).tolist() == pytest.approx([0.0, 0.5, 0.0, 1 / 6, 1 / 3])
 
 
