@@ -52,6 +52,8 @@ TILE = 20
 """Side in pixels of the squares that are composited together."""
 DIFFERENCE = 4
 """How many times the picture enlarges differences."""
+LEAST_WIDTH = 240
+"""Width of the picture's images in pixels, at least: smaller ones are enlarged, by a whole number."""
 
 
 class Compared(NamedTuple):
@@ -178,11 +180,13 @@ def picture(images: dict[str, Tensor]) -> Image.Image:
     Args:
         images: of `compare`.
     """
+    cast = images["cast"]
+    enlarged = -(-LEAST_WIDTH // cast.shape[1])
 
     def pixels(image: Tensor) -> NDArray[np.uint8]:
-        return np.round(255 * image.clamp(0, 1).numpy()).astype(np.uint8)
+        rounded = np.round(255 * image.clamp(0, 1).numpy()).astype(np.uint8)
+        return rounded.repeat(enlarged, 0).repeat(enlarged, 1)
 
-    cast = images["cast"]
     splatted = {way: image for way, image in images.items() if way.startswith("splatted")}
     differences = [pixels(1 - DIFFERENCE * (image - cast).abs()) for image in splatted.values()]
     below = f"difference from cast, {DIFFERENCE} times"

@@ -123,10 +123,10 @@ def project(splats: Splats, colors: Tensor, view: SplatView) -> Projected:
     (fx, fy), (cx, cy), (width, height) = view.focal, view.center, view.size
     x, y, z = _in_camera(splats.means, view)
     over_z = 1 / z
-    # Rows of W R diag(s): the splat's axes in the camera.
-    axes = _rotations(splats.quats) * splats.log_scales.exp()[:, None]
-    to_camera = view.camera_to_world[:, :3].T * axes.new_tensor([[1.0], [-1.0], [-1.0]])
-    right, down, ahead = (to_camera @ axes).unbind(1)
+    # The splat's axes W R diag(s) in the camera. One product of flat matrices: of n small ones, it would take longer.
+    to_camera = view.camera_to_world[:, :3] * over_z.new_tensor([1.0, -1.0, -1.0])
+    turned = (axes_of(splats.quats).view(-1, 3) @ to_camera).view(-1, 3, 3)
+    right, down, ahead = (turned * splats.log_scales.exp()[..., None]).unbind(-1)
     limits = [
         (-_WIDER * max(c, side - c) / f, _WIDER * max(c, side - c) / f)
         for f, c, side in ((fx, cx, width), (fy, cy, height))
@@ -147,14 +147,37 @@ def project(splats: Splats, colors: Tensor, view: SplatView) -> Projected:
     return Projected(centers, conics, opacities, colors, extents)
 
 
-def _rotations(quats: Tensor) -> Tensor:
-    """[n, 3, 3] of quaternions [n, 4]."""
-    w, x, y, z = normalize(quats, dim=-1).unbind(-1)
-    return torch.stack(
-        [
-            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-        ],
-        -1,
-    ).view(-1, 3, 3)
+def axes_of(quats: Tensor) -> Tensor:
+    """[n, 3, 3] of quaternions [n, 4] of any length, w first: the turned axes as rows, which is R^T.
+
+    The entries of R are linear in the products of a unit quaternion's parts.
+    """
+    unit = normalize(quats, dim=-1)
+    products = (unit[:, :, None] * unit[:, None, :]).view(-1, 16)
+    axes: Tensor = (products @ _OF_PRODUCTS.to(unit)).view(-1, 3, 3)
+    return axes
+
+
+def _of_products() -> Tensor:
+    """[16, 9] by which the products q_a q_b of a unit quaternion's parts make R^T."""
+    w, x, y, z = range(4)
+    # With 1 = ww + xx + yy + zz, an entry of the diagonal is ww + xx - yy - zz and so on.
+    rows = [
+        [((w, w), 1), ((x, x), 1), ((y, y), -1), ((z, z), -1)],
+        [((x, y), 2), ((w, z), 2)],
+        [((x, z), 2), ((w, y), -2)],
+        [((x, y), 2), ((w, z), -2)],
+        [((w, w), 1), ((x, x), -1), ((y, y), 1), ((z, z), -1)],
+        [((y, z), 2), ((w, x), 2)],
+        [((x, z), 2), ((w, y), 2)],
+        [((y, z), 2), ((w, x), -2)],
+        [((w, w), 1), ((x, x), -1), ((y, y), -1), ((z, z), 1)],
+    ]
+    matrix = torch.zeros(16, 9)
+    for entry, terms in enumerate(rows):
+        for (a, b), factor in terms:
+            matrix[4 * a + b, entry] = factor
+    return matrix
+
+
+_OF_PRODUCTS = _of_products()

@@ -61,8 +61,9 @@ def test_the_picture_shows_where_splatting_differs(benchmark):
     photograph = torch.zeros_like(cast)
     images = {"photograph": photograph, "cast": cast, "cast, file read back": cast, "splatted": other}
     sheet = np.asarray(benchmark.picture(images))
-    below = sheet[-24:]
-    assert sheet.shape[1] == 2 * 32 + benchmark.montage.__globals__["GAP"]
-    assert (below[:, :32] == 0).all()  # the photograph
-    assert (below[:, -32:-16] == 255).all()  # no difference: white
-    assert np.unique(below[:, -16:]).tolist() == [round(255 * (1 - 4 * 0.1))]
+    width, height = 32 * 8, 24 * 8  # enlarged to 240 pixels or more
+    below = sheet[-height:]
+    assert sheet.shape[1] == 2 * width + benchmark.montage.__globals__["GAP"]
+    assert (below[:, :width] == 0).all()  # the photograph
+    assert (below[:, -width : -width // 2] == 255).all()  # no difference: white
+    assert np.unique(below[:, -width // 2 :]).tolist() == [round(255 * (1 - 4 * 0.1))]

@@ -19,7 +19,7 @@ from raygauss_ns.gaussians.ply_formats import splat_columns
 from raygauss_ns.splatting import Splats, SplatView, splat
 from raygauss_ns.splatting.api import visible
 from raygauss_ns.splatting.files import fitted_columns, require_format, splats_of, write_splats
-from raygauss_ns.splatting.fit import fit_splats, mean_psnr
+from raygauss_ns.splatting.fit import fit_splats, mean_psnr, sharpened
 from raygauss_ns.splatting.projection import LOW_PASS, rows_in_view
 from raygauss_ns.splatting.reference import composite_reference
 from raygauss_ns.splatting.targets import Camera, Scene, Targets, between, pinholes
@@ -176,6 +176,19 @@ def test_targets_are_the_ray_cast_images_of_the_cameras():
     torch.testing.assert_close(window.rgb, whole.rgb[8:32, 8:32], atol=1e-5, rtol=0)
     before = whole.before(SKY)
     torch.testing.assert_close(before, whole.rgb + whole.transmittance * SKY)
+
+
+def test_what_viewers_add_to_a_splat_is_taken_from_it():
+    focal, side, pixels = 50.0, 41, (2.0, 1.5)
+    view = SplatView(FRONT, (focal, focal), (side / 2, side / 2), (side, side))
+    lens = make_lens(LensType.PERSPECTIVE, view.focal, view.center, view.size)
+    scales = [pixel * 4 / focal for pixel in pixels]
+    image = splat(sharpened(one([*scales, 0.3], 0.7), [Camera(lens, FRONT)]), view, torch.zeros(3))[..., 0]
+    offset = torch.arange(side) + 0.5 - side / 2
+    wanted = 0.7 * torch.exp(-0.5 * ((offset / pixels[0]) ** 2 + (offset[:, None] / pixels[1]) ** 2))
+    torch.testing.assert_close(image, torch.where(wanted < 1 / 255, 0.0, wanted), atol=1e-4, rtol=0)
+    thin = one([1e-4] * 3, 0.7)
+    torch.testing.assert_close(sharpened(thin, [Camera(lens, FRONT)]).log_scales, thin.log_scales + math.log(0.2))
 
 
 def test_a_fit_comes_closer_to_the_ray_cast_images():
