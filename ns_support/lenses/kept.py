@@ -16,7 +16,7 @@ T = TypeVar("T")
 _STALE = 4096
 """Requests after which a lens that was not asked for makes room for others."""
 _MANY = 256
-"""Lenses from which on stale ones are looked for although there is room: a viewer that zooms has new ones all the time."""
+"""Lenses from which on stale ones are looked for although there is room: a viewer that zooms has many."""
 
 
 @dataclass

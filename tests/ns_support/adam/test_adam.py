@@ -97,7 +97,7 @@ def test_builds_without_spilling(name, capability, triton_build):
     constants = {"WIDTH": 16} | ({"BLOCK": gpu._BLOCK} if name == "adam_kernel" else {})
     build = triton_build(getattr(gpu, name), types, constants, capability, num_warps=4 if constants.get("BLOCK") else 1)
     assert build.spilled == 0
-    assert build.registers <= 64
+    assert build.registers <= 96  # 40 with Triton 3.8, 80 with 3.9
 
 
 def test_hooks_are_called_once_whatever_optimisers_there_are():
