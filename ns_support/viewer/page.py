@@ -23,6 +23,7 @@ from viser import transforms
 from ns_support.concurrency.fair_lock import FairLock
 from ns_support.errors import UserError, require
 from ns_support.runs.stopping import stop_signals
+from ns_support.terminal import say
 from ns_support.viewer.controls import ViewerRun
 from ns_support.viewer.frames import FrameThread
 from ns_support.viewer.opening import View, show
@@ -94,6 +95,11 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
+def _refuse_to_share(verbose: bool = True) -> None:
+    """What viser calls when a browser asks for a public address of the page."""
+    say("A browser asked to share this page: it is not published. --host 0.0.0.0 opens it to the network.")
+
+
 class Page:
     """Shows a model to every browser that opens the page, until `close`.
 
@@ -114,7 +120,9 @@ class Page:
         run.viewer = self._shown
         self.server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
         gui = self.server.gui
-        gui.configure_theme(show_share_button=False)  # it would publish the page through a server of viser's
+        # viser's button "Share" would publish the page through a server of viser's. Not hidden by `configure_theme`:
+        # the client of viser 0.2.7 then ends in React's error 300, and the page stays blank.
+        setattr(self.server, "request_share_url", _refuse_to_share)  # noqa: B010
         gui.add_markdown(_TEXT)
         self._output = gui.add_dropdown("Output", outputs)
         self._side = gui.add_slider("Sharpest image", *_SIDES, 64, _SHARPEST, hint="Pixels on its longer side")
