@@ -15,7 +15,7 @@ Variants. Each has the method's batch, or, as points@8192, one of so many visibl
     systematic   the same, drawn evenly along the rays
     multinomial, topk    the same by the rules that are not unbiased
     rays         baseline, and rays are drawn where images are wrong
-    both         points and rays
+    both         points and rays; systematic-both: the same, evenly drawn
 
 For each seed all variants are trained in one process in turn, some seconds at a time, so that other load on the machine
 affects all alike. A variant's clock is the process's time (all threads) during its training steps. A point is PSNR over
@@ -64,6 +64,7 @@ VARIANTS: dict[str, list[str]] = {
     "baseline": _UNMINED,
     "points": ["mining_rule=poisson", "pipeline.ray_rule=uniform"],
     "systematic": ["mining_rule=systematic", "pipeline.ray_rule=uniform"],
+    "systematic-both": ["mining_rule=systematic", "pipeline.ray_rule=blocks"],
     "multinomial": ["mining_rule=multinomial", "pipeline.ray_rule=uniform"],
     "topk": ["mining_rule=topk", "pipeline.ray_rule=uniform"],
     "rays": ["mining_rule=off", "pipeline.ray_rule=blocks"],
