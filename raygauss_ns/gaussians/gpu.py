@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ns_support.kernels import triton_types as ty
+from raygauss_ns.gaussians.projection import View
 
 _BLOCK, _WARPS = 256, 4
 _LOG_SPHERE = tl.constexpr(math.log(2 / (math.pi * 3**0.5)))
@@ -93,34 +94,89 @@ class Isotropy(torch.autograd.Function):
         return gradient, None
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number", "top", "left", "rows", "columns", "width", "height"])
 def observe_kernel(
-    gradient: ty.Pointer, found: ty.Pointer, number: ty.Scalar, scale: ty.Scalar, BLOCK: tl.constexpr
+    gradient: ty.Pointer,
+    means: ty.Pointer,
+    pose: ty.Pointer,
+    found: ty.Pointer,
+    number: ty.Scalar,
+    scale: ty.Scalar,
+    near: ty.Scalar,
+    fx: ty.Scalar,
+    fy: ty.Scalar,
+    cx: ty.Scalar,
+    cy: ty.Scalar,
+    width: ty.Scalar,
+    height: ty.Scalar,
+    top: ty.Scalar,
+    left: ty.Scalar,
+    rows: ty.Scalar,
+    columns: ty.Scalar,
+    BY_DISTANCE: tl.constexpr,
+    CROPPED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
-    """Found [2, N]: lengths of gradients [N, 3] times `scale`, and 1 where they are not 0."""
+    """Found [2, N]: lengths of gradients [N, 3] times `scale`, and 1 where they are not 0.
+
+    BY_DISTANCE: lengths grow with the distance over `near`. CROPPED: what the image of a pinhole shows, but the window
+    does not, was not seen.
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < number
     x = tl.load(gradient + 3 * i, mask=mask, other=0.0)
     y = tl.load(gradient + 3 * i + 1, mask=mask, other=0.0)
     z = tl.load(gradient + 3 * i + 2, mask=mask, other=0.0)
     length = tl.sqrt(x * x + y * y + z * z) * scale
+    seen = length > 0.0
+    if BY_DISTANCE or CROPPED:
+        a = tl.load(means + 3 * i, mask=mask, other=0.0)
+        b = tl.load(means + 3 * i + 1, mask=mask, other=0.0)
+        c = tl.load(means + 3 * i + 2, mask=mask, other=0.0)
+        right = tl.load(pose) * a + tl.load(pose + 1) * b + tl.load(pose + 2) * c + tl.load(pose + 3)
+        up = tl.load(pose + 4) * a + tl.load(pose + 5) * b + tl.load(pose + 6) * c + tl.load(pose + 7)
+        back = tl.load(pose + 8) * a + tl.load(pose + 9) * b + tl.load(pose + 10) * c + tl.load(pose + 11)
+        if BY_DISTANCE:
+            length *= tl.maximum(tl.sqrt(right * right + up * up + back * back) / near, 1.0)
+        if CROPPED:
+            column, row = cx - fx * (right / back), cy + fy * (up / back)
+            shown = (back < 0.0) & (column >= 0.0) & (column < width) & (row >= 0.0) & (row < height)
+            inside = (column >= left) & (column < left + columns) & (row >= top) & (row < top + rows)
+            seen = seen & (inside | (shown == 0))
     tl.store(found + i, length, mask=mask)
-    tl.store(found + number + i, tl.where(length > 0.0, 1.0, 0.0), mask=mask)
+    tl.store(found + number + i, tl.where(seen, 1.0, 0.0), mask=mask)
 
 
-def observed(gradient: Tensor, scale: float) -> Tensor:
-    """[2, N] lengths of gradients times `scale`, and whether they are not 0.
+_NO_VIEW: tuple[Any, ...] = (1.0, 1.0, 0.0, 0.0, 1, 1, 0, 0, 1, 1)
+"""Lens and window where there is none: the kernel does not read them."""
+
+
+def observed(
+    gradient: Tensor, scale: float, means: Tensor | None = None, view: View | None = None, near: float = 0.0
+) -> Tensor:
+    """What `DensityControl.observe` measures: [2, N] lengths of gradients, and which Gaussians were seen.
 
     Args:
         gradient: [N, 3] float32 on a GPU.
         scale: what lengths are multiplied by.
+        means: [N, 3] float32, needed with a view.
+        view: the crop that was rendered, of a pinhole; None: a whole image.
+        near: the distance above which lengths grow (scene units); 0: they do not.
     """
     number = len(gradient)
     found = gradient.new_empty(2, number)
-    if number > 0:
-        observe_kernel[(triton.cdiv(number, _BLOCK),)](
-            gradient.contiguous(), found, number, scale, BLOCK=_BLOCK, num_warps=_WARPS
-        )
+    if number == 0:
+        return found
+    camera, numbers = gradient, _NO_VIEW
+    if view is not None:
+        assert means is not None
+        camera, lens = view.world_to_camera.to(gradient).contiguous(), view.lens
+        numbers = (lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height, *view.window)
+    cropped = view is not None and view.fraction < 1
+    observe_kernel[(triton.cdiv(number, _BLOCK),)](
+        gradient.contiguous(), gradient if means is None else means.contiguous(), camera, found, number, scale, near,
+        *numbers, BY_DISTANCE=view is not None and near > 0, CROPPED=cropped, BLOCK=_BLOCK, num_warps=_WARPS,
+    )  # fmt: skip
     return found
 
 

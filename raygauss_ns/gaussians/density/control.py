@@ -127,9 +127,11 @@ class DensityControl(nn.Module):
                 whole image at a distance below u.
             images: number of images over which gradients are averaged; each image's loss was divided by it.
         """
-        if view is None and gradient.is_cuda and gradient.dtype == torch.float32:
+        pinhole = view is None or view.lens.is_pinhole
+        if pinhole and gradient.is_cuda and gradient.dtype == means.dtype == torch.float32:
             gpu = triton_module("raygauss_ns.gaussians.gpu", "density control on a GPU")
-            found = gpu.observed(gradient, unit * images)
+            scale = unit * images * (1.0 if view is None else view.fraction)
+            found = gpu.observed(gradient, scale, means, view, unit if self.schedule.distance_weighted else 0.0)
             self._observed = found if self._observed is None else self._observed + found
             return
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)

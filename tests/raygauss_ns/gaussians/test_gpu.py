@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from ns_support.lenses.lens import LensType, make_lens
 from raygauss_ns.casting import RayOutputs
 from raygauss_ns.gaussians.losses import isotropy_loss
+from raygauss_ns.gaussians.projection import View
 from raygauss_ns.gaussians.renderer import over
 
 pytest.importorskip("triton")
@@ -41,6 +43,33 @@ def test_observed():
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("window", [(2, 3, 5, 6), (0, 0, 12, 16)])
+@pytest.mark.parametrize("near", [0.0, 1.5])
+def test_observed_in_a_view(window, near):
+    """Of Gaussians before, beside and behind a camera, against the operations that a CPU uses."""
+    from raygauss_ns.gaussians.gpu import observed
+
+    generator = torch.Generator().manual_seed(2)
+    gradient, means = torch.randn(400, 3, generator=generator), 2 * torch.randn(400, 3, generator=generator)
+    gradient[7] = 0.0
+    angle = torch.tensor(0.3)
+    turn = torch.tensor([[angle.cos(), 0.0, angle.sin()], [0.0, 1.0, 0.0], [-angle.sin(), 0.0, angle.cos()]])
+    pose = torch.cat([turn, torch.tensor([[0.1], [-0.2], [-1.0]])], dim=1)
+    view = View(pose, make_lens(LensType.PERSPECTIVE, (14.0, 11.0), (7.5, 6.5), (16, 12)), window)
+    found = observed(gradient, 0.3, means, view, near)
+    lengths = 0.3 * gradient.norm(dim=-1)
+    if near > 0:
+        lengths *= (view.distances(means) / near).clamp_min(1.0)
+    seen = gradient.any(-1)
+    if view.fraction < 1:
+        missed = view.misses(means)
+        assert 20 < int(missed.sum()) < 300
+        seen &= ~missed
+    torch.testing.assert_close(found[0], lengths)
+    assert torch.equal(found[1], seen.float())
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("asked", ["image", "all"])
 def test_over_a_background(asked):
     """Of a caster's outputs, which are columns of one tensor; one colour for all rays, or a colour for each."""
@@ -67,10 +96,15 @@ def test_over_a_background(asked):
 
 FLOATS = (
     "log_scales sums factor gradient found colors through depths background image accumulation mean_depths of_image "
-    "of_accumulation of_mean_depths of_through of_depths"
+    "of_accumulation of_mean_depths of_through of_depths means pose"
 )
-INTEGERS = "number color_stride through_stride depth_stride row_stride column_stride"
-TYPES = dict.fromkeys(FLOATS.split(), "*fp32") | dict.fromkeys(INTEGERS.split(), "i32") | {"scale": "fp32"}
+INTEGERS = "number color_stride through_stride depth_stride row_stride column_stride width height top left rows columns"
+NUMBERS = "scale near fx fy cx cy"
+TYPES = {
+    **dict.fromkeys(FLOATS.split(), "*fp32"),
+    **dict.fromkeys(INTEGERS.split(), "i32"),
+    **dict.fromkeys(NUMBERS.split(), "fp32"),
+}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +112,8 @@ TYPES = dict.fromkeys(FLOATS.split(), "*fp32") | dict.fromkeys(INTEGERS.split(),
     [
         ("isotropy_kernel", {}),
         ("isotropy_gradient_kernel", {}),
-        ("observe_kernel", {}),
+        ("observe_kernel", {"BY_DISTANCE": False, "CROPPED": False}),
+        ("observe_kernel", {"BY_DISTANCE": True, "CROPPED": True}),
         ("over_kernel", {}),
         ("over_gradient_kernel", {"ACCUMULATION": True, "DEPTH": True}),
     ],
