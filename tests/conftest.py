@@ -3,6 +3,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,8 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a script's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "interpreted: runs in Triton's interpreter, in the process that test_triton_interpreter.py starts"
     )

@@ -35,13 +35,18 @@ def test_a_number_of_matches_that_the_file_can_not_hold(tmp_path, name, table, r
     path.write_bytes(table([2, 2]))
     assert len(read(tmp_path)) == 2
     path.write_bytes(table([2, claimed]))
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match=rf"{name}\.bin is damaged or cut off \(entry 1 claims {claimed:,} matches"):
-            read(tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 22  # 10^6 matches have 8 MB
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for _ in range(3):  # the least counts: threads that other tests have left allocate too
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                UserError, match=rf"{name}\.bin is damaged or cut off \(entry 1 claims {claimed:,} match"
+            ):
+                read(tmp_path)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(peaks) < 1 << 22  # 10^6 matches have 8 MB
 
 
 def test_a_table_that_is_cut_off(tmp_path):
