@@ -119,8 +119,8 @@ def locate(columns: Pointer, first: int, points: int, level: Level, rows: Pointe
         r0 = cx + cy * level.resolution + cz * step_z
         r2, r4 = r0 + level.resolution, r0 + step_z
         r6 = r4 + level.resolution
-        _store_rows(rows, r0, r0 + _ONE, r2, r2 + _ONE)
-        _store_rows_behind(rows, r4, r4 + _ONE, r6, r6 + _ONE)
+        _store_rows(rows, ROW[0], r0, r0 + _ONE, r2, r2 + _ONE)
+        _store_rows(rows, ROW[4], r4, r4 + _ONE, r6, r6 + _ONE)
         last = np.uint32(max(level.resolution, _TWO) - _TWO)
         if any_lane(exceeds(cx, last) | exceeds(cy, last) | exceeds(cz, last)):
             # At the far border, or outside of the unit cube: modulo 2^32, then modulo the level's rows.
@@ -132,24 +132,17 @@ def locate(columns: Pointer, first: int, points: int, level: Level, rows: Pointe
     y1, z1 = y0 + _PRIME_Y, z0 + _PRIME_Z
     h0, h2, h4, h6 = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
     x1 = cx + _ONE
-    _store_rows(rows, (cx ^ h0) & mask, (x1 ^ h0) & mask, (cx ^ h2) & mask, (x1 ^ h2) & mask)
-    _store_rows_behind(rows, (cx ^ h4) & mask, (x1 ^ h4) & mask, (cx ^ h6) & mask, (x1 ^ h6) & mask)
+    _store_rows(rows, ROW[0], (cx ^ h0) & mask, (x1 ^ h0) & mask, (cx ^ h2) & mask, (x1 ^ h2) & mask)
+    _store_rows(rows, ROW[4], (cx ^ h4) & mask, (x1 ^ h4) & mask, (cx ^ h6) & mask, (x1 ^ h6) & mask)
 
 
 @_inline
-def _store_rows(rows: Pointer, r0: Vector, r1: Vector, r2: Vector, r3: Vector) -> None:
-    store_integers(rows, ROW[0], r0)
-    store_integers(rows, ROW[1], r1)
-    store_integers(rows, ROW[2], r2)
-    store_integers(rows, ROW[3], r3)
-
-
-@_inline
-def _store_rows_behind(rows: Pointer, r4: Vector, r5: Vector, r6: Vector, r7: Vector) -> None:
-    store_integers(rows, ROW[4], r4)
-    store_integers(rows, ROW[5], r5)
-    store_integers(rows, ROW[6], r6)
-    store_integers(rows, ROW[7], r7)
+def _store_rows(rows: Pointer, at: int, r0: Vector, r1: Vector, r2: Vector, r3: Vector) -> None:
+    """Write the rows of four corners that follow one another."""
+    store_integers(rows, at, r0)
+    store_integers(rows, at + LANES, r1)
+    store_integers(rows, at + 2 * LANES, r2)
+    store_integers(rows, at + 3 * LANES, r3)
 
 
 @_inline
