@@ -2,8 +2,8 @@
 
 Whatever one photograph shows and the others contradict keeps a large error however long training goes on. Each
 photograph is divided into 32 x 32 blocks, whose running mean errors are kept; a block whose error stays far above the
-median of all blocks does not count. Blocks and not pixels, as in RobustNeRF (Sabour et al. 2023): a single pixel with a
-large error is more often a fine detail, which must be learnt.
+median of those that show something does not count. Blocks and not pixels, as in RobustNeRF (Sabour et al. 2023): a
+single pixel with a large error is more often a fine detail, which must be learnt.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ OUTLIER = 4.0
 """Multiple of the median error from which a block is left out."""
 _NEW = 0.2
 """Weight of a new error in a block's running mean."""
+_EMPTY = 0.01
+"""Multiple of the mean error below which a block shows nothing that could be wrong."""
 _MEDIAN_EVERY = 20
 """Steps between two computations of the median."""
 
@@ -80,14 +82,27 @@ class MovingPixels(nn.Module):
         self.errors.copy_(torch.where(counts > 0, known, self.errors))
         self._sums.zero_()
         if step % _MEDIAN_EVERY == 0:
-            seen = self.errors[self.errors >= 0]
-            if len(seen) > 0:
-                self.limit.copy_(OUTLIER * seen.median())
+            self.limit.copy_(OUTLIER * typical_error(self.errors))
 
     @property
     def left_out(self) -> Tensor:
         """Fraction of the blocks that do not count, in [0, 1]; a scalar."""
         return (self.errors > self.limit).float().mean() if self.is_on and self.starts else torch.zeros(())
+
+
+def typical_error(errors: Tensor) -> Tensor:
+    """Median error, a scalar, of the blocks that show something; infinite if nothing has been seen.
+
+    An object before a plain background leaves most blocks without any error. Their median would be next to 0, and the
+    object itself would be left out.
+
+    Args:
+        errors: [blocks] running means, negative where nothing has been seen.
+    """
+    seen = errors >= 0
+    mean = errors.clamp_min(0).sum() / seen.sum().clamp_min(1)
+    shows = torch.where(seen & (errors >= _EMPTY * mean), errors, torch.nan)
+    return shows.nanmedian().nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def window_blocks(
