@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import viser
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
 from ns_support.errors import UserError
@@ -64,6 +65,26 @@ def wait_for(true):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_nothing_is_published(page, monkeypatch, capsys):
+    """By what viser calls when a browser's button "Share" is pressed."""
+    handlers = page.server._websock_server._incoming_handlers[viser._messages.ShareUrlRequest]
+    assert handlers
+    tunnels = []
+    monkeypatch.setattr(viser._viser, "ViserTunnel", lambda *args, **_: tunnels.append(args))
+    for handler in handlers:
+        handler(1, viser._messages.ShareUrlRequest())
+    assert not tunnels
+    assert "not published" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_theme_keeps_the_button(monkeypatch):
+    """Without it, the client of viser 0.2.7 ends in React's error 300: a blank page."""
+    themes = []
+    monkeypatch.setattr(viser.GuiApi, "configure_theme", lambda self, **given: themes.append(given))
+    Page(Model(), ["rgb"], VIEW, "127.0.0.1", free_port(), "label").close()
+    assert all(given.get("show_share_button", True) for given in themes)
 
 
 def test_a_browser_gets_images_until_it_leaves(page, monkeypatch):
