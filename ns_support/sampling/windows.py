@@ -42,8 +42,8 @@ class WindowMemory(nn.Module):
 
     What a step finds is known one step after the next has begun (`Later`), on a CPU too: no step waits for a GPU, and
     both draw by the same rule. The memory is on the host, and in the state on the model's device, where processes
-    compare it: "memory" [2, N, B, B], e and k, and "pending", reports that are not in it yet. A state without them, or
-    of other images, begins anew.
+    compare it: "memory" [2, N, B, B], e and k, and "pending", reports that are not in it yet. A state without them
+    leaves the memory as it is; with one of other images, it begins anew.
 
     Attributes:
         is_on: whether windows are drawn here and anything is remembered; otherwise the state is empty.
@@ -191,7 +191,9 @@ class WindowMemory(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         memory, pending = (state_dict.pop(prefix + name, None) for name in ("memory", "pending"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        fits = self.is_on and memory is not None and memory.shape == self.memory.shape
+        if memory is None:  # nerfstudio's pipeline loads what is not the model's apart, and asks the model again
+            return
+        fits = self.is_on and memory.shape == self.memory.shape
         self._later, self._pending, self._report = Later(), None, None
         self.memory.copy_(memory) if fits else self.memory.fill_(UNKNOWN)
         if not fits or pending is None:

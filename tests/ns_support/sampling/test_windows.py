@@ -201,13 +201,18 @@ def test_saving_changes_nothing_and_a_loaded_memory_goes_on_alike():
     assert torch.equal(again.memory, memory.memory)
 
 
-@pytest.mark.parametrize("state", [{}, {"memory": torch.zeros(2, 5, BLOCKS, BLOCKS), "pending": torch.zeros(1, 3)}])
-def test_a_state_without_this_memory_begins_anew(state):
+def test_a_state_of_other_images_begins_anew():
     memory = learnt()
     learn(memory, *notes_of_two())
-    memory.load_state_dict(dict(state))
+    memory.load_state_dict({"memory": torch.zeros(2, 5, BLOCKS, BLOCKS), "pending": torch.zeros(1, 3)})
     memory.after_step(ALONE)
     assert bool((memory.memory == UNKNOWN).all())
+
+
+def test_a_state_without_a_memory_changes_nothing():
+    memory, before = learnt(), learnt().memory
+    memory.load_state_dict({})
+    assert torch.equal(memory.memory, before)
 
 
 def test_nothing_is_kept_or_asked_for_without_the_rule():
