@@ -56,10 +56,16 @@ def observed_view(camera: Cameras, window: Window, weighted: bool) -> View | Non
     return None if whole and not weighted else camera_view(camera, window)
 
 
+def window_extent(lens: Lens, side: int) -> tuple[int, int]:
+    """Rows and columns of a crop of an image, at most `side` pixels each; 0: those of the whole image."""
+    height, width = int(lens.height), int(lens.width)
+    return (min(side, height), min(side, width)) if side > 0 else (height, width)
+
+
 def random_window(lens: Lens, side: int, generator: torch.Generator) -> Window:
     """A crop of an image, at most `side` pixels high and wide; 0: the whole image."""
     height, width = int(lens.height), int(lens.width)
-    rows, columns = (min(side, height), min(side, width)) if side > 0 else (height, width)
+    rows, columns = window_extent(lens, side)
     top = int(torch.randint(height - rows + 1, (), generator=generator))
     left = int(torch.randint(width - columns + 1, (), generator=generator))
     return top, left, rows, columns

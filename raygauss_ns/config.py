@@ -25,6 +25,8 @@ PUBLISHED_STEP_SIZE = 0.0025
 """dt of both papers (u)."""
 Strategy: TypeAlias = Literal["relocation", "published"]
 """Density control."""
+WindowRule: TypeAlias = Literal["uniform", "blocks"]
+"""Which windows are trained."""
 CPU_WINDOW = 128
 """Side of the window that a training step on a CPU sees (pixels)."""
 CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS = 100_000, 1_000_000, 6_000_000
@@ -149,6 +151,9 @@ class RayGaussModelConfig(CorrectionsConfig, ModelConfig):
     training_window: int | None = None
     """Side of the random square crop that each training step uses (pixels), >= 11; 0: the whole image. None: the whole
     image on a GPU, 128 on a CPU."""
+    window_rule: WindowRule = "uniform"
+    """Which crops are trained. blocks: more of those where the image is still wrong, weighted such that the gradient
+    stays that of all crops; uniform: all alike. No difference where steps use whole images."""
     num_downscales: int | None = None
     """Coarse to fine: how often the sides of the training images are halved at the start of training, >= 0; the step,
     the minimum scale of a Gaussian and the windows follow. 0: images are always used as they are. None: as often as
@@ -193,6 +198,12 @@ class RayGaussModelConfig(CorrectionsConfig, ModelConfig):
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with; raises a `UserError` (`check_config`)."""
         check_config(self)
+
+    def window_side(self, device_type: str) -> int:
+        """Side of the crops on a kind of device ("cuda", "cpu"), in pixels; 0: whole images."""
+        if self.training_window is not None:
+            return self.training_window
+        return 0 if device_type == "cuda" else CPU_WINDOW
 
     def cast_settings(self, step_size: float, unit: float) -> CastSettings:
         """How rays are sampled, in the scene's own length.
@@ -265,6 +276,7 @@ def check_config(config: RayGaussModelConfig) -> None:
         ("accumulate_images", config.accumulate_images >= 1, "at least 1"),
         ("schedule_steps", config.schedule_steps >= 0, "at least 0"),
         ("training_window", config.training_window in (None, 0) or (config.training_window or 0) >= 11, "0 or >= 11"),
+        ("window_rule", config.window_rule in get_args(WindowRule), f"one of {', '.join(get_args(WindowRule))}"),
         ("num_downscales", config.num_downscales is None or config.num_downscales >= 0, "at least 0"),
         ("full_resolution_from", config.full_resolution_from >= 0, "at least 0"),
         ("strategy", config.strategy in get_args(Strategy), f"one of {', '.join(get_args(Strategy))}"),

@@ -16,19 +16,19 @@ from ns_support.commands.export_rays import by_direction, is_of_texels, texel_ra
 from ns_support.commands.given_rays import given_rays
 from ns_support.corrections.exposure import within_range
 from ns_support.corrections.model import CorrectedModel
-from ns_support.corrections.moving import window_blocks
 from ns_support.errors import UserError
 from ns_support.metrics import LazyLPIPS, comparison_images, image_metrics
 from ns_support.rays import camera_rays, lens_of
+from ns_support.sampling import WindowMemory
 from ns_support.step_timer import StepTimer
 from ns_support.viewer.controls import viewer_asks
 from ns_support.viewer.outputs import Outputs, filled_depth, without_background
 from raygauss_ns.alignment import aligned_camera
 from raygauss_ns.background import Background
-from raygauss_ns.cameras import flat_rays, observed_view, posed_lenses, random_window
+from raygauss_ns.cameras import flat_rays, observed_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, RayOutputs, Rays
 from raygauss_ns.color import ColorBasis
-from raygauss_ns.config import CPU_WINDOW, RayGaussModelConfig, check_background, check_config
+from raygauss_ns.config import RayGaussModelConfig, check_background, check_config
 from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.projection import View, pixel_angle, widened
@@ -44,7 +44,7 @@ from raygauss_ns.gaussians.schedules import (
 )
 from raygauss_ns.scene import TrainingViews, initial_cloud, resolve_scale
 from raygauss_ns.targets import ground_truth
-from raygauss_ns.training import TrainingHooks, density_schedule
+from raygauss_ns.training import TrainingHooks, counted_pixels, density_schedule, drawn_window
 from raygauss_ns.viewing import RayGaussPictures, RayGaussRun, extra_outputs
 
 
@@ -96,6 +96,7 @@ class RayGaussModel(CorrectedModel):
         self.cloud = initial_cloud(config, views, scale, metadata.get("checkpoint_follows", False))
         schedule = density_schedule(config, self.total_steps, "cpu")
         self.density_control = DensityControl(len(self.cloud), schedule, config.density_threshold)
+        self.windows = WindowMemory(config.window_rule == "blocks", [(int(x.height), int(x.width)) for x in lenses])
         self.step, self.rays_per_step = 0, 0
         self.images_at_once, self.image = 1, 0
         self.seed = torch.initial_seed()
@@ -203,7 +204,7 @@ class RayGaussModel(CorrectedModel):
         images = stretched(self.config.accumulate_images, self.total_steps)
         return steps_per_update(self.step, start, max(round(images / self.images_at_once), 1))
 
-    def _watched(self, gaussians: Gaussians, view: View | None) -> Gaussians:
+    def _watched(self, gaussians: Gaussians, view: View | None, weight: float = 1.0) -> Gaussians:
         """The same Gaussians, whose means report their gradient to density control once it is known."""
         if not torch.is_grad_enabled() or self.step > self.density_control.schedule.last:
             return gaussians
@@ -212,7 +213,7 @@ class RayGaussModel(CorrectedModel):
         means, control = gaussians.means.detach(), self.density_control
 
         def report(gradient: Tensor) -> None:
-            control.observe(gradient, means, self.unit, view, self.images_at_once)
+            control.observe(gradient, means, self.unit, view, self.images_at_once, weight)
 
         watched.register_hook(report)
         return gaussians._replace(means=watched)
@@ -229,7 +230,7 @@ class RayGaussModel(CorrectedModel):
             "rgb" [*, 3], "depth" [*, 1] (expected distance along the ray, scene units; the largest of the batch where a
             ray meets nothing, but 0 in training), "accumulation" [*, 1], "background" [*, 3]; in training also "window"
             [4] (first row, first column, rows, columns); otherwise also the `extra_outputs`, each computed when it is
-            looked up.
+            looked up. With `window_rule` "blocks", training also has "window_weight" [], the factor on the loss.
         """
         gaussians = self.cloud.gaussians()
         if isinstance(ray_bundle, RayBundle):
@@ -244,18 +245,16 @@ class RayGaussModel(CorrectedModel):
         lens = lens_of(camera)
         # As coarse as the image.
         settings = self.config.cast_settings(self.step_size * (1 << self.downscales), self.unit)
-        generator = step_generator(self.seed, self.image, Draw.WINDOW)
-        side = self.config.training_window
-        if side is None:
-            side = 0 if self.device.type == "cuda" else CPU_WINDOW
-        window = random_window(lens, side, generator)
+        photo = (camera.metadata or {}).get("cam_idx")
+        window, weight = drawn_window(self, lens, photo)
         self.rays_per_step = window[2] * window[3]
-        weighted = self.density_control.schedule.distance_weighted
-        watched = self._watched(gaussians, observed_view(camera, window, weighted))
-        rays, photo = camera_rays(camera, window), (camera.metadata or {}).get("cam_idx")
+        by_distance = self.density_control.schedule.distance_weighted
+        watched = self._watched(gaussians, observed_view(camera, window, by_distance), weight)
+        rays = camera_rays(camera, window)
         outputs = self.render(rays, watched, settings, photo, motion, lens.has_one_center)
         changes = {} if motion is None else self.view_change(camera, rays, outputs)
-        return outputs | changes | {"window": torch.tensor(window)}
+        drawn = {"window_weight": torch.tensor(weight)} if self.windows.is_on else {}
+        return outputs | changes | {"window": torch.tensor(window)} | drawn
 
     @torch.no_grad()
     def get_outputs_for_camera(
@@ -375,18 +374,16 @@ class RayGaussModel(CorrectedModel):
     ) -> dict[str, Tensor]:
         """`photometric_loss` of the image, `isotropy_loss` with its weight, and the corrections' penalties."""
         image, mask = ground_truth(outputs, batch, self.device)
-        if self.training and self.moving.is_on and "window" in outputs:
-            size = (batch["image"].shape[0], batch["image"].shape[1])
-            blocks = window_blocks(batch["image_idx"], tuple(outputs["window"].tolist()), size, self.device)
-            counts = self.moving.weights(blocks, (outputs["rgb"] - image).abs().mean(-1))[..., None]
-            mask = counts if mask is None else counts * mask
+        mask = counted_pixels(self, outputs, batch, image, mask) if self.training else mask
         rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
-        losses = {"main_loss": photometric_loss(rgb, image, self.config.ssim_lambda, mask)}
+        loss, drawn = photometric_loss(rgb, image, self.config.ssim_lambda, mask), outputs.get("window_weight")
+        losses = {"main_loss": loss if drawn is None else loss * float(drawn)}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = isotropy_loss(self.cloud.tensors["scales"], self.iso_weight)
         if not self.training:
             return losses
-        photo, changes, weight = batch.get("image_idx"), outputs.get("view_change"), 1 - self.config.ssim_lambda
+        photo, changes = batch.get("image_idx"), outputs.get("view_change")
+        weight = (1 - self.config.ssim_lambda) * (1.0 if drawn is None else float(drawn))
         curvature = self.correction_curvature(photo, rgb - image, mask, changes, weight)
         return losses | self.correction_losses(photo) | curvature
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer
+from torch import Tensor
 
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.moving import window_blocks
+from ns_support.lenses.lens import Lens, Window
 from ns_support.rays import camera_extent
 from ns_support.schedulers import FloatExponentialDecayConfig, refit
-from raygauss_ns.cameras import posed_lenses
+from raygauss_ns.cameras import posed_lenses, random_window, window_extent
 from raygauss_ns.config import CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS, RayGaussModelConfig
 from raygauss_ns.gaussians.density.control import DensitySchedule
 from raygauss_ns.gaussians.maintenance import Maintenance, MaintenanceSettings
-from raygauss_ns.gaussians.schedules import stretched
+from raygauss_ns.gaussians.schedules import Draw, step_generator, stretched
 
 if TYPE_CHECKING:
     from raygauss_ns.model import RayGaussModel
@@ -70,6 +73,7 @@ class TrainingHooks:
         if self.trainer is not None:
             images_here = model.images_at_once // self.processes.size
             self.trainer.pipeline.datamanager.rays_per_step = model.rays_per_step * images_here
+        model.windows.after_step(self.processes)
         if step <= model.density_control.schedule.last:
             model.density_control.add_observed(self.processes)
         group = model.steps_per_update
@@ -80,6 +84,50 @@ class TrainingHooks:
         self.maintenance.after_update(steps, self.optimizers.optimizers, model.seed, model.downscales)
         for name, parameter in model.cloud.params.items():
             self.optimizers.parameters[name] = [parameter]
+
+
+def drawn_window(model: RayGaussModel, lens: Lens, photo: int | None) -> tuple[Window, float]:
+    """The crop that the step at hand uses of an image, and the factor on its loss.
+
+    Args:
+        model: in training.
+        lens: of the image at the size that it is used at.
+        photo: number of the training image; None: of none.
+    """
+    side = model.config.window_side(model.device.type)
+    generator = step_generator(model.seed, model.image, Draw.WINDOW)
+    if not model.windows.is_on or photo is None or side == 0:
+        return random_window(lens, side, generator), 1.0
+    return model.windows.draw(photo, 1 << model.downscales, window_extent(lens, side), generator)
+
+
+def counted_pixels(
+    model: RayGaussModel, outputs: dict[str, Tensor], batch: dict[str, Any], image: Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """How much each pixel of a training step's crop counts; what remembers errors takes note of them.
+
+    Args:
+        model: in training.
+        outputs: of the model: "rgb" [h, w, 3], and "window" if they are of a camera.
+        batch: "image" [H, W, ...], of which that is a crop, and its number "image_idx".
+        image: [h, w, 3] the crop.
+        mask: [h, w, 1] of the data; None: everything counts.
+
+    Returns:
+        [h, w, 1], or None: 1 everywhere.
+    """
+    if "window" not in outputs or not (model.moving.is_on or model.windows.is_on):
+        return mask
+    photo, window = batch["image_idx"], tuple(outputs["window"].tolist())
+    errors = (outputs["rgb"].detach() - image).abs().mean(-1)
+    if model.moving.is_on:
+        size = (batch["image"].shape[0], batch["image"].shape[1])
+        counts = model.moving.weights(window_blocks(photo, window, size, image.device), errors)[..., None]
+        mask = counts if mask is None else counts * mask
+    if model.windows.is_on and model.config.window_side(model.device.type) > 0:
+        place = (model.image % model.images_at_once, model.images_at_once)
+        model.windows.note(photo, window, 1 << model.downscales, errors, mask, place)
+    return mask
 
 
 def fit_learning_rates(optimizers: Optimizers, extent: float, total_steps: int) -> None:

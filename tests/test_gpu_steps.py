@@ -94,6 +94,7 @@ def configured(method, scene, output, corrects=False, **fields):
     [
         ({"training_window": 0}, (0, 60)),
         ({"training_window": 12, "background_color": "random", "step_growth": 0.01}, (0, 80)),
+        ({"training_window": 12, "window_rule": "blocks"}, (0, 90)),
     ],
 )
 def test_raygauss(fields, budget, tmp_path, monkeypatch):

@@ -27,10 +27,16 @@ MAY_IMPORT = {
     },
     "hardmine_ns.hash_encoding": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "hardmine_ns.marching": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
-    "hardmine_ns.mining": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
+    "hardmine_ns.mining": {
+        "ns_support.concurrency",
+        "ns_support.kernels",
+        "ns_support.sampling",
+        "ns_support.errors",
+    },
     "hardmine_ns.rendering": {"hardmine_ns.hash_encoding", "hardmine_ns.marching", "hardmine_ns.mining", "ns_support"},
     "ns_support.adam": {"ns_support.kernels", "ns_support.errors"},
     "ns_support.kernels": {"ns_support.errors"},
+    "ns_support.sampling": {"ns_support.concurrency", "ns_support.kernels", "ns_support.errors"},
     "ns_support.lenses": {"ns_support.errors"},
     "ns_support.concurrency": {"ns_support.errors"},
 }

@@ -28,14 +28,12 @@ from torch import Tensor, nn
 
 from hardmine_ns.mining.selection import ALONE
 from ns_support.concurrency.processes import Processes
+from ns_support.sampling.running import UNIFORM_SHARE, UNKNOWN, mixed, moved, with_means
 
 BLOCK = 8
 """Pixels along the edge of a block."""
-_RATE = 0.2
-"""How far a block's memory moves towards what was found: beta."""
 _REBUILD_EVERY = 64
 """Steps for which the probabilities hold: over millions of blocks a sum costs as much as a step."""
-_UNKNOWN = -1.0
 
 
 class BlockMemory(nn.Module):
@@ -60,7 +58,7 @@ class BlockMemory(nn.Module):
         sizes: Sequence[tuple[int, int]],
         masks: Sequence[Tensor] | None = None,
         *,
-        uniform_share: float = 0.2,
+        uniform_share: float = UNIFORM_SHARE,
         weight_power: float = 1.0,
         processes: Processes = ALONE,
     ) -> None:
@@ -94,8 +92,8 @@ class BlockMemory(nn.Module):
         self.num_pixels = int(self._counts.sum())
         if self.num_pixels == 0:
             raise ValueError("the masks hide every pixel")
-        self.register_buffer("errors", torch.full((int(blocks.sum()),), _UNKNOWN))
-        self.register_buffer("costs", torch.full((int(blocks.sum()),), _UNKNOWN))
+        self.register_buffer("errors", torch.full((int(blocks.sum()),), UNKNOWN))
+        self.register_buffer("costs", torch.full((int(blocks.sum()),), UNKNOWN))
         self.gain = 1.0
         self._age = 0
         self._chance: Tensor | None = None
@@ -143,8 +141,7 @@ class BlockMemory(nn.Module):
         touched, place, times = block.unique(return_inverse=True, return_counts=True)
         means = found.new_zeros(len(touched), 2).index_add_(0, place, found) / times[:, None]
         for memory, new in zip((self.errors, self.costs), means.unbind(1), strict=True):
-            old = memory[touched]
-            memory[touched] = torch.where(old < 0, new, old.lerp(new, _RATE))
+            memory[touched] = moved(memory[touched], new)
         self._age += 1
         if self._age >= _REBUILD_EVERY:
             self._chance = None
@@ -158,12 +155,10 @@ class BlockMemory(nn.Module):
         """n_b q_b [blocks], which sum to 1, and its cumulative sum, float64."""
         if self._chance is None:
             counts = self._counts.double()
-            error, cost = (_with_means(memory, self._counts) for memory in (self.errors, self.costs))
+            error, cost = (with_means(memory, self._counts) for memory in (self.errors, self.costs))
             wanted = counts * (error / cost.clamp(min=1e-12)).sqrt()
-            total, even = wanted.sum(), counts / self.num_pixels
-            known = bool(total > 0)
-            share = self.uniform_share if known else 1.0
-            self._hold(share * even + (1 - share) * (wanted / total if known else even))
+            even = counts / self.num_pixels
+            self._hold(mixed(wanted, even, self.uniform_share))
             root = float((even * (error * cost).sqrt()).sum())
             self.gain = float((even * error).sum() * (even * cost).sum()) / root**2 if root > 0 else 1.0
             self._age = 0
@@ -223,16 +218,8 @@ class BlockMemory(nn.Module):
             rest[-1].append(f"{prefix}errors, costs and chance are not of one size.")  # PyTorch's list of errors
         for memory, saved in zip((self.errors, self.costs), found, strict=True):
             fits = saved is not None and saved.shape == memory.shape
-            memory.copy_(saved) if fits else memory.fill_(_UNKNOWN)
+            memory.copy_(saved) if fits else memory.fill_(UNKNOWN)
         self._chance = None
         if chance is not None and held is not None and chance.shape == self.errors.shape:
             self._hold(chance.detach().cpu().double().clone())
             self._age, self.gain = int(held[0]), float(held[1])
-
-
-def _with_means(memory: Tensor, counts: Tensor) -> Tensor:
-    """What is remembered, float64, and where nothing is, the mean over the pixels of what is; 1 if nothing is."""
-    known = memory >= 0
-    pixels = counts * known
-    mean = (memory.double() * pixels).sum() / pixels.sum() if bool(known.any()) else torch.tensor(1.0).double()
-    return torch.where(known, memory.double(), mean)

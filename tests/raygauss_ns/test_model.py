@@ -241,6 +241,7 @@ def test_eval_metrics_are_plain_floats(make_model, make_cameras):
         ("initial_scale", 0.0),
         ("sh_degree", 3),
         ("training_window", 5),
+        ("window_rule", "error"),
         ("densify_every", 0),
         ("num_lobes", -1),
         ("iso_weight", -1e-7),

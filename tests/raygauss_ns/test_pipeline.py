@@ -20,6 +20,7 @@ FIELDS = {
     "max_gaussians": 900,
     "background_color": "random",
     "training_window": 15,
+    "window_rule": "blocks",
     "accumulate_images": 1,
     "num_downscales": 1,
     "camera_optimizer": PoseRefinementConfig(mode="SO3xR3"),

@@ -157,8 +157,10 @@ def train(config):
     return trainer
 
 
-@pytest.mark.parametrize("strategy", ["relocation", "published"])
-def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, scene, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "windows"), [("relocation", "uniform"), ("published", "uniform"), ("relocation", "blocks")]
+)
+def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, windows, scene, tmp_path):
     """32 steps against those after step 16 of the same training: the same Gaussians, bit for bit.
 
     Clones, splits, prunes, re-orderings, windows of the image and random backgrounds fall on both sides of the stop,
@@ -173,6 +175,7 @@ def test_a_resumed_training_continues_as_if_it_had_never_stopped(strategy, scene
         "reorder_every": 5,
         "background_color": "random",
         "training_window": 15,
+        "window_rule": windows,
         "accumulate_from": 25_000,
         "accumulate_images": 2000,  # 2 of 32 steps
         "num_downscales": 1,

@@ -116,7 +116,9 @@ class DensityControl(nn.Module):
         self._observed: Tensor | None = None
 
     @torch.no_grad()
-    def observe(self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1) -> None:
+    def observe(
+        self, gradient: Tensor, means: Tensor, unit: float, view: View | None, images: int = 1, weight: float = 1.0
+    ) -> None:
         """Measure an image's gradient, for `add_observed` to add to the statistic.
 
         Args:
@@ -126,13 +128,15 @@ class DensityControl(nn.Module):
             view: the crop of the image that was rendered; None: rays that belong to no single camera, treated as a
                 whole image at a distance below u.
             images: number of images over which gradients are averaged; each image's loss was divided by it.
+            weight: factor on the image's loss, since its crop was more or less likely than others: so much counts that
+                a Gaussian was seen, too.
         """
         pinhole = view is None or view.lens.is_pinhole
         if pinhole and gradient.is_cuda and gradient.dtype == means.dtype == torch.float32:
             gpu = triton_module("raygauss_ns.gaussians.gpu", "density control on a GPU")
             scale = unit * images * (1.0 if view is None else view.fraction)
             found = gpu.observed(gradient, scale, means, view, unit if self.schedule.distance_weighted else 0.0)
-            self._observed = found if self._observed is None else self._observed + found
+            self._add(found, weight)
             return
         norms = torch.linalg.vector_norm(gradient, dim=-1) * (unit * images)
         seen = norms > 0
@@ -142,7 +146,12 @@ class DensityControl(nn.Module):
                 norms *= (view.distances(means) / unit).clamp_min(1.0)
             if view.fraction < 1:
                 seen &= ~view.misses(means)
-        found = torch.stack([norms, seen.to(norms)])
+        self._add(torch.stack([norms, seen.to(norms)]), weight)
+
+    def _add(self, found: Tensor, weight: float) -> None:
+        """Add what an image shows [2, N]: weighted gradients, and whether each Gaussian was seen."""
+        if weight != 1:
+            found[1] *= weight
         self._observed = found if self._observed is None else self._observed + found
 
     @torch.no_grad()
