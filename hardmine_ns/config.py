@@ -9,7 +9,7 @@ import tyro
 from nerfstudio.models.base_model import ModelConfig
 
 from hardmine_ns.hash_encoding import Backend, HashEncoding
-from hardmine_ns.mining import MiningRule
+from hardmine_ns.mining import MiningHeads, MiningRule
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import require
 from ns_support.help import documented
@@ -59,6 +59,9 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Which samples are backpropagated. poisson: each with a probability proportional to its hardness, weighted by its
     inverse (unbiased); systematic: the same, spread evenly along the rays (unbiased); multinomial: drawn in proportion
     to hardness, not weighted (the published rule); topk: the hardest; off: all of them."""
+    mining_heads: MiningHeads = "together"
+    """Whether samples are drawn by the hardness of density and colour together, or for each of the two separately, so
+    that neither's gradient rules the other's draw; as many in all. separate: with the rules poisson and systematic."""
     mining_min_fraction: float = 0.05
     """Least fraction b / B of the visible samples to backpropagate, in (0, 1]."""
     mining_max_fraction: float = 0.5

@@ -75,7 +75,8 @@ class HardMineModel(CorrectedModel):
         fractions = c.mining_min_fraction, c.mining_max_fraction
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels, blocks_first=c.grid_blocks_first)
-            self.mining = HardSampleMining(c.mining_rule, *fractions, c.mining_decay, Processes.current())
+            decay, processes = c.mining_decay, Processes.current()
+            self.mining = HardSampleMining(c.mining_rule, *fractions, decay, processes, c.mining_heads)
             encoding = c.make_encoding()
             check_backend(c.hash_backend, self.kwargs.get("device", "cpu"))
         except (ValueError, ImportError) as error:

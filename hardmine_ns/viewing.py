@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -44,7 +44,7 @@ class HardMineRun(ViewerRun):
         if plane is not None:
             self.picture_controls = plane.controls
         self._set = mining_setter(mining)
-        rules = list(get_args(MiningRule))
+        rules = list(mining.rules)
         self.rule = ViewerDropdown(
             "Mining rule", mining.rule, rules, cb_hook=self._take_over, hint="Which samples training learns from"
         )

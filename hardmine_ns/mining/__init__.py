@@ -1,10 +1,17 @@
 """Hard-sample mining for any field: backpropagate only the samples that the loss still disagrees with."""
 
-from hardmine_ns.mining.api import Field, HardSampleMining, MiningStatistics
+from hardmine_ns.mining.api import Field, HardSampleMining
 from hardmine_ns.mining.blocks import BlockMemory
 from hardmine_ns.mining.hardness import Activation, BeforeActivation, undo_activations
 from hardmine_ns.mining.on_gpu import Padded, most_drawn
-from hardmine_ns.mining.selection import MiningRule, poisson_probabilities, select_rows
+from hardmine_ns.mining.selection import (
+    MiningHeads,
+    MiningRule,
+    poisson_probabilities,
+    select_rows,
+    union_probabilities,
+)
+from hardmine_ns.mining.statistics import MiningStatistics
 
 __all__ = [
     "Activation",
@@ -12,6 +19,7 @@ __all__ = [
     "BlockMemory",
     "Field",
     "HardSampleMining",
+    "MiningHeads",
     "MiningRule",
     "MiningStatistics",
     "Padded",
@@ -19,4 +27,5 @@ __all__ = [
     "poisson_probabilities",
     "select_rows",
     "undo_activations",
+    "union_probabilities",
 ]

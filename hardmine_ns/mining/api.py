@@ -21,6 +21,12 @@ How S is drawn, and what the mean gradient then is:
     topk         the b hardest rows;  w_i = 1: biased, no variance
     off          all rows, with an ordinary graph
 
+With `heads="separate"`, `poisson` and `systematic` draw for each output y_h by itself, by p_h,i ~ || dL/dy_h,i ||. Row
+i is used if any of the draws has it, and counts 1 / pi_i for all outputs: unbiased as well, and no output's gradient
+rules the draw for another.
+
+    pi_i = 1 - product over h of (1 - min(1, c p_h,i)),   sum pi = b
+
 Any field can be mined, for example nerfstudio's nerfacto field (`examples/mine_nerfacto.py` is the runnable file):
 
     mining = HardSampleMining(rule="poisson")  # a submodule of the model, so that tau moves and is saved with it
@@ -50,32 +56,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hardmine_ns.mining.hardness import BeforeActivation, hardness
+from hardmine_ns.mining.hardness import BeforeActivation, hardness, of_heads
 from hardmine_ns.mining.on_gpu import Padded, draw_padded, draw_poisson
-from hardmine_ns.mining.selection import ALONE, MiningRule, select_rows
+from hardmine_ns.mining.selection import ALONE, WEIGHTED, MiningHeads, MiningRule, check_draws, select_rows
+from hardmine_ns.mining.statistics import MiningStatistics
 from ns_support.concurrency.processes import Processes
 
 Field = Callable[..., tuple[Tensor, ...]]
 """Maps row tensors [B, ...] to a tuple of row tensors [B, ...]; rows must not depend on one another."""
-
-
-@dataclass(frozen=True)
-class MiningStatistics:
-    """What the latest backward pass did."""
-
-    rows: int = 0
-    """B: rows that the field was asked for."""
-    selected: int = 0
-    """Rows that went through the second run; b on average."""
-    tau: float = 1.0
-    """The running mean of sqrt(B sum p^2), at least 1."""
-    finite: bool = True
-    """False when a gradient was NaN or infinite, and all rows were therefore used."""
-
-    @property
-    def fraction(self) -> float:
-        """The fraction b / B as it came out, in [0, 1]."""
-        return self.selected / self.rows if self.rows else 0.0
 
 
 class HardSampleMining(nn.Module):
@@ -99,6 +87,7 @@ class HardSampleMining(nn.Module):
         max_fraction: float = 0.5,
         decay: float = 0.9,
         processes: Processes = ALONE,
+        heads: MiningHeads = "together",
     ) -> None:
         """Check and keep the settings.
 
@@ -109,20 +98,17 @@ class HardSampleMining(nn.Module):
             decay: of tau's running mean, in [0, 1).
             processes: whose rows make one batch: tau and the draw are the whole batch's. Every backward pass must then
                 reach the field in every process.
+            heads: together: one draw by the norm over all outputs; separate: one for each output, for the rules
+                `poisson` and `systematic`. The budget b is the same. Separate draws are PyTorch's on a GPU too, which
+                launches some more kernels; without `padded` the host waits for them.
 
         Raises:
-            ValueError: if a setting is out of its range.
+            ValueError: if a setting is out of its range, or heads are separate with another rule.
         """
         super().__init__()
-        if rule not in get_args(MiningRule):
-            raise ValueError(f"mining rule must be one of {get_args(MiningRule)}, got {rule!r}")
-        if not 0 < min_fraction <= max_fraction <= 1:
-            raise ValueError(
-                f"mining fractions must satisfy 0 < min <= max <= 1, got min {min_fraction} and max {max_fraction}"
-            )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay of tau must be in [0, 1), got {decay}")
+        check_draws(rule, heads, (min_fraction, max_fraction), decay)
         self.rule: MiningRule = rule
+        self.heads: MiningHeads = heads
         self.min_fraction, self.max_fraction, self.decay = min_fraction, max_fraction, decay
         self.processes = processes
         self._requested: deque[tuple[MiningRule, float, float]] = deque(maxlen=1)
@@ -185,14 +171,24 @@ class HardSampleMining(nn.Module):
         call = _Call(self, field, parameters, len(inputs), before_activation, padded)
         return _MinedField.apply(call, search or field, *inputs, *parameters)
 
+    @property
+    def rules(self) -> tuple[MiningRule, ...]:
+        """The rules that can be asked for: with separate heads the weighted ones, and "off"."""
+        return get_args(MiningRule) if self.heads == "together" else (*WEIGHTED, "off")
+
     def request(self, rule: MiningRule, min_fraction: float, max_fraction: float) -> None:
         """Ask for other settings, from any thread of process 0; `begin_step` brings them into force.
 
         Args:
-            rule: as in this module's head.
+            rule: one of `rules`.
             min_fraction: least b / B, in (0, 1].
             max_fraction: greatest b / B, in [min_fraction, 1].
+
+        Raises:
+            ValueError: it is another rule.
         """
+        if rule not in self.rules:
+            raise ValueError(f"mining rule must be one of {self.rules}, got {rule!r}")
         self._requested.append((rule, min_fraction, max_fraction))
 
     def begin_step(self) -> None:
@@ -226,8 +222,9 @@ class HardSampleMining(nn.Module):
         alone = self.processes.size == 1
         fractions = self.min_fraction, self.max_fraction
         if padded is not None:
-            return draw_padded(gradients, self.tau, self.decay, fractions, self.rule, padded)
-        if self.rule == "poisson" and self.max_fraction < 1 and alone and count > 0 and gradients[0].is_cuda:
+            return draw_padded(gradients, self.tau, self.decay, fractions, self.rule, padded, self.heads)
+        kernels = self.rule == "poisson" and self.heads == "together" and gradients[0].is_cuda
+        if kernels and self.max_fraction < 1 and alone and count > 0:
             drawn = draw_poisson(gradients, self.tau, self.decay, fractions)
             chosen = count if drawn.rows is None else drawn.rows.numel()
             self.statistics = MiningStatistics(count, chosen, drawn.tau, drawn.finite)
@@ -242,7 +239,8 @@ class HardSampleMining(nn.Module):
         budget = self._budget(tau, everyones)
         rows, weights = None, None
         if budget < everyones:
-            rows, weights = select_rows(found.values, budget, self.rule, self.processes)
+            heads = of_heads(gradients, self.processes) if self.heads == "separate" else None
+            rows, weights = select_rows(found.values, budget, self.rule, self.processes, heads)
         self.statistics = MiningStatistics(count, count if rows is None else rows.numel(), tau)
         return rows, weights
 
@@ -261,7 +259,8 @@ class HardSampleMining(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings in the module's printout."""
-        return f"rule={self.rule!r}, min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
+        fractions = f"min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
+        return f"rule={self.rule!r}, {fractions}, heads={self.heads!r}"
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,24 @@ def flattened(gradients: Sequence[Tensor]) -> list[Tensor]:
     return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in flat]
 
 
+def of_heads(gradients: Sequence[Tensor], processes: Processes = ALONE) -> Tensor:
+    """Each output's own || dL/dy_h,i ||_2, over the largest entry of that output's gradient.
+
+    Args:
+        gradients: of each of H outputs, [B, ...], before the activations.
+        processes: whose rows, all together, the largest entries are of; each calls this with its own.
+
+    Returns:
+        [H, B], in single precision at least; 0 for outputs without a gradient. Nothing asks the host.
+    """
+    dtype = reduce(torch.promote_types, [g.dtype for g in gradients], torch.float32)
+    flat = [(g[:, None] if g.dim() == 1 else g.flatten(1)).to(dtype) for g in gradients]
+    peaks = [g.abs().amax() if g.numel() else g.new_zeros(()) for g in flat]
+    peak = processes.gather(torch.stack(peaks)[None]).amax(0)
+    peak = torch.where(peak > 0, peak, 1.0)
+    return torch.stack([(g / largest).square().sum(-1).sqrt() for g, largest in zip(flat, peak, strict=True)])
+
+
 def hardness(gradients: Sequence[Tensor], processes: Processes = ALONE) -> Hardness:
     """g_i = || dL/dy_i ||_2 over all outputs, over the largest entry of any.
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hardmine_ns.mining.hardness import flattened
-from hardmine_ns.mining.selection import MiningRule, drawn_with
+from hardmine_ns.mining.hardness import flattened, of_heads
+from hardmine_ns.mining.selection import WEIGHTED, MiningHeads, MiningRule, drawn_with, union_probabilities
 from ns_support.kernels.backend import triton_module
 
 _SEEDS, _APART = (1 << 31) - 1, 0x5DEECE66D
@@ -148,6 +148,7 @@ def draw_padded(
     fractions: tuple[float, float],
     rule: MiningRule,
     padded: Padded,
+    heads: MiningHeads = "together",
 ) -> tuple[Tensor, Tensor]:
     """Draw rows by a rule, advance tau in place, and say what was done in `padded.report`.
 
@@ -158,20 +159,21 @@ def draw_padded(
         fractions: least and greatest b / B.
         rule: not "off".
         padded: how many of the rows there are, and how many to return.
+        heads: separate: for each output by itself, with the rule "poisson" or "systematic", without the kernels.
 
     Returns:
         (rows [most] int64, weights [most]): 0 for rows that were not drawn, or if all gradients are 0; not a number if
         one of them is not finite, so that a gradient scaler sees it.
     """
     flat = flattened(gradients)
-    if rule == "poisson" and tau.is_cuda:
+    if rule == "poisson" and heads == "together" and tau.is_cuda:
         gpu = triton_module("hardmine_ns.mining.gpu", "Mining on a GPU")
         if gpu.fits(flat, padded):
             # The generator's seed is the step's (`streams.seed_step`), and the host knows it.
             seed = (torch.initial_seed() ^ _APART) & _SEEDS
             found: tuple[Tensor, Tensor] = gpu.draw(flat, tau, decay, fractions, padded, seed)
             return found
-    return _draw_padded(gradients, tau, decay, fractions, rule, padded)
+    return _draw_padded(gradients, tau, decay, fractions, rule, padded, heads)
 
 
 def _draw_padded(
@@ -181,12 +183,17 @@ def _draw_padded(
     fractions: tuple[float, float],
     rule: MiningRule,
     padded: Padded,
+    heads: MiningHeads,
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch, on any device, with random numbers of PyTorch's."""
     found = _measure(gradients, tau, decay, fractions, padded.count)
     number = torch.arange(padded.most, device=tau.device)
-    if rule in ("poisson", "systematic"):
-        probability = saturated(found.values, found.expected)
+    if rule in WEIGHTED:
+        if heads == "together":
+            probability = saturated(found.values, found.expected)
+        else:  # what is senseless is not drawn by, as in `_measure`
+            own = torch.where(found.good, of_heads(gradients), 1.0)
+            probability = union_probabilities(own, found.expected.to(own.dtype))
         drawn = drawn_with(probability, rule)
         behind = drawn.cumsum(0)
         # What is not drawn goes to a place behind all.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hardmine_ns.marching import march_rays
 from hardmine_ns.method import instant_ngp_hardmine_bounded
-from hardmine_ns.mining import BlockMemory, HardSampleMining, poisson_probabilities
-from hardmine_ns.mining.hardness import hardness
+from hardmine_ns.mining import BlockMemory, HardSampleMining, poisson_probabilities, union_probabilities
+from hardmine_ns.mining.hardness import hardness, of_heads
 from hardmine_ns.model import HardMineModel, weighted
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
 from hardmine_ns.rendering.field import spherical_harmonics
@@ -91,11 +91,11 @@ def batch(lasting_ball):
     return Batch(lasting_ball)
 
 
-def drawn_gradients(batch: Batch, rule) -> tuple[Tensor, Tensor, Listening, tuple]:
+def drawn_gradients(batch: Batch, rule, heads="together") -> tuple[Tensor, Tensor, Listening, tuple]:
     torch.manual_seed(1)
     pixels = batch.pipeline.datamanager.memory.draw(40)
     seen = batch.see(pixels)
-    mining = Listening(rule, FRACTION, FRACTION)
+    mining = Listening(rule, FRACTION, FRACTION, heads=heads)
     whole = batch.gradient(seen, HardSampleMining("off"), None)
     return torch.stack([batch.gradient(seen, mining, None) for _ in range(DRAWS)]), whole, mining, seen
 
@@ -119,11 +119,16 @@ def squared_norms_by_row(batch: Batch, seen: tuple[Rays, Visible, Tensor], gradi
     return torch.stack(norms)
 
 
-def test_the_variance_is_the_formulas(batch):
-    estimates, whole, mining, seen = drawn_gradients(batch, "poisson")
+@pytest.mark.parametrize("heads", ["together", "separate"])
+def test_the_variance_is_the_formulas(batch, heads):
+    estimates, whole, mining, seen = drawn_gradients(batch, "poisson", heads)
     count = len(seen[1].samples)
     assert count > 150
-    probability = poisson_probabilities(hardness(mining.gradients).values, round(FRACTION * count)).double()
+    if heads == "together":
+        probability = poisson_probabilities(hardness(mining.gradients).values, round(FRACTION * count)).double()
+    else:
+        probability = union_probabilities(of_heads(mining.gradients), round(FRACTION * count)).double()
+    assert float(probability.sum()) == pytest.approx(FRACTION * count, rel=0.01)
     drawn = probability > 0
     norms = squared_norms_by_row(batch, seen, mining.gradients)
     predicted = float(((1 / probability[drawn] - 1) * norms[drawn]).sum())
@@ -140,10 +145,14 @@ def distance_in_errors(estimates: Tensor, whole: Tensor) -> float:
 
 
 @pytest.mark.parametrize("rule", ["poisson", "systematic"])
-def test_the_mean_is_the_whole_gradient(batch, rule):
-    estimates, whole, *_ = drawn_gradients(batch, rule)
-    print(f"variance by {rule}: {float((estimates - whole).square().sum(1).mean()):.3g}")
-    assert distance_in_errors(estimates, whole) < 2
+@pytest.mark.parametrize("heads", ["together", "separate"])
+def test_the_mean_is_the_whole_gradient(batch, rule, heads):
+    estimates, whole, *_ = drawn_gradients(batch, rule, heads)
+    # Without bias 1 in the mean, but 1.5 and more for 5 of 24 sets of draws, however many are in a set: few directions
+    # decide. Of 2,400 draws by `poisson` it was 0.95, with separate heads 0.94; `multinomial` has more than 10.
+    most = 2 if heads == "together" else 4
+    print(f"variance by {rule}, heads {heads}: {float((estimates - whole).square().sum(1).mean()):.3g}")
+    assert distance_in_errors(estimates, whole) < most
 
 
 @pytest.mark.parametrize("rule", ["multinomial", "topk"])

@@ -78,6 +78,15 @@ def test_training_lowers_the_loss(ball, rule):
     assert mined.fraction == (1 if rule == "off" else pytest.approx(1 / mined.tau if mined.tau > 2 else 0.5, abs=0.1))
 
 
+@pytest.mark.parametrize("rule", ["poisson", "systematic"])
+def test_training_with_separate_heads(ball, rule):
+    run = Run(small(instant_ngp_hardmine_bounded, ball, mining_rule=rule, mining_heads="separate"))
+    losses, _ = run.train(60)
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    mined = run.model.mining.statistics
+    assert mined.fraction == pytest.approx(min(1 / mined.tau, 0.5), abs=0.1)
+
+
 def test_evaluation_outputs(ball):
     run = Run(small(instant_ngp_hardmine_bounded, ball))
     run.train(20)
@@ -307,6 +316,7 @@ def test_depth_of_what_is_empty_is_the_largest_of_the_image(ball):
     [
         ({"mining_min_fraction": 0.9}, "mining fractions"),
         ({"mining_rule": "best"}, "mining rule"),
+        ({"mining_rule": "topk", "mining_heads": "separate"}, "separate mining heads the mining rule must .* 'topk'"),
         ({"grid_resolution": 30, "grid_levels": 2}, "grid-resolution must be a multiple of 4 .*, got 30"),
         ({"grid_resolution": 0}, "grid-resolution must be at least 1, got 0"),
         ({"grid_levels": 9}, "grid-levels must be 1 to 8, got 9"),

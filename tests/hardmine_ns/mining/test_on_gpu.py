@@ -84,12 +84,12 @@ BEHIND = 140
 """Rows behind those that exist."""
 
 
-def padded_draw(gradients, tau, rule="poisson", most=400, fractions=FRACTIONS):
+def padded_draw(gradients, tau, rule="poisson", most=400, fractions=FRACTIONS, heads="together"):
     """Rows, weights and report of a draw among gradients that are followed by rows of zeros."""
     count = torch.tensor(len(gradients[0]))
     longer = [torch.cat([g, g.new_zeros(BEHIND, *g.shape[1:])]) for g in gradients]
     padded = Padded(count, most, torch.zeros(4, dtype=torch.float64))
-    rows, weights = draw_padded(longer, tau, 0.9, fractions, rule, padded)
+    rows, weights = draw_padded(longer, tau, 0.9, fractions, rule, padded, heads)
     assert rows.shape == weights.shape == (most,)
     return rows, weights, padded.report.tolist()
 
@@ -123,6 +123,36 @@ def test_sums_of_padded_draws_are_right_in_the_mean(gradients):
         found.append(float((longer[rows] * weights).sum()))
     found = torch.tensor(found)
     assert abs(float(found.mean() - gradients[0].sum())) < 4 * float(found.std()) / 20
+
+
+@pytest.mark.parametrize("rule", ["poisson", "systematic"])
+def test_separate_padded_draws_follow_the_law_of_the_others(rule, gradients):
+    mining, tau, numbers = HardSampleMining(rule, *FRACTIONS, heads="separate"), torch.ones(()), []
+    for _ in range(20):
+        theirs, their_weights = mining.choose(gradients)
+        rows, weights, (count, number, found_tau, finite) = padded_draw(gradients, tau, rule, heads="separate")
+        assert found_tau == pytest.approx(mining.statistics.tau, rel=1e-6)
+        assert (count, finite) == (500, 1)
+        own = rows[weights > 0]
+        assert number == len(own) == len(own.unique())
+        assert own.max() < 500
+        ours = dict(zip(own.tolist(), weights[weights > 0].tolist(), strict=True))
+        shared = {row: w for row, w in zip(theirs.tolist(), their_weights.tolist(), strict=True) if row in ours}
+        assert len(shared) > 10
+        assert all(ours[row] == pytest.approx(w, rel=0.02) for row, w in shared.items())
+        numbers.append(number)
+    assert sum(numbers) / 20 == pytest.approx(500 * min(0.5, 1 / mining.statistics.tau), abs=12)
+
+
+def test_separate_padded_draws_of_nothing_and_of_what_is_not_finite(gradients):
+    tau = torch.tensor(3.0)
+    _, weights, report = padded_draw([torch.zeros_like(g) for g in gradients], tau, heads="separate")
+    assert not weights.any()
+    assert report == [500, 0, 3, 1]
+    gradients[1][7, 2] = torch.nan
+    _, weights, report = padded_draw(gradients, tau, heads="separate")
+    assert weights.isnan().all()
+    assert report == [500, 500, 3, 0]
 
 
 @pytest.mark.parametrize("rule", ["topk", "multinomial"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hardmine_ns.mining import poisson_probabilities, select_rows
+from hardmine_ns.mining import poisson_probabilities, select_rows, union_probabilities
+from hardmine_ns.mining.hardness import of_heads
 from hardmine_ns.mining.selection import drawn_with
 from ns_support.concurrency.processes import Processes
 
@@ -73,3 +74,93 @@ def test_inclusion_probabilities_of_a_divided_batch(run_processes):
 def test_a_rule_without_a_draw_is_refused():
     with pytest.raises(ValueError, match="rows can't be drawn by the rule 'off'"):
         select_rows(torch.ones(3), 2, "off")
+
+
+# ---- rows drawn for each head separately ----
+
+
+def two_heads(spread: float = 2.0, rows: int = 1000) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.exp(spread * torch.randn(2, rows, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("expected", [1, 30, 500, 999])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_the_union_has_the_wanted_number_of_rows_and_one_scale(expected, spread):
+    heads = two_heads(spread)
+    probability = union_probabilities(heads, expected)
+    assert probability.sum().item() == pytest.approx(expected, rel=0.02)
+    shares = heads / heads.sum(1, keepdim=True)
+    low, high = 0.0, 1e12
+    for _ in range(200):  # the scale by halving intervals
+        scale = (low + high) / 2
+        density, color = (scale * shares).clamp(max=1)
+        found = 1 - (1 - density) * (1 - color)
+        low, high = (scale, high) if found.sum() < expected else (low, scale)
+    if expected < 999:  # there, eight rounds leave the last rows short
+        torch.testing.assert_close(probability, found, rtol=1e-3, atol=1e-6)
+
+
+def test_one_head_draws_as_all_together_and_an_idle_one_draws_nothing():
+    hardness = two_heads()[0]
+    expected = poisson_probabilities(hardness, 100)
+    torch.testing.assert_close(union_probabilities(hardness[None], 100), expected)
+    idle = torch.stack([torch.zeros_like(hardness), hardness])
+    torch.testing.assert_close(union_probabilities(idle, 100), expected, rtol=1e-3, atol=0)
+
+
+def test_small_probabilities_are_not_rounded_away():
+    heads = torch.ones(2, 100)
+    heads[:, 0] = 1e-12
+    probability = union_probabilities(heads, 10)
+    assert probability[0].item() == pytest.approx(probability[1].item() * 1e-12, rel=0.06)
+
+
+def test_rows_that_are_drawn_for_any_head():
+    """The frequencies of two independent draws of which either suffices."""
+    torch.manual_seed(0)
+    heads = two_heads(1.0, 40)
+    probability = union_probabilities(heads, 15)
+    # The scale, from a row that is certain for neither.
+    shares = heads / heads.sum(1, keepdim=True)
+    a, b = shares[:, probability.argmin()].tolist()
+    sought = float(probability.min())
+    scale = ((a + b) - ((a + b) ** 2 - 4 * a * b * sought) ** 0.5) / (2 * a * b)
+    own = (scale * shares).clamp(max=1)
+    drawn = torch.stack([(torch.rand_like(own) < own).any(0) for _ in range(4000)])
+    assert torch.allclose(drawn.double().mean(0), probability, atol=0.035)
+    found = torch.zeros(40)
+    for _ in range(2000):
+        rows, weights = select_rows(heads[0], 15, "poisson", heads=heads)
+        torch.testing.assert_close(weights, 1 / probability[rows])
+        found[rows] += 1 / 2000
+    assert torch.allclose(found.double(), probability, atol=0.05)
+
+
+@pytest.mark.parametrize("rule", ["poisson", "systematic"])
+def test_fewer_rows_than_wanted_are_hard_for_any_head(rule):
+    heads = torch.zeros(2, 100, dtype=torch.float64)
+    heads[0, 3], heads[1, 70], heads[:, 8] = 1.0, 1e-6, 1.0
+    rows, weights = select_rows(heads[0], 40, rule, heads=heads)
+    assert sorted(rows.tolist()) == [3, 8, 70]
+    assert torch.equal(weights, torch.ones(3, dtype=torch.float64))
+
+
+def test_each_heads_hardness_is_its_own():
+    density, color = torch.tensor([1e-25, -2e-25]), torch.tensor([[3.0, 4.0], [0.0, 4.0]])
+    found = of_heads([density, color, torch.zeros(2, 3)])
+    torch.testing.assert_close(found, torch.tensor([[0.5, 1.0], [1.25, 1.0], [0.0, 0.0]]))
+    assert of_heads([density[:0], color[:0]]).shape == (2, 0)
+
+
+def test_separate_draws_of_a_divided_batch(run_processes):
+    heads = two_heads(3.0, 500)
+    whole = union_probabilities(heads, 100.0)
+    assert (whole > 0.999).any()
+
+    def work(rank):
+        own = slice(500) if rank == 0 else slice(0)  # one has none
+        part = of_heads(list(heads[:, own]), Processes.current())
+        return union_probabilities(part, 100.0, Processes.current())
+
+    torch.testing.assert_close(torch.cat(run_processes(work)), whole)
