@@ -42,12 +42,12 @@ def test_a_step_draws_weighs_and_learns(example):
     assert torch.equal(colors.reshape(2, 16, 16, 3), views.images)
     with torch.no_grad():
         errors = (example.rendered(field, rays) - colors).square().mean(-1)
-    memory.learn(everywhere, errors, torch.ones(len(errors)))
+    memory.learn(everywhere, errors**8, torch.ones(len(errors)))  # differ enough to show in a few steps
     found = torch.stack([example.mined_step(field, views, memory, mining, still) for _ in range(25)])
     deviation = float(found.std()) / 5
     assert abs(float(found.mean() - errors.mean())) < 4 * deviation < 0.2 * float(errors.mean())
     weights = memory.weights(everywhere)
-    assert float(weights.max()) > 1.1 * float(weights.min())
+    assert float(weights.max()) > 2 * float(weights.min())
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in field.mlp_base.parameters())
 
 
