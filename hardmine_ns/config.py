@@ -9,7 +9,8 @@ import tyro
 from nerfstudio.models.base_model import ModelConfig
 
 from hardmine_ns.hash_encoding import Backend, HashEncoding
-from hardmine_ns.mining import MiningHeads, MiningRule
+from hardmine_ns.mining import HardSampleMining, MiningHeads, MiningRule
+from ns_support.concurrency.processes import Processes
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import require
 from ns_support.help import documented
@@ -109,9 +110,12 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
     """Smallest distance between samples in scene units, > 0; unset: the scene box's diagonal / steps_per_diagonal."""
     steps_per_diagonal: int = 1000
     """Smallest steps that fit the scene box's diagonal, > 0. Used while render_step_size is unset."""
+    merge_by: Literal["thickness", "hardness"] = "thickness"
+    """By what neighbouring samples of a training ray become one. thickness: while the occupancy grid knows of little;
+    hardness: more of them the less is still to be learnt where they lie; with merge_most > 1, and not on a GPU."""
     merge_thickness: float = 0.04
     """Optical thickness up to which neighbouring samples of a training ray become one, > 0: where the occupancy grid
-    knows of little, a ray takes longer steps. Images are rendered with all of their samples."""
+    knows of little, a ray takes longer steps. Images are rendered with all of their samples. Unused with hardness."""
     merge_most: int = 1
     """Samples that become one at most, >= 1; 1: none do. Without a GPU: 8."""
     near_plane: float = 0.05
@@ -146,10 +150,34 @@ class HardMineModelConfig(CorrectionsConfig, ModelConfig):
             backend=self.hash_backend,
         )
 
+    def make_mining(self, processes: Processes) -> HardSampleMining:
+        """The mining of samples.
+
+        Args:
+            processes: whose samples make one batch.
+
+        Raises:
+            ValueError: a setting is out of its range, or does not fit another.
+        """
+        fractions = self.mining_min_fraction, self.mining_max_fraction
+        return HardSampleMining(self.mining_rule, *fractions, self.mining_decay, processes, self.mining_heads)
+
     def updates_grid(self, step: int) -> bool:
         """Whether the occupancy grid is updated once so many steps are done."""
         warming_up = step < self.grid_warmup_steps
         return step % max(self.grid_update_every // (4 if warming_up else 1), 1) == 0
+
+    def check_training(self, device: str) -> None:
+        """Refuse to train where a setting has no effect.
+
+        Args:
+            device: "cpu" or "cuda".
+
+        Raises:
+            UserError: names the setting, its value and what it must be.
+        """
+        by_thickness = device == "cpu" or self.merge_by == "thickness"
+        require("--pipeline.model.merge-by", by_thickness, "thickness unless a CPU trains", self.merge_by)
 
     def check(self) -> None:
         """Refuse settings that can't be trained or rendered with.
@@ -184,6 +212,8 @@ def check_settings(config: HardMineModelConfig) -> None:
     demand("cone_angle", c.cone_angle >= 0, "at least 0")
     demand("render_step_size", c.render_step_size is None or c.render_step_size > 0, "more than 0")
     demand("merge_thickness", c.merge_thickness > 0, "more than 0")
+    demand("merge_by", c.merge_by in ("thickness", "hardness"), "thickness or hardness")
+    demand("merge_by", c.merge_by == "thickness" or c.merge_most > 1, "thickness with merge-most 1")
     demand("near_plane", c.near_plane >= 0, "at least 0")
     demand("far_plane", c.far_plane > c.near_plane, f"more than near-plane, {c.near_plane}")
     c.check_corrections()

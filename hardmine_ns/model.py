@@ -22,7 +22,7 @@ from hardmine_ns.config import HardMineModelConfig
 from hardmine_ns.findings import RayFindings, weighted
 from hardmine_ns.fixed_sizes import FixedSizes
 from hardmine_ns.hash_encoding import check_backend
-from hardmine_ns.marching import Composite, OccupancyGrid, PackedSamples, march_rays, merge_thin
+from hardmine_ns.marching import Composite, HardnessMap, OccupancyGrid, PackedSamples, march_rays, merge_thin
 from hardmine_ns.mining import HardSampleMining
 from hardmine_ns.optimizers import fit_learning_rates
 from hardmine_ns.rendering.field import HashField, UnitCube, truncated_exp
@@ -60,6 +60,7 @@ class HardMineModel(CorrectedModel):
     field: HashField
     grid: OccupancyGrid
     mining: HardSampleMining
+    hardness_map: HardnessMap
 
     def populate_modules(self) -> None:
         """Build field, grid and mining.
@@ -72,15 +73,14 @@ class HardMineModel(CorrectedModel):
         aabb = self.scene_box.aabb
         diagonal = float((aabb[1] - aabb[0]).norm())
         c.check()
-        fractions = c.mining_min_fraction, c.mining_max_fraction
         try:
             self.grid = OccupancyGrid(aabb, c.grid_resolution, c.grid_levels, blocks_first=c.grid_blocks_first)
-            decay, processes = c.mining_decay, Processes.current()
-            self.mining = HardSampleMining(c.mining_rule, *fractions, decay, processes, c.mining_heads)
+            self.mining = c.make_mining(Processes.current())
             encoding = c.make_encoding()
             check_backend(c.hash_backend, self.kwargs.get("device", "cpu"))
         except (ValueError, ImportError) as error:
             raise UserError(f"This configuration can't be used: {error}.") from error
+        self.hardness_map = HardnessMap(self.grid.num_cells if c.merge_by == "hardness" else 0)
         self.step_size = diagonal / c.steps_per_diagonal if c.render_step_size is None else c.render_step_size
         appearance = _APPEARANCE_DIM if c.use_appearance_embedding else 0
         self.field = HashField(encoding, c.hidden_dim, self.num_train_data, appearance)
@@ -107,7 +107,12 @@ class HardMineModel(CorrectedModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The occupancy grid's updates; fits the learning rates to the training's length."""
+        """The occupancy grid's updates; fits the learning rates to the training's length.
+
+        Raises:
+            UserError: if the model can be looked at, but not trained, on its device.
+        """
+        self.config.check_training(self.device.type)
         trainer, optimizers = training_callback_attributes.trainer, training_callback_attributes.optimizers
         length = None
         if trainer is not None and optimizers is not None:
@@ -126,12 +131,13 @@ class HardMineModel(CorrectedModel):
             self.update_grid(step)
 
     def update_grid(self, step: int) -> None:
-        """Visit a bounded number of the grid's cells, if it is time to.
+        """Take over what the step has found, and visit a bounded number of the grid's cells if it is time to.
 
         Args:
             step: number of steps that are done.
         """
         c, self.steps_done = self.config, step
+        self.hardness_map.learn(self.grid, Processes.current())
         if not c.updates_grid(step):
             return
         seed_step(self.seed, step, Draw.GRID)
@@ -239,13 +245,15 @@ class HardMineModel(CorrectedModel):
         limits, keep = self._visibility_limits(), self.field.encoding.can_resume
         visible = search(self.field, samples, rays, self.to_unit, *limits, keep_features=keep)
         assert visible.searched is not None
+        assert visible.searched_rows is not None
         positions, densities = visible.searched
         self.sample_counts = SampleCounts(len(samples), len(positions), len(visible.samples))
         self._samples_of_rays = samples.offsets.diff()
         self._observed = positions, densities * self.step_size
         self.mining.observer = self.run.watcher(visible.unit_positions)
         of_rays = self.to_unit if rays.origins.requires_grad or rays.directions.requires_grad else None
-        return render_visible(self.field, visible, rays, self.mining, of_rays)
+        tell = self.hardness_map.watch(positions, visible.searched_rows, visible.samples, len(rays.origins))
+        return render_visible(self.field, visible, rays, self.mining, of_rays, tell=tell)
 
     @property
     def to_unit(self) -> UnitCube:
@@ -286,16 +294,7 @@ class HardMineModel(CorrectedModel):
         if self._samples_of_rays is not None:
             self.ray_findings = RayFindings(pixels, squares.detach().mean(-1), self._samples_of_rays)
         squares = weighted(squares, self.fixed.weights(batch.get("ray_weights"), self.training))
-        return {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0]) | self._curvature(squares)
-
-    def _curvature(self, squares: Tensor) -> dict[str, Tensor]:
-        """What tells the corrections how far to move, from the weighted squared errors [R, 3] of the colours."""
-        if self.refinement is not None:
-            self.refinement.note_residuals(squares.sum(-1))
-        if not self.exposure.moves:
-            return {}
-        weight = torch.full_like(squares[:, 0], 2 / squares.numel())
-        return {"exposure_curvature": self.exposure.curvature_of(weight)}
+        return {"rgb_loss": squares.mean()} | self.correction_losses(pixels[:, 0]) | self.squared_error_terms(squares)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
@@ -355,8 +354,8 @@ class HardMineModel(CorrectedModel):
         steps = {"step_size": self.step_size, "cone_angle": c.cone_angle}
         samples = march_rays(origins, directions, nears, fars, self.grid, **steps, jitter=jitter)
         if self.training:
-            limit, most = c.merge_thickness, c.merge_most
-            samples = merge_thin(samples, origins, directions, self.grid, self.step_size, limit=limit, most=most)
+            given, known = (samples, origins, directions, self.grid, self.step_size), self.hardness_map.known
+            samples = merge_thin(*given, limit=c.merge_thickness, most=c.merge_most, hardness=known)
         return rays, samples
 
     def _outputs(self, composite: Composite, photos: Tensor | int | None = None) -> dict[str, Tensor]:

@@ -15,9 +15,19 @@ Example:
 """
 
 from hardmine_ns.marching.compositing import Composite, composite, visible_samples
+from hardmine_ns.marching.hardness_map import HardnessMap
 from hardmine_ns.marching.merging import merge_thin
 from hardmine_ns.marching.occupancy import OccupancyGrid
 from hardmine_ns.marching.rays import march_rays
 from hardmine_ns.marching.samples import PackedSamples
 
-__all__ = ["Composite", "OccupancyGrid", "PackedSamples", "composite", "march_rays", "merge_thin", "visible_samples"]
+__all__ = [
+    "Composite",
+    "HardnessMap",
+    "OccupancyGrid",
+    "PackedSamples",
+    "composite",
+    "march_rays",
+    "merge_thin",
+    "visible_samples",
+]

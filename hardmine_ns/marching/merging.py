@@ -8,6 +8,12 @@ the thickness being what the occupancy grid remembers (the greatest of late, so 
 that was never visited counts as limit / UNKNOWN_MERGED. A surface, which is thicker than the limit in one step, is
 sampled as finely as before; the fog in front of it, and all of the scene before it is known, costs a fraction.
 
+With a map of hardness (`hardness_map`) the strides s_c of the cells take the place of thickness,
+
+    sum of 1 / s_c <= 1   and   their number <= most:
+
+s_c intervals become one where the stride is the same, and an interval of stride 1 stays alone.
+
 The merged interval is as long as its parts; its sample lies anywhere in it, drawn uniformly, so that the optical
 thickness it stands for is right in the mean.
 """
@@ -18,12 +24,15 @@ import torch
 from torch import Tensor
 
 from hardmine_ns.marching.cpu import merging as cpu
+from hardmine_ns.marching.hardness_map import UNKNOWN_STRIDE
 from hardmine_ns.marching.occupancy import OccupancyGrid, locate
 from hardmine_ns.marching.samples import PackedSamples
 from ns_support.kernels.backend import triton_module
 
 UNKNOWN_MERGED = 4
 """Intervals that become one where the grid was never visited."""
+WHOLE = 1.0001
+"""Greatest sum of 1 / s: 1 and what rounding may add."""
 
 
 @torch.no_grad()
@@ -36,6 +45,7 @@ def merge_thin(
     *,
     limit: float = 0.04,
     most: int = 8,
+    hardness: tuple[Tensor, float] | None = None,
 ) -> PackedSamples:
     """Merge samples where the grid knows of little. No gradient flows through it.
 
@@ -49,20 +59,25 @@ def merge_thin(
         step_size: dt > 0, scene units: the step that the grid's thickness is of.
         limit: greatest optical thickness of a merged interval, > 0 (dimensionless).
         most: greatest number of intervals that become one, >= 1; 1 changes nothing.
+        hardness: [cells] of the grid, negative where it is not known, and its mean (`HardnessMap.known`): intervals are
+            merged by it and not by thickness. On a CPU only.
 
     Returns:
         The merged intervals, with the places of their samples.
 
     Raises:
-        ValueError: limit, step size or number is out of its range.
+        ValueError: limit, step size or number is out of its range, or there is a hardness on another device than a CPU.
         ImportError: the rays are on CUDA, and Triton is missing; the message says what to install.
     """
     if limit <= 0 or step_size <= 0 or most < 1:
         raise ValueError(f"limit and step size must be > 0 and most >= 1, got {limit}, {step_size} and {most}")
     if most == 1 or len(samples) == 0:
         return samples
+    if hardness is not None and origins.device.type != "cpu":
+        raise ValueError(f"samples are merged by hardness on a CPU only, got rays on {origins.device}")
     if origins.device.type == "cpu":
-        firsts = cpu.starts_of_groups(samples, (origins, directions), grid, step_size, (limit, UNKNOWN_MERGED, most))
+        numbers = (limit, UNKNOWN_MERGED, most) if hardness is None else (WHOLE, UNKNOWN_STRIDE, most)
+        firsts = cpu.starts_of_groups(samples, (origins, directions), grid, step_size, numbers, hardness)
     else:
         thickness = expected_thickness(samples, origins, directions, grid, step_size, limit)
         firsts = starts_of_groups_triton(samples, thickness, limit, most)

@@ -73,6 +73,24 @@ def starts_of_groups_torch(samples: PackedSamples, thickness: Tensor, limit: flo
     return firsts
 
 
+def learn_hardness_torch(values: Tensor, cells: Tensor, hardness: Tensor, rate: float) -> Tensor:
+    """Hardness of cells after some more samples (`hardness_map`): the definition, one sample after the other.
+
+    Args:
+        values: [cells] hardness, negative where it is not known.
+        cells: [n] int64, those of the samples.
+        hardness: [n] of the samples.
+        rate: part of the way to a new value.
+
+    Returns:
+        [cells], the new values.
+    """
+    values = values.clone()
+    for cell, found in zip(cells.tolist(), hardness, strict=True):
+        values[cell] = found if values[cell] < 0 else values[cell] + rate * (found - values[cell])
+    return values
+
+
 def composite_torch(
     thickness: Tensor, colors: Tensor, middles: Tensor, samples: PackedSamples
 ) -> tuple[Tensor, Tensor, Tensor]:

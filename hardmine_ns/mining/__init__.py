@@ -2,7 +2,7 @@
 
 from hardmine_ns.mining.api import Field, HardSampleMining
 from hardmine_ns.mining.blocks import BlockMemory
-from hardmine_ns.mining.hardness import Activation, BeforeActivation, undo_activations
+from hardmine_ns.mining.hardness import Activation, BeforeActivation, told, undo_activations
 from hardmine_ns.mining.on_gpu import Padded, most_drawn
 from hardmine_ns.mining.selection import (
     MiningHeads,
@@ -26,6 +26,7 @@ __all__ = [
     "most_drawn",
     "poisson_probabilities",
     "select_rows",
+    "told",
     "undo_activations",
     "union_probabilities",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hardmine_ns.mining.selection import ALONE
 from ns_support.concurrency.processes import Processes
@@ -110,3 +111,28 @@ def hardness(gradients: Sequence[Tensor], processes: Processes = ALONE) -> Hardn
         return Hardness(nothing, finite, zero)
     squares = [(g / peak.to(g.dtype)).square().sum(-1) for g in flat]
     return Hardness(torch.stack(squares).sum(0).sqrt(), finite, zero)
+
+
+def told(outputs: Sequence[Tensor], tell: Callable[[Tensor], None]) -> tuple[Tensor, ...]:
+    """The same outputs, whose hardness is told as soon as a backward pass knows it, mined or not.
+
+    Args:
+        outputs: of a field, [B, ...], before the activations.
+        tell: gets g [B], with any loss scale; not called if nothing is backpropagated.
+    """
+    passed: tuple[Tensor, ...] = _Told.apply(tell, *outputs)
+    return passed
+
+
+class _Told(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tell: Callable[[Tensor], None], *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.tell = tell
+        return tuple(y.view_as(y) for y in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        squares = [g.square().sum(-1) for g in flattened(gradients)]
+        ctx.tell(torch.stack(squares).sum(0).sqrt() if squares else gradients[0].new_zeros(0))
+        return None, *gradients

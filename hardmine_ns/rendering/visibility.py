@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hardmine_ns.marching import Composite, PackedSamples, composite, visible_samples
-from hardmine_ns.mining import HardSampleMining, Padded
+from hardmine_ns.mining import HardSampleMining, Padded, told
 from hardmine_ns.rendering.cpu import networks
 from hardmine_ns.rendering.cpu import search as cpu
 from hardmine_ns.rendering.field import GEOMETRY_DIM, HashField, UnitCube, spherical_harmonics, truncated_exp
@@ -59,6 +60,8 @@ class Visible:
     searched: tuple[Tensor, Tensor] | None = None
     """Positions [n, 3] in the scene and densities [n] of all samples that were evaluated, visible or not; None where
     they have been noted in the grid."""
+    searched_rows: Tensor | None = None
+    """[B] int64, which of the n the visible ones are."""
 
     @property
     def densities(self) -> Tensor:
@@ -158,15 +161,16 @@ def search(
         found.append(Evaluated(rows, positions, unit, geometry, features if keep_features else None))
     if not found:
         nowhere, nothing = length.new_empty(0, 3), length.new_empty(0, GEOMETRY_DIM)
-        return Visible(samples, nowhere, nothing, None, (nowhere, length))
+        return Visible(samples, nowhere, nothing, None, (nowhere, length), length.new_empty(0, dtype=torch.int64))
     evaluated = Evaluated.cat(found)
     place = torch.full((len(samples),), -1, device=device)
     place[evaluated.rows] = torch.arange(len(evaluated.rows), device=device)
     keep = visible_samples(density, samples, early_stop, alpha_threshold) & (place >= 0)
     kept = torch.nonzero(keep)[:, 0]
-    visible = evaluated.take(place[kept])
+    own = place[kept]
+    visible = evaluated.take(own)
     everything = (evaluated.positions, density[evaluated.rows])
-    return Visible(samples.select(kept), visible.unit, visible.geometry, visible.features, everything)
+    return Visible(samples.select(kept), visible.unit, visible.geometry, visible.features, everything, own)
 
 
 def _search_on_cpu(
@@ -192,7 +196,8 @@ def _search_on_cpu(
     found, count = cpu.search(arrays, space, _rounds(samples, first_round), evaluate, limits, widths)
     positions, densities = torch.from_numpy(found.positions[:count]), torch.from_numpy(found.densities[:count])
     kept, unit, outputs, features = cpu.visible(arrays, found, limits)
-    return Visible(kept, unit, outputs, features if keep_features else None, (positions, densities))
+    own = torch.from_numpy(found.places[found.places >= 0])
+    return Visible(kept, unit, outputs, features if keep_features else None, (positions, densities), own)
 
 
 def _rounds(samples: PackedSamples, first_round: int) -> Iterator[tuple[int, int]]:
@@ -215,6 +220,7 @@ def render_visible(
     mining: HardSampleMining | None = None,
     to_unit: Callable[[Tensor], Tensor] | None = None,
     padded: Padded | None = None,
+    tell: Callable[[Tensor], None] | None = None,
 ) -> Composite:
     """Colour and composite the visible samples.
 
@@ -225,6 +231,7 @@ def render_visible(
         mining: how gradients are to be computed; None for an image without gradients.
         to_unit: maps positions [n, 3] to the field's unit cube, if the rays are to have a gradient too.
         padded: how many of the visible samples there are, where only a GPU knows.
+        tell: gets the hardness [B] of the visible samples in the backward pass.
 
     Returns:
         Per ray colour (without background), accumulation, summed distance; per sample weights.
@@ -240,11 +247,7 @@ def render_visible(
         of_rows = harmonics[ray] if directions is None else spherical_harmonics(directions)
         return geometry[:, 0], field.color(geometry, of_rows, appearance)
 
-    def from_search() -> tuple[Tensor, Tensor]:
-        of_rays = None if rays.image_indices is None else field.appearance_of(rays.image_indices)
-        colors = field.color_on_rays(visible.geometry, samples.ray_indices, harmonics, of_rays)
-        return visible.geometry[:, 0].contiguous(), colors
-
+    from_search = partial(_known_outputs, field, visible, rays, harmonics)
     if mining is None:
         log_density, raw_color = from_search()
     else:
@@ -265,8 +268,17 @@ def render_visible(
         log_density, raw_color = mining(
             named, field.parameters(), tensors, search=lambda *_: from_search(), padded=padded
         )
+    if tell is not None:
+        log_density, raw_color = told((log_density, raw_color), tell)
     # float32 from here on, whatever precision the networks ran in.
     return composite(truncated_exp(log_density.float()), torch.sigmoid(raw_color.float()), samples)
+
+
+def _known_outputs(field: HashField, visible: Visible, rays: Rays, harmonics: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the densities, which the search has found, and colours before the sigmoid; without a graph."""
+    of_rays = None if rays.image_indices is None else field.appearance_of(rays.image_indices)
+    colors = field.color_on_rays(visible.geometry, visible.samples.ray_indices, harmonics, of_rays)
+    return visible.geometry[:, 0].contiguous(), colors
 
 
 def groups_of_rays(samples: PackedSamples, most: int) -> Iterator[tuple[slice, PackedSamples]]:

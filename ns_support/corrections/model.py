@@ -160,6 +160,15 @@ class CorrectedModel(Model):
         # Where nothing is kept, nothing was seen of the photograph: not even that its corrections are to be small.
         return terms if mask is None else {name: torch.where(kept.any(), term, 0.0) for name, term in terms.items()}
 
+    def squared_error_terms(self, squares: Tensor) -> dict[str, Tensor]:
+        """What tells the corrections how far to move, from the weighted squared errors [R, 3] of rays' colours."""
+        if self.refinement is not None:
+            self.refinement.note_residuals(squares.sum(-1))
+        if not self.exposure.moves:
+            return {}
+        weight = torch.full_like(squares[:, 0], 2 / squares.numel())
+        return {"exposure_curvature": self.exposure.curvature_of(weight)}
+
     def correction_metrics(self) -> dict[str, Tensor]:
         """How large the corrections are, for the log."""
         metrics: dict[str, Any] = {}

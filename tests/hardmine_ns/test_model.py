@@ -14,6 +14,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.model_components.renderers import background_color_override_context
 
 from hardmine_ns.marching import march_rays
+from hardmine_ns.marching.hardness_map import strides
 from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from hardmine_ns.model import HardMineModel, HardMineModelConfig
 from hardmine_ns.pipeline import AdaptiveRaysPipeline
@@ -85,6 +86,46 @@ def test_training_with_separate_heads(ball, rule):
     assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
     mined = run.model.mining.statistics
     assert mined.fraction == pytest.approx(min(1 / mined.tau, 0.5), abs=0.1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mining_rule": "off"}, {"hash_backend": "reference", "merge_most": 4}])
+def test_training_with_strides_by_hardness(ball, settings):
+    run = Run(small(instant_ngp_hardmine_bounded, ball, merge_by="hardness", **settings))
+    losses, _ = run.train(60)
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    run.model.update_grid(run.step)  # takes over what the last step has found
+    hardness, mean = run.model.hardness_map.known
+    assert mean > 0
+    known = hardness >= 0
+    assert known.sum() > 1000
+    found = strides(hardness[known], mean, run.model.config.merge_most)
+    assert found.min() == 1 < found.max() == run.model.config.merge_most
+    # What begins to be the surface, on which the rays depend, is harder than the space around it.
+    thickness = run.model.grid.thickness
+    thick = thickness > thickness[known].quantile(0.9)
+    assert hardness[known & thick].mean() > 1.5 * hardness[known & ~thick].mean()
+
+
+def test_the_map_of_hardness_is_in_checkpoints_and_need_not_be(ball):
+    run, plain = (Run(small(instant_ngp_hardmine_bounded, ball, merge_by=by)) for by in ("hardness", "thickness"))
+    run.train(8)
+    state, other = run.pipeline.state_dict(), Run(run.config)
+    assert not any("hardness_map" in name for name in plain.pipeline.state_dict())
+    other.pipeline.load_pipeline(state, 7)
+    assert torch.equal(other.model.hardness_map.values, run.model.hardness_map.values)
+    assert other.model.hardness_map.mean == run.model.hardness_map.mean > 0
+    plain.pipeline.load_pipeline(state, 7)
+    new = Run(run.config)
+    new.pipeline.load_pipeline(plain.pipeline.state_dict(), 7)  # of an earlier version
+    assert (new.model.hardness_map.values == -1).all()
+
+
+def test_no_training_by_hardness_on_a_gpu():
+    config = HardMineModelConfig(merge_by="hardness", merge_most=8)
+    config.check()
+    config.check_training("cpu")
+    with pytest.raises(UserError, match="merge-by must be thickness unless a CPU trains, got hardness"):
+        config.check_training("cuda")
 
 
 def test_evaluation_outputs(ball):
@@ -323,6 +364,8 @@ def test_depth_of_what_is_empty_is_the_largest_of_the_image(ball):
         ({"num_levels": 0}, "num-levels must be at least 1, got 0"),
         ({"log2_hashmap_size": 31}, "log2-hashmap-size must be 3 to 30, got 31"),
         ({"max_res": 8}, "max-res must be at least base-res, 16, got 8"),
+        ({"merge_by": "hardness", "merge_most": 1}, "merge-by must be thickness with merge-most 1, got hardness"),
+        ({"merge_by": "size"}, "merge-by must be thickness or hardness, got size"),
         ({"near_plane": -1.0}, "near-plane must be at least 0, got -1"),
         ({"near_plane": 5.0, "far_plane": 1.0}, "far-plane must be more than near-plane, 5.0, got 1.0"),
         ({"alpha_thre": 2.0}, r"alpha-thre must be in \[0, 1\), got 2.0"),

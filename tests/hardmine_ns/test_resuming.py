@@ -41,7 +41,10 @@ def assert_same(whole, resumed):
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])), (name, key)
 
 
-@pytest.mark.parametrize("fields", [{}, {"mining_rule": "off"}, {"mining_rule": "multinomial"}, {"ray_rule": "blocks"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"mining_rule": "off"}, {"mining_rule": "multinomial"}, {"ray_rule": "blocks"}, {"merge_by": "hardness"}],
+)
 def test_a_resumed_training_continues_as_if_it_had_never_stopped(fields, disc, tmp_path):
     whole = begin(run(disc, tmp_path / "a", **fields))
     assert whole.pipeline.num_rays != 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardmine_ns.mining import HardSampleMining, undo_activations
+from hardmine_ns.mining import HardSampleMining, told, undo_activations
 from ns_support.concurrency.processes import Processes
 
 ROWS = 257
@@ -379,6 +379,23 @@ def test_no_graph_in_evaluation(field, x):
 def test_settings_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         HardSampleMining(**arguments)
+
+
+@pytest.mark.parametrize("rule", ["topk", "off"])
+def test_hardness_is_told_mined_or_not(field, x, rule):
+    mining, heard = HardSampleMining(rule, 0.2, 0.2), []
+
+    def loss(outputs: tuple[Tensor, ...]) -> Tensor:
+        return concentrated_loss(told(outputs, heard.append))
+
+    found = mined_gradients(field, x, mining, loss)
+    assert_equal(found, mined_gradients(field, x, HardSampleMining(rule, 0.2, 0.2)))
+    outputs = [y.detach().requires_grad_() for y in field(x)]
+    density, color = torch.autograd.grad(concentrated_loss(outputs), outputs)
+    (hardness,) = heard
+    torch.testing.assert_close(hardness, torch.cat([density, color], 1).norm(dim=1))
+    told(field(x[:0]), heard.append)[0].sum().backward()
+    assert heard[1].shape == (0,)
 
 
 def test_devices_are_checked(field, x):
