@@ -16,6 +16,8 @@ Variants. Each has the method's batch, or, as points@8192, one of so many visibl
     multinomial, topk    the same by the rules that are not unbiased
     rays         baseline, and rays are drawn where images are wrong
     both         points and rays; systematic-both: the same, evenly drawn
+    per-head     both, and samples are drawn for density and colour separately
+    strides      both, and thin samples are merged by a map of hardness in place of thickness
 
 For each seed all variants are trained in one process in turn, some seconds at a time, so that other load on the machine
 affects all alike. A variant's clock is the process's time (all threads) during its training steps. A point is PSNR over
@@ -69,6 +71,8 @@ VARIANTS: dict[str, list[str]] = {
     "topk": ["mining_rule=topk", "pipeline.ray_rule=uniform"],
     "rays": ["mining_rule=off", "pipeline.ray_rule=blocks"],
     "both": ["mining_rule=poisson", "pipeline.ray_rule=blocks"],
+    "per-head": ["mining_rule=poisson", "pipeline.ray_rule=blocks", "mining_heads=separate"],
+    "strides": ["mining_rule=poisson", "pipeline.ray_rule=blocks", "merge_by=hardness"],
 }
 """What each variant changes of the method's configuration."""
 BATCH = "@"

@@ -53,14 +53,14 @@ def test_numba_and_torch_merge_alike(levels, cone, most):
 
 
 @pytest.mark.parametrize("cone", [0.0, 0.02])
-@pytest.mark.parametrize("stride", range(1, 9))
+@pytest.mark.parametrize("stride", [*range(1, 9), 10, 26])
 def test_as_many_intervals_as_the_stride_says_become_one(stride, cone):
     grid = OccupancyGrid(BOX, resolution=16)
     origins, directions = torch.tensor([[0.0, 0.0, -3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     march = {"step_size": STEP, "cone_angle": cone}
     samples = march_rays(origins, directions, torch.zeros(1), torch.tensor([9.0]), grid, **march)
     known = torch.full((grid.num_cells,), 2.0), 2.0 * stride
-    merged = merge_thin(samples, origins, directions, grid, STEP, hardness=known)
+    merged = merge_thin(samples, origins, directions, grid, STEP, most=32, hardness=known)
     assert len(merged) == -(-len(samples) // stride)
     unknown = merge_thin(samples, origins, directions, grid, STEP, hardness=(-known[0], 1.0))
     assert len(unknown) == -(-len(samples) // UNKNOWN_STRIDE)
