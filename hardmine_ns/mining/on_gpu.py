@@ -183,7 +183,7 @@ def _draw_padded(
     fractions: tuple[float, float],
     rule: MiningRule,
     padded: Padded,
-    heads: MiningHeads,
+    heads: MiningHeads = "together",
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch, on any device, with random numbers of PyTorch's."""
     found = _measure(gradients, tau, decay, fractions, padded.count)
