@@ -20,6 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.scripts.train import _set_random_seed
+from nerfstudio.utils import writer
 from numpy.typing import NDArray
 
 from ns_support.commands.loading import load_finished
@@ -62,7 +63,7 @@ class StudioMethod:
             raise UserError("A method is made from a checkpoint or from a training data set: both are None.")
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._overrides = dict(config_overrides or {})
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory()
         self._trainer: Any = None
         self._steps = self._loaded_steps() or 0
         self._trained = False
@@ -127,6 +128,7 @@ class StudioMethod:
             loss, losses, metrics = trainer.train_iteration(step)
             for callback in trainer.callbacks:
                 callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        writer.EVENT_STORAGE.clear()  # nobody writes it out: NeRFBaselines logs what is returned
         self._steps, self._trained = step + 1, True
         return {"loss": float(loss), **{name: float(value) for name, value in {**losses, **metrics}.items()}}
 
@@ -208,7 +210,9 @@ class StudioMethod:
         _set_random_seed(config.machine.seed)
         config.save_config()
         self._trainer = config.setup(local_rank=0, world_size=1)
+        opened = len(writer.EVENT_WRITERS)
         self._trainer.setup(test_mode="val")
+        _close_writers(opened)
         pipeline: Pipeline = self._trainer.pipeline
         return pipeline
 
@@ -233,6 +237,17 @@ def _set_up_rendering(config: Any, checkpoint: Path) -> Pipeline:
     pipeline.eval()
     load_finished(config, pipeline)
     return pipeline
+
+
+def _close_writers(first: int) -> None:
+    """Close and forget nerfstudio's TensorBoard logs from number `first` on.
+
+    Without a viewer, nerfstudio's trainer always opens a log. Here it would stay empty, and its thread would hold a
+    file in the temporary folder.
+    """
+    for opened in writer.EVENT_WRITERS[first:]:
+        opened.tb_writer.close()
+    del writer.EVENT_WRITERS[first:]
 
 
 def _parser(is_object: bool) -> NerfstudioDataParserConfig:

@@ -3,6 +3,8 @@
 import filecmp
 import json
 import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,7 @@ from small_scenes import write_disc
 from ns_support.data.ply import read_ply
 from ns_support.errors import UserError
 from ns_support.nerfbaselines.dataset import gl_poses, nerfstudio_camera, write_dataset
-from ns_support.nerfbaselines.method import InstantNGPHardMine, RayGauss
+from ns_support.nerfbaselines.method import InstantNGPHardMine, RayGauss, writer
 
 MODELS = ["pinhole", "opencv", "opencv_fisheye", "full_opencv"]
 SMALL = {
@@ -102,6 +104,19 @@ def test_train_save_load_and_render(dataset, tmp_path):
     resumed.train_iteration(3)
     resumed.save(str(tmp_path / "third"))
     assert RayGauss(checkpoint=str(tmp_path / "third")).get_info()["loaded_step"] == 4
+
+
+def test_nerfstudios_own_log_is_closed_and_does_not_grow(dataset):
+    threads = threading.active_count()
+    method = RayGauss(train_dataset=dataset, config_overrides=SMALL)
+    for step in range(3):
+        method.train_iteration(step)
+    assert not writer.EVENT_STORAGE
+    assert not writer.EVENT_WRITERS
+    assert threading.active_count() == threads
+    folder = Path(method._folder.name)
+    method.close()
+    assert not folder.exists()
 
 
 def test_an_object_stays_where_it_is_and_fills_the_box_of_blenders_scenes(dataset):
