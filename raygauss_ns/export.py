@@ -1,8 +1,8 @@
-"""`raygauss-export`: a trained scene as a PLY file.
+"""`raygauss-export`: a trained scene as a file of Gaussians, splats or points.
 
     raygauss-export raygauss --load-config outputs/.../config.yml    # exact; `--pipeline.model.initial-ply` reads it
     raygauss-export splat --load-config outputs/.../config.yml       # for viewers of 3D Gaussian splatting
-    raygauss-export splat --load-config outputs/.../config.yml --fine-tune 5    # looks as ray cast, after 5 minutes
+    raygauss-export splat --load-config outputs/.../config.yml --fine-tune 5    # fitted to ray-cast images, 5 minutes
     raygauss-export points --load-config outputs/.../config.yml      # positions and colours
 
 All are in the coordinates of nerfstudio's scene, like those of `ns-export`; `dataparser_transforms.json` beside the
@@ -196,7 +196,8 @@ def output_file(wanted: Path | None, default: Path, endings: Sequence[str] = (".
         return wanted / default.name
     if wanted.suffix.lower() not in endings:
         only = "PLY is the only format written" if len(endings) == 1 else "no other format is written"
-        raise UserError(f"--output-path {wanted} must end in {' or '.join(endings)} or be a folder: {only}.")
+        choice = " or ".join(part for part in (", ".join(endings[:-1]), endings[-1]) if part)
+        raise UserError(f"--output-path {wanted} must be a folder or end in {choice}: {only}.")
     return wanted
 
 
@@ -218,7 +219,10 @@ def load_run(config: Path) -> tuple[RayGaussModel, Callable[[], Cameras]]:
     """
     trainer, pipeline = open_finished(config, "inference")
     if not isinstance(pipeline.model, RayGaussModel):
-        raise UserError(f"{config} is of a run of {trainer.method_name}; only those of raygauss can be exported.")
+        raise UserError(
+            f"{config} is of a run of {trainer.method_name}; only those of raygauss can be exported. Take `ns-export "
+            "pointcloud`, `tsdf` or `poisson` for it."
+        )
     return pipeline.model, lambda: pipeline.datamanager.train_dataset.cameras
 
 
@@ -257,7 +261,7 @@ Command: TypeAlias = (
 def entrypoint() -> None:
     """The command's entry point."""
     tyro.extras.set_accent_color("bright_yellow")
-    tyro.cli(Command, description=__doc__).main()
+    tyro.cli(Command, prog="raygauss-export", description=__doc__).main()
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def entrypoint() -> None:
     tyro.extras.set_accent_color("bright_yellow")
     try:
         # As `ns-render` reads its flags: `--render-nearest-camera True`.
-        tyro.cli(Command, description=__doc__, config=(tyro.conf.FlagConversionOff,)).main()
+        tyro.cli(Command, prog="raygauss-render", description=__doc__, config=(tyro.conf.FlagConversionOff,)).main()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

@@ -142,7 +142,7 @@ def entrypoint() -> None:
     """The command's entry point."""
     tyro.extras.set_accent_color("bright_yellow")
     try:
-        tyro.cli(PhotosExport, description=__doc__).main()
+        tyro.cli(PhotosExport, prog="raygauss-photos", description=__doc__).main()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

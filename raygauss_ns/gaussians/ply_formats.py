@@ -256,8 +256,8 @@ def read_cloud(
     else:
         raise UserError(
             f"The PLY file {path} holds neither Gaussians ({', '.join(_RAYGAUSS_NAMES)}) nor splats "
-            f"({', '.join(_SPLAT_NAMES)}); it has only {', '.join(ply.columns)}. SfM points belong into "
-            'the data: name the file in transforms.json, "ply_file_path".'
+            f"({', '.join(_SPLAT_NAMES)}); it has only {', '.join(ply.columns)}. Points without "
+            'shapes can start a training: name the file in the data\'s transforms.json, "ply_file_path".'
         )
     cloud = GaussianCloud(
         StartPoints(torch.zeros(1, 3), None), unit, 1.0, sh_degree=sh_degree, num_lobes=params["sg_axes"].shape[1]

@@ -1,6 +1,6 @@
 """`raygauss-view`: a trained scene in the browser, without nerfstudio's trainer.
 
-    raygauss-view splat.ply              # of raygauss-export, or any file of 3D Gaussian splatting
+    raygauss-view splat.ply               # of raygauss-export, or any file of 3D Gaussian splatting
     raygauss-view outputs/.../config.yml  # a run of either method, or its folder
 
 The image is coarse while the camera moves, and sharpens while it rests.
@@ -73,6 +73,8 @@ class ViewCommand:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             scene = read_scene(self.source, self.up, self.background, device)
             return Opened(scene.model, scene.view, f"{len(scene.model.cloud):,} Gaussians from {self.source}.")
+        if not self.source.exists():
+            raise UserError(f"{self.source} does not exist; give a PLY file of Gaussians, or a trained run's folder.")
         config = find_config(self.source)
         trainer, pipeline = open_finished(config, "inference")
         if not hasattr(pipeline.model, "run"):
@@ -93,7 +95,7 @@ def entrypoint() -> None:
     """The command's entry point."""
     tyro.extras.set_accent_color("bright_yellow")
     try:
-        tyro.cli(ViewCommand, description=__doc__).main()
+        tyro.cli(ViewCommand, prog="raygauss-view", description=__doc__).main()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

@@ -263,3 +263,12 @@ def test_lines_are_as_long_as_the_terminal_is_wide(columns, monkeypatch, capsys)
     text = " ".join(lines[first : first + 5])
     assert "or so, and another." in text
     assert all(len(line) > columns - 30 for line in lines[first : first + 108 // columns])
+
+
+@pytest.mark.parametrize("name", ["raygauss-export", "raygauss-view", "raygauss-render", "raygauss-photos"])
+def test_commands_of_this_package_are_called_by_their_names(name, monkeypatch, capsys):
+    (entry,) = entry_points(group="console_scripts", name=name)
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{name}", "--help"])
+    with pytest.raises(SystemExit):
+        entry.load()()
+    assert capsys.readouterr().out.startswith(f"usage: {name} ")

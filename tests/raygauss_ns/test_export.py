@@ -137,9 +137,9 @@ def test_the_output_may_be_a_folder(trained, tmp_path, wanted, written):
 
 
 def test_other_formats_are_refused(trained, tmp_path):
-    with pytest.raises(UserError, match=r"scene\.ksplat must end in \.ply or \.spz or \.splat or be a folder"):
+    with pytest.raises(UserError, match=r"scene\.ksplat must be a folder or end in \.ply, \.spz or \.splat: no"):
         ExportSplat(trained.config, tmp_path / "scene.ksplat").main()
-    with pytest.raises(UserError, match=r"scene\.splat must end in \.ply or be a folder: PLY is the only"):
+    with pytest.raises(UserError, match=r"scene\.splat must be a folder or end in \.ply: PLY is the only"):
         ExportPoints(trained.config, tmp_path / "scene.splat").main()
 
 

@@ -195,7 +195,7 @@ def _pose(given: Any, where: str) -> Poses:
     if matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(matrix[3] - _LAST_ROW).max() > 1e-6:
         raise UserError(
             f"{where} has a transform_matrix whose last row is {matrix[3].tolist()}, not 0 0 0 1: is it transposed? "
-            "Positions belong into the last column."
+            "Positions belong in the last column."
         )
     return np.concatenate([matrix[:3], [[0.0, 0.0, 0.0, 1.0]]])
 

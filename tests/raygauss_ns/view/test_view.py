@@ -154,7 +154,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("source", ["missing", "missing.ply"])
     def test_nothing(self, source, tmp_path):
-        with pytest.raises(UserError, match="does not exist"):
+        with pytest.raises(UserError, match="does not exist; give a PLY file of Gaussians, or"):
             ViewCommand(tmp_path / source).open()
 
     def test_it_listens_on_this_machine_only_unless_told(self):
