@@ -158,7 +158,8 @@ def test_a_run_goes_on_in_its_own_folder(finished, scene, tmp_path):
 def test_a_checkpoint_of_another_method_is_refused_before_the_data_are_loaded(method, finished, scene, tmp_path):
     other = next(name for name in ("raygauss", "instant-ngp-hardmine") if name != method)
     config = configure(method, scene, tmp_path, load_dir=finished[other].base_dir)
-    with pytest.raises(UserError, match=f"is not a checkpoint of {method}. It is one of {other}"):
+    said = rf"is not a checkpoint of {method}\. It is one of {other}: `ns-train {other} --load-dir"
+    with pytest.raises(UserError, match=said):
         config.print_to_terminal()
     assert not tmp_path.joinpath("test").exists()
 

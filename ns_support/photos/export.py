@@ -62,10 +62,10 @@ class PhotosExport(PoseSettings):
         check_data_folder(self.source)
         settings = {name: getattr(self, name) for name in PoseSettings.__dataclass_fields__}
         config = PhotosConfig(**settings, result=self.output, prefix="--")
-        if not AutoDataParserConfig(photos=config).needs_poses(self.source):
-            raise UserError(
-                f"{self.source} holds no photographs without poses: --data {self.source} reads it as it is."
-            )
+        parser = AutoDataParserConfig(photos=config)
+        if not parser.needs_poses(self.source):
+            parser.chosen(self.source)  # raises what is wrong with data that are of no format
+            raise UserError(f"{self.source} has poses already: `ns-train raygauss --data {self.source}` trains on it.")
         folder = find_poses(self.source, config)
         write_transforms(folder)
         say(f"Written to {folder}.")

@@ -48,7 +48,9 @@ class PhotosConfig(PoseSettings):
     """Of the settings' names on the command line; the data parser's own come at its end."""
 
     def option(self, name: str) -> str:
-        """A setting's name on the command line."""
+        """A setting's name on the command line; `raygauss-photos` is given the result's folder as OUTPUT."""
+        if name == "result" and self.prefix == "--":
+            return "the argument OUTPUT"
         return f"{self.prefix}{name.replace('_', '-')}"
 
     def check(self) -> None:

@@ -114,10 +114,11 @@ def check_resumable(state: dict[str, Any], path: Path, config: SharedTrainerConf
     there, wanted = set(state["optimizers"]) - OPTIONAL_GROUPS, set(config.optimizers) - OPTIONAL_GROUPS
     if there != wanted:
         method = state.get("method_name")
-        whose = f"It is one of {method}" if method else f"It holds {', '.join(sorted(there))}"
+        refused = f"{path} is not a checkpoint of {config.method_name}."
+        if method:
+            raise UserError(f"{refused} It is one of {method}: `ns-train {method} --load-dir ...` goes on with it.")
         raise UserError(
-            f"{path} is not a checkpoint of {config.method_name}. {whose}; "
-            f"{config.method_name} trains {', '.join(sorted(wanted))}."
+            f"{refused} It holds {', '.join(sorted(there))}; {config.method_name} trains {', '.join(sorted(wanted))}."
         )
 
 

@@ -11,6 +11,7 @@ from ns_support.auto_data import AutoDataParserConfig
 from ns_support.data.checks import check_data_folder, parser_name
 from ns_support.errors import UserError
 from ns_support.photos import scene
+from ns_support.photos.export import PhotosExport
 from ns_support.photos.result import is_whole, read_record
 from ns_support.photos.scene import find_poses
 from ns_support.photos.settings import PhotosConfig
@@ -182,6 +183,23 @@ class TestKeeps:
             UserError, match=r"r holds the poses of photos, not of others: .*auto-data --photos\.result"
         ):
             find_poses(tmp_path / "others", PhotosConfig(result=tmp_path / "r"))
+
+    def test_the_command_is_given_another_folder_as_its_argument(self, photos, colmap, tmp_path):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/model.txt").touch()
+        with pytest.raises(UserError, match=r"or name another folder with the argument OUTPUT\."):
+            PhotosExport(source=photos, output=tmp_path / "mine").main()
+
+    def test_the_command_refuses_a_raw_export_by_its_name(self, tmp_path):
+        (tmp_path / "keyframes/cameras").mkdir(parents=True)
+        (tmp_path / "0.jpg").touch()
+        with pytest.raises(UserError, match="a raw export of Polycam"):
+            PhotosExport(source=tmp_path, output=tmp_path / "new").main()
+
+    def test_the_command_refuses_what_has_poses(self, tmp_path):
+        (tmp_path / "transforms.json").write_text('{"fl_x": 10.0, "frames": []}')
+        with pytest.raises(UserError, match="has poses already: `ns-train raygauss --data"):
+            PhotosExport(source=tmp_path, output=tmp_path / "new").main()
 
     def test_a_trained_model_needs_the_poses_it_was_trained_with(self, photos, colmap):
         config = PhotosConfig(must_exist=True)
