@@ -376,14 +376,14 @@ class RayGaussModel(CorrectedModel):
         image, mask = ground_truth(outputs, batch, self.device)
         mask = counted_pixels(self, outputs, batch, image, mask) if self.training else mask
         rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
-        loss, drawn = photometric_loss(rgb, image, self.config.ssim_lambda, mask), outputs.get("window_weight")
-        losses = {"main_loss": loss if drawn is None else loss * float(drawn)}
+        loss, of_window = photometric_loss(rgb, image, self.config.ssim_lambda, mask), outputs.get("window_weight", 1.0)
+        losses = {"main_loss": loss * float(of_window) if self.windows.is_on else loss}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = isotropy_loss(self.cloud.tensors["scales"], self.iso_weight)
         if not self.training:
             return losses
         photo, changes = batch.get("image_idx"), outputs.get("view_change")
-        weight = (1 - self.config.ssim_lambda) * (1.0 if drawn is None else float(drawn))
+        weight = (1 - self.config.ssim_lambda) * float(of_window)
         curvature = self.correction_curvature(photo, rgb - image, mask, changes, weight)
         return losses | self.correction_losses(photo) | curvature
 
