@@ -123,6 +123,9 @@ def measure(given: argparse.Namespace, options: list[str]) -> dict[str, Any]:
         begin = time.process_time()
         trainer, timings = train(config, float("inf"), given.seed)
         trained = time.process_time()
+        # A signal ends a training in good order; its row would be taken for that of a whole one.
+        if timings["steps"] < given.steps:
+            raise SystemExit(f"Stopped after {timings['steps']} of {given.steps} steps: the run's row is not written.")
         if given.views is None:
             scores = trainer.pipeline.get_average_eval_image_metrics(trainer.step)
         else:

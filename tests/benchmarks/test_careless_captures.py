@@ -263,6 +263,11 @@ def test_runs_are_written_compared_and_not_repeated(bench, make, scene, tmp_path
         bench.main([*words, "--steps", "2", "--name", "off", *small])  # its row is there
         with pytest.raises(SystemExit, match="has a run 'off' with steps = 2"):
             bench.main([*words, "--steps", "3", "--name", "off", *small])
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "train", lambda *given, whole=bench.train: (whole(*given)[0], {"steps": 1}))
+        with pytest.raises(SystemExit, match="Stopped after 1 of 2 steps"):
+            bench.main([*words, "--steps", "2", "--name", "ended early", *small])
+    assert json.loads(output.read_text()) == rows
     bench.main([*words, "--steps", "2", "--name", "one view", "--views", "1", *small])
     assert json.loads(output.read_text())[-1]["scores"]["views"] == 1
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,3 +61,28 @@ def test_a_variant_may_name_its_batch(mining):
     for wrong in ("point@8192", "points@", "points@0", "points@8k"):
         with pytest.raises(argparse.ArgumentTypeError, match="point"):
             mining.a_variant(wrong)
+
+
+def test_activations_are_those_of_a_mined_step(mining, monkeypatch):
+    """One step in 64 is done without mining, with far more activations: the first after the run, for once."""
+    peaks = iter([900.0, 300.0, 310.0])
+
+    class Meter:
+        def __init__(self, parameters):
+            self.peak = next(peaks)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    counts = SimpleNamespace(visible=10, searched=20)
+    one = SimpleNamespace(
+        result=mining.Result("points", 0),
+        pipeline=SimpleNamespace(model=SimpleNamespace(parameters=list, sample_counts=counts), train=lambda: None),
+        _counts=[(counts, 0.3, 100)] * 4,
+        _step=lambda: None,
+    )
+    monkeypatch.setattr(mining, "ActivationMeter", Meter)
+    assert mining.Run.finish(one).activation_bytes_per_sample == pytest.approx(31)
