@@ -7,6 +7,7 @@ parameters, rule `poisson` estimates sum J_i^T g_i with the variance
 """
 
 import copy
+from statistics import mean
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from hardmine_ns.rendering.field import spherical_harmonics
 from hardmine_ns.rendering.visibility import Rays, Visible, render_visible, search
 
 FRACTION = 0.3
-DRAWS = 200
+DRAWS, SETS = 200, 4
+"""Of gradients in a set, and sets of them over which a distance from the truth is averaged."""
 
 
 class Listening(HardSampleMining):
@@ -91,13 +93,13 @@ def batch(lasting_ball):
     return Batch(lasting_ball)
 
 
-def drawn_gradients(batch: Batch, rule, heads="together") -> tuple[Tensor, Tensor, Listening, tuple]:
+def drawn_gradients(batch: Batch, rule, heads="together", draws=DRAWS) -> tuple[Tensor, Tensor, Listening, tuple]:
     torch.manual_seed(1)
     pixels = batch.pipeline.datamanager.memory.draw(40)
     seen = batch.see(pixels)
     mining = Listening(rule, FRACTION, FRACTION, heads=heads)
     whole = batch.gradient(seen, HardSampleMining("off"), None)
-    return torch.stack([batch.gradient(seen, mining, None) for _ in range(DRAWS)]), whole, mining, seen
+    return torch.stack([batch.gradient(seen, mining, None) for _ in range(draws)]), whole, mining, seen
 
 
 def squared_norms_by_row(batch: Batch, seen: tuple[Rays, Visible, Tensor], gradients: list[Tensor]) -> Tensor:
@@ -147,12 +149,10 @@ def distance_in_errors(estimates: Tensor, whole: Tensor) -> float:
 @pytest.mark.parametrize("rule", ["poisson", "systematic"])
 @pytest.mark.parametrize("heads", ["together", "separate"])
 def test_the_mean_is_the_whole_gradient(batch, rule, heads):
-    estimates, whole, *_ = drawn_gradients(batch, rule, heads)
-    # Without bias 1 in the mean, but 1.5 and more for 5 of 24 sets of draws, however many are in a set: few directions
-    # decide. Of 2,400 draws by `poisson` it was 0.95, with separate heads 0.94; `multinomial` has more than 10.
-    most = 2 if heads == "together" else 4
+    estimates, whole, *_ = drawn_gradients(batch, rule, heads, SETS * DRAWS)
     print(f"variance by {rule}, heads {heads}: {float((estimates - whole).square().sum(1).mean()):.3g}")
-    assert distance_in_errors(estimates, whole) < most
+    # One set is not enough: few directions decide, and without any bias it may be beyond 2.
+    assert mean(distance_in_errors(one, whole) for one in estimates.split(DRAWS)) < 2
 
 
 @pytest.mark.parametrize("rule", ["multinomial", "topk"])

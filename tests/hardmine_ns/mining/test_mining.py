@@ -4,69 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from mined_field import ROWS, TwoHeads, assert_equal, concentrated_loss, full_gradients, gradients, mined_gradients
+from torch import Tensor
 
 from hardmine_ns.mining import HardSampleMining, told, undo_activations
 from ns_support.concurrency.processes import Processes
-
-ROWS = 257
-
-
-class TwoHeads(nn.Module):
-    """A small field with two outputs, before their activations."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64):
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk = nn.Linear(3, 16, dtype=dtype)
-        self.density = nn.Linear(16, 1, dtype=dtype)
-        self.color = nn.Linear(16, 3, dtype=dtype)
-        self.rows_seen: list[int] = []
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.rows_seen.append(len(x))
-        h = torch.tanh(self.trunk(x))
-        return self.density(h), self.color(h)
-
-
-def concentrated_loss(outputs: tuple[Tensor, ...]) -> Tensor:
-    """Few rows carry most of the gradient, as behind an early surface."""
-    density, color = outputs
-    rows = torch.arange(len(density), dtype=density.dtype)
-    importance = (0.97**rows)[:, None]
-    return (importance * density.square()).sum() + (importance * (color - 0.3).square()).sum()
-
-
-def gradients(field: nn.Module) -> list[Tensor]:
-    result = [p.grad.clone() for p in field.parameters()]
-    field.zero_grad(set_to_none=True)
-    return result
-
-
-def full_gradients(field: TwoHeads, x: Tensor, loss=concentrated_loss) -> list[Tensor]:
-    loss(field(x)).backward()
-    return gradients(field)
-
-
-def mined_gradients(field: TwoHeads, x: Tensor, mining: HardSampleMining, loss=concentrated_loss) -> list[Tensor]:
-    loss(mining(field, field.parameters(), (x,))).backward()
-    return gradients(field)
-
-
-@pytest.fixture
-def field() -> TwoHeads:
-    return TwoHeads()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(ROWS, 3, dtype=torch.float64)
-
-
-def assert_equal(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-12) -> None:
-    for a, e in zip(actual, expected, strict=True):
-        assert (a - e).abs().max() <= tolerance * e.abs().max().clamp(min=1e-300)
 
 
 @pytest.mark.parametrize("rule", ["poisson", "systematic", "multinomial", "topk", "off"])
@@ -120,52 +62,6 @@ def test_unbiased_mean_over_seeds_is_the_full_gradient(field, x):
     assert bias_in_standard_errors("poisson") < 4
     assert bias_in_standard_errors("systematic") < 4
     assert bias_in_standard_errors("multinomial") > 10
-
-
-@pytest.mark.parametrize("rule", ["poisson", "systematic"])
-def test_separate_heads_are_unbiased_and_draw_as_many_rows(field, x, rule):
-    """Also where the heads disagree on what is hard, and one's gradient is a million times the other's."""
-
-    def loss(outputs: tuple[Tensor, ...]) -> Tensor:
-        density, color = outputs
-        falling = (0.97 ** torch.arange(len(density), dtype=density.dtype))[:, None]
-        return 1e6 * (falling * density.square()).sum() + (falling.flip(0) * (color - 0.3).square()).sum()
-
-    def draws(heads: str) -> tuple[Tensor, Tensor]:
-        mining, found, numbers = HardSampleMining(rule, 0.15, 0.15, heads=heads), [], []
-        for seed in range(150):
-            torch.manual_seed(seed)
-            found.append([g.flatten() for g in mined_gradients(field, x, mining, loss)])
-            numbers.append(mining.statistics.selected)
-        return [torch.stack(each) for each in zip(*found, strict=True)], torch.tensor(numbers, dtype=torch.float64)
-
-    full = [g.flatten() for g in full_gradients(field, x, loss)]
-    separate, numbers = draws("separate")
-    for of_parameter, exact in zip(separate, full, strict=True):
-        error = of_parameter @ exact / exact.square().sum() - 1
-        assert abs(error.mean()) < 4 * error.std() / math.sqrt(150)
-    assert numbers.mean() == pytest.approx(round(0.15 * ROWS), abs=4 * float(numbers.std()) / math.sqrt(150) + 0.5)
-    # The colour head's own parameters: drawn for the density, their gradient is a gamble.
-    together, _ = draws("together")
-    names = [name for name, _ in field.named_parameters()]
-    index = names.index("color.weight")
-    spread, gamble = ((each[index] - full[index]).square().sum(1).mean() for each in (separate, together))
-    assert spread < 0.2 * gamble
-
-
-def test_separate_heads_need_a_rule_with_weights(field, x):
-    for rule in ("multinomial", "topk", "off"):
-        with pytest.raises(ValueError, match=f"with separate mining heads the mining rule must be .* got '{rule}'"):
-            HardSampleMining(rule, heads="separate")
-    with pytest.raises(ValueError, match=r"mining heads must be one of .* got 'two'"):
-        HardSampleMining(heads="two")
-    mining = HardSampleMining(heads="separate")
-    assert mining.rules == ("poisson", "systematic", "off")
-    with pytest.raises(ValueError, match=r"mining rule must be one of .* got 'topk'"):
-        mining.request("topk", 0.1, 0.2)
-    mining.request("off", 0.1, 0.2)  # as a pause
-    mining.begin_step()
-    assert_equal(mined_gradients(field, x, mining), full_gradients(field, x))
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
