@@ -374,16 +374,16 @@ class RayGaussModel(CorrectedModel):
     ) -> dict[str, Tensor]:
         """`photometric_loss` of the image, `isotropy_loss` with its weight, and the corrections' penalties."""
         image, mask = ground_truth(outputs, batch, self.device)
-        mask = counted_pixels(self, outputs, batch, image, mask) if self.training else mask
+        mask, factor = counted_pixels(self, outputs, batch, image, mask) if self.training else (mask, 1.0)
         rgb = within_range(outputs["rgb"], image) if self.exposure.moves else outputs["rgb"]
-        loss, of_window = photometric_loss(rgb, image, self.config.ssim_lambda, mask), outputs.get("window_weight", 1.0)
-        losses = {"main_loss": loss * float(of_window) if self.windows.is_on else loss}
+        loss = photometric_loss(rgb, image, self.config.ssim_lambda, mask)
+        losses = {"main_loss": loss * factor if self.windows.is_on or self.moving.is_on else loss}
         if self.iso_weight > 0:
             losses["isotropy_loss"] = isotropy_loss(self.cloud.tensors["scales"], self.iso_weight)
         if not self.training:
             return losses
         photo, changes = batch.get("image_idx"), outputs.get("view_change")
-        weight = (1 - self.config.ssim_lambda) * float(of_window)
+        weight = (1 - self.config.ssim_lambda) * factor
         curvature = self.correction_curvature(photo, rgb - image, mask, changes, weight)
         return losses | self.correction_losses(photo) | curvature
 

@@ -103,7 +103,7 @@ def drawn_window(model: RayGaussModel, lens: Lens, photo: int | None) -> tuple[W
 
 def counted_pixels(
     model: RayGaussModel, outputs: dict[str, Tensor], batch: dict[str, Any], image: Tensor, mask: Tensor | None
-) -> Tensor | None:
+) -> tuple[Tensor | None, Tensor | float]:
     """How much each pixel of a training step's crop counts; what remembers errors takes note of them.
 
     Args:
@@ -114,20 +114,26 @@ def counted_pixels(
         mask: [h, w, 1] of the data; None: everything counts.
 
     Returns:
-        [h, w, 1], or None: 1 everywhere.
+        [h, w, 1], or None: 1 everywhere. And a factor on the loss, a scalar: the weight of the crop, times what part of
+        the data's mask has not moved. The loss is a mean over the pixels that count, and those that a person leaves of
+        a crop must not weigh more than before.
     """
+    factor: Tensor | float = float(outputs.get("window_weight", 1.0))
     if "window" not in outputs or not (model.moving.is_on or model.windows.is_on):
-        return mask
+        return mask, factor
     photo, window = batch["image_idx"], tuple(outputs["window"].tolist())
     errors = (outputs["rgb"].detach() - image).abs().mean(-1)
     if model.moving.is_on:
         size = (batch["image"].shape[0], batch["image"].shape[1])
-        counts = model.moving.weights(window_blocks(photo, window, size, image.device), errors)[..., None]
-        mask = counts if mask is None else counts * mask
+        blocks = window_blocks(photo, window, size, image.device)
+        counts = model.moving.weights(blocks, errors, None if mask is None else mask[..., 0])[..., None]
+        left = counts if mask is None else counts * mask
+        factor = factor * (left.mean() if mask is None else left.sum() / mask.sum().clamp_min(1e-12))
+        mask = left
     if model.windows.is_on and model.config.window_side(model.device.type) > 0:
         place = (model.image % model.images_at_once, model.images_at_once)
         model.windows.note(photo, window, 1 << model.downscales, errors, mask, place)
-    return mask
+    return mask, factor
 
 
 def fit_learning_rates(optimizers: Optimizers, extent: float, total_steps: int) -> None:

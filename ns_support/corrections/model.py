@@ -28,7 +28,7 @@ _MEASURED = 1.8
 """The loss's curvature as a multiple of that of normally distributed residuals: theirs have heavy tails, and structural
 similarity has a part in it. Median over cameras, from the gradients' change: 1.7 to 1.9 (1.3 to 2.8)."""
 
-_ROWS = {"moving.errors": BLOCKS * BLOCKS}
+_ROWS = dict.fromkeys(("moving.errors", "moving.moved"), BLOCKS * BLOCKS)
 """Rows of a photograph in the state, where there is more than one."""
 
 
@@ -82,7 +82,7 @@ class CorrectedModel(Model):
 
     def per_photograph(self) -> dict[str, Tensor]:
         """What of the state belongs to single training photographs, by its names there."""
-        known = ["exposure.adjustments", "exposure.curvature", "moving.errors"]
+        known = ["exposure.adjustments", "exposure.curvature", *_ROWS]
         known += ["camera_optimizer.pose_adjustment", "camera_optimizer.curvature"]
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensors[name] for name in known if name in tensors}
@@ -136,7 +136,12 @@ class CorrectedModel(Model):
         return losses
 
     def correction_curvature(
-        self, photo: int | None, residuals: Tensor, mask: Tensor | None, changes: Tensor | None, l1_weight: float
+        self,
+        photo: int | None,
+        residuals: Tensor,
+        mask: Tensor | None,
+        changes: Tensor | None,
+        l1_weight: Tensor | float,
     ) -> dict[str, Tensor]:
         """Terms of value 0 that tell the corrections of a photograph how far to move, by name.
 

@@ -1,12 +1,17 @@
 """Pixels that show what has moved: people who walk through, leaves, a shadow.
 
 Whatever one photograph shows and the others contradict keeps a large error however long training goes on. Each
-photograph is divided into 32 x 32 blocks, whose running mean errors are kept; a block whose error stays far above the
-median of those that show something does not count. Blocks and not pixels, as in RobustNeRF (Sabour et al. 2023): a
-single pixel with a large error is more often a fine detail, which must be learnt.
+photograph is divided into 32 x 32 blocks, whose running errors are kept; where they stay far above the median, nothing
+counts. As in RobustNeRF (Sabour et al. 2023), it is not single pixels that are judged, nor single blocks, but each
+block with those around it: a large error that stands alone is more often a fine detail, which must be learnt.
+
+Errors are kept as multiples of what the error of all photographs was when a block was seen. It falls all the time, and
+a block that was not seen for long would otherwise be taken for one that stayed wrong.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +20,22 @@ from ns_support.concurrency.processes import Processes
 
 BLOCKS = 32
 """Blocks along each side of a photograph."""
-START = 0.15
-"""Fraction of the training from which blocks may be left out: before, all errors are large."""
-OUTLIER = 4.0
-"""Multiple of the median error from which a block is left out."""
+START = 0.4
+"""Fraction of the training from which blocks may be left out: before, what is hard to learn has large errors too."""
+OUTLIER = 5.0
+"""Multiple of the median from which the mean error of a block and of those around it is too large."""
+OWN = 2.0
+"""Multiple of the median that the block's own error must exceed too, or whatever is beside a person would not count."""
 _NEW = 0.2
 """Weight of a new error in a block's running mean."""
+_NEW_TOTALS = 0.02
+"""Weight of a step in the running mean of all photographs' errors."""
+_TINY = 1e-12
+"""Instead of a divisor of 0."""
 _EMPTY = 0.01
 """Multiple of the mean error below which a block shows nothing that could be wrong."""
-_MEDIAN_EVERY = 20
-"""Steps between two computations of the median."""
+_JUDGED_EVERY = 20
+"""Steps between two decisions which blocks count."""
 
 
 class MovingPixels(nn.Module):
@@ -36,7 +47,8 @@ class MovingPixels(nn.Module):
     """
 
     errors: Tensor
-    limit: Tensor
+    moved: Tensor
+    totals: Tensor
 
     def __init__(self, is_on: bool, num_photos: int) -> None:
         super().__init__()
@@ -44,28 +56,33 @@ class MovingPixels(nn.Module):
         self.starts = False
         """Whether blocks are left out at the step at hand."""
         if self.is_on:
-            # Negative where nothing has been seen.
-            self.register_buffer("errors", torch.full((num_photos * BLOCKS * BLOCKS,), -1.0))
-            self.register_buffer("limit", torch.tensor(torch.inf))
-            self._sums: Tensor = torch.zeros(2, len(self.errors))
+            blocks = num_photos * BLOCKS * BLOCKS
+            # Multiples of the mean error, negative where nothing has been seen.
+            self.register_buffer("errors", torch.full((blocks,), -1.0))
+            self.register_buffer("moved", torch.zeros(blocks, dtype=torch.bool))
+            # Running means, over steps, of the sum of errors and of the number of pixels that count.
+            self.register_buffer("totals", torch.zeros(2))
+            self._sums: Tensor = torch.zeros(2, blocks)
 
-    def weights(self, blocks: Tensor, errors: Tensor) -> Tensor:
+    def weights(self, blocks: Tensor, errors: Tensor, mask: Tensor | None = None) -> Tensor:
         """Which pixels count, and take note of their errors.
 
         Args:
             blocks: [*] int64, the block of each pixel (`window_blocks`, `pixel_blocks`).
             errors: [*] >= 0.
+            mask: [*] how much each pixel counts otherwise, in [0, 1]: errors are not noted where it is 0; None: all do.
 
         Returns:
-            [*] 1 for those that count, 0 for the others.
+            [*] 1 for those that count, 0 for the others; the mask is not in it.
         """
         self._sums = self._sums.to(errors.device)
         flat, values = blocks.reshape(-1), errors.detach().reshape(-1).float()
-        self._sums[0].index_add_(0, flat, values)
-        self._sums[1].index_add_(0, flat, torch.ones_like(values))
+        shares = torch.ones_like(values) if mask is None else mask.reshape(-1).to(values)
+        self._sums[0].index_add_(0, flat, values * shares)
+        self._sums[1].index_add_(0, flat, shares)
         if not self.starts:
             return torch.ones_like(errors)
-        return (self.errors[blocks] <= self.limit).to(errors.dtype)
+        return (~self.moved[blocks]).to(errors.dtype)
 
     def before_step(self, progress: float) -> None:
         """Take note of what fraction of the training is done."""
@@ -76,18 +93,49 @@ class MovingPixels(nn.Module):
         """Update the running means with the errors that all processes saw in a step."""
         if not self.is_on:
             return
-        sums, counts = Processes.current().sum(self._sums.to(self.errors.device))
-        means = sums / counts.clamp_min(1)
-        known = torch.where(self.errors < 0, means, torch.lerp(self.errors, means, _NEW))
-        self.errors.copy_(torch.where(counts > 0, known, self.errors))
+        both = Processes.current().sum(self._sums.to(self.errors.device))
+        (sums, counts), counting = both, both.masked_fill(self.moved, 0) if self.starts else both
+        self.totals.lerp_(counting.sum(1), _NEW_TOTALS)
+        error, pixels = self.totals
+        latest = sums * pixels / (counts * error).clamp_min(_TINY)
+        self.errors.lerp_(latest, torch.where(self.errors < 0, 1.0, _NEW) * (counts > 0))
         self._sums.zero_()
-        if step % _MEDIAN_EVERY == 0:
-            self.limit.copy_(OUTLIER * typical_error(self.errors))
+        if step % _JUDGED_EVERY == 0:
+            self.moved.copy_(outlying(self.errors))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Earlier versions kept errors as they were, and their limit: of such a run, what moved is found anew.
+        if self.is_on and state_dict.pop(f"{prefix}limit", None) is not None:
+            # As many blocks as the state has: a run can be looked at when some of its photographs are gone.
+            self.moved = torch.zeros_like(self.errors, dtype=torch.bool)
+            unseen, totals = torch.full_like(self.errors, -1.0), torch.zeros_like(self.totals)
+            fresh = {"errors": unseen, "moved": self.moved, "totals": totals}
+            state_dict |= {f"{prefix}{name}": value for name, value in fresh.items()}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def left_out(self) -> Tensor:
         """Fraction of the blocks that do not count, in [0, 1]; a scalar."""
-        return (self.errors > self.limit).float().mean() if self.is_on and self.starts else torch.zeros(())
+        return self.moved.float().mean() if self.is_on and self.starts else torch.zeros(())
+
+
+def outlying(errors: Tensor) -> Tensor:
+    """Blocks that with those around them are far above the median.
+
+    Args:
+        errors: [N * 32 * 32] running errors, negative where nothing has been seen.
+
+    Returns:
+        [N * 32 * 32] bool.
+    """
+    images = errors.view(-1, 1, BLOCKS, BLOCKS)
+    seen = (images >= 0).to(errors)
+    sums, shares = (
+        torch.nn.functional.avg_pool2d(values, 3, stride=1, padding=1).view(-1) for values in (images * seen, seen)
+    )
+    around = torch.where(shares > 0, sums / shares.clamp_min(_TINY), -1.0)
+    typical = typical_error(around)
+    return (around > OUTLIER * typical) & (errors > OWN * typical)
 
 
 def typical_error(errors: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ REAL_RATES: Rates = {
 
 BACKGROUND_RATE = (1e-2, 1e-3)
 """The same for a learned background."""
-CORRECTION_RATES: Rates = {"camera_opt": (0.5, 0.03), "exposure": (0.9, 0.15)}
+CORRECTION_RATES: Rates = {"camera_opt": (1.0, 0.1), "exposure": (0.9, 0.15)}
 """The same for a photograph's pose and colours: parts of the way that each visit of the photograph goes."""
 
 

@@ -86,9 +86,25 @@ def test_blocks_that_have_moved_do_not_count(colored, make_cameras):
     batch = {"image": image, "image_idx": 0}
     model.moving.before_step(1.0)
     assert float(model.get_loss_dict(outputs, batch)["main_loss"]) > 0.01
-    model.moving.limit.fill_(0.1)
-    moved = model.moving.errors.view(-1, BLOCKS, BLOCKS)
-    moved[0, :8, :8] = 0.5
+    moved = model.moving.moved.view(-1, BLOCKS, BLOCKS)
+    moved[0, :8, :8] = True
     assert float(model.get_loss_dict(outputs, batch)["main_loss"]) == pytest.approx(0.0, abs=1e-5)
-    moved[0], moved[1, :8, :8] = 0.0, 0.5  # of another photograph
+    moved[0], moved[1, :8, :8] = False, True  # of another photograph
     assert float(model.get_loss_dict(outputs, batch)["main_loss"]) > 0.01
+
+
+def test_what_is_left_of_a_crop_weighs_as_much_as_before(colored, make_cameras):
+    """The loss is a mean over the pixels of the data's mask, and not of the few that a person leaves of a crop."""
+    model = colored(ignore_moving=True, training_window=0, ssim_lambda=0.0).train()
+    camera = make_cameras(height=64, width=64)[0:1]
+    camera.metadata = {"cam_idx": 0}
+    outputs = model.get_outputs(camera)
+    away = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    mask = torch.ones(64, 64, 1, dtype=torch.bool)
+    mask[:, 60:] = False
+    batch = {"image": outputs["rgb"].detach() + away, "image_idx": 0, "mask": mask}
+    model.moving.before_step(1.0)
+    assert float(model.get_loss_dict(outputs, batch)["main_loss"]) == pytest.approx(float(away[:, :60].abs().mean()))
+    model.moving.moved.view(-1, BLOCKS, BLOCKS)[0, :, :25] = True
+    left = float(away[:, 50:60].abs().sum() / away[:, :60].numel())
+    assert float(model.get_loss_dict(outputs, batch)["main_loss"]) == pytest.approx(left)

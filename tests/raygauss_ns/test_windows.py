@@ -105,8 +105,7 @@ def test_the_loss_is_weighted_and_its_errors_are_learnt(make, make_cameras):
 def test_what_moves_draws_no_windows(make, make_cameras):
     """A block that does not count any more has no error, however wrong it is."""
     model = make(ignore_moving=True)
-    model.moving.errors.fill_(1.0)
-    model.moving.limit.fill_(0.5)
+    model.moving.moved.fill_(True)
     model.before_corrected_step(0.5)
     outputs = model.get_outputs(seen(make_cameras, 0))
     for _ in range(40):

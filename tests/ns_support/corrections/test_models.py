@@ -66,7 +66,7 @@ def test_a_checkpoint_without_corrections_loads_and_stays_uncorrected(method, di
 def test_what_belongs_to_photographs_begins_anew_on_others(method, disc, tmp_path):
     first = begin(corrected(method, disc, tmp_path / "a", 6))
     before = first.pipeline.model.per_photograph()
-    rows = {"exposure.adjustments", "camera_optimizer.pose_adjustment", "moving.errors"}
+    rows = {"exposure.adjustments", "camera_optimizer.pose_adjustment", "moving.errors", "moving.moved"}
     assert set(before) == rows | {"exposure.curvature", "camera_optimizer.curvature"}
     fewer = write_disc(tmp_path / "fewer", 24, views=3)
     config = corrected(method, fewer, tmp_path / "b", 1)

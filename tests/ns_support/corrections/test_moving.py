@@ -74,13 +74,65 @@ def test_a_block_that_becomes_right_counts_again():
     assert bool(weights.all())
 
 
-def test_the_running_errors_are_part_of_a_checkpoint():
+def test_a_large_error_that_stands_alone_is_learnt():
+    """Fine detail: single blocks with ten times the error of the others, in one photograph."""
+    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.02)
+    errors[0, 1::12, 1::12] = 0.8  # a quarter of each block
+    for step in range(40):
+        weights = seen(moving, errors, step, 0.5)
+    assert bool(weights.all())
+
+
+def test_a_block_that_was_not_seen_while_errors_fell_counts():
     moving = MovingPixels(True, 2)
-    seen(moving, torch.full((2, 64, 64), 0.1), 0, 0.0)
+    for step in range(400):
+        moving.before_step(step / 400)
+        whole = 0.5 * 0.99**step * torch.ones(64, 64)
+        moving.weights(window_blocks(1, (0, 0, 64, 64), (64, 64)), whole)
+        if step < 10 or step == 399:
+            weights = moving.weights(window_blocks(0, (0, 0, 64, 64), (64, 64)), whole)
+        moving.after_step(step)
+    assert bool(weights.all())
+    assert not moving.moved.any()
+
+
+def test_what_a_mask_hides_is_not_judged():
+    """Nor are blocks beside it, whose own errors are large enough to be left out with such neighbours."""
+    moving = MovingPixels(True, 2)
+    errors, mask = torch.full((64, 64), 0.02), torch.ones(64, 64)
+    errors[:, 30:], mask[:, 30:] = 0.9, 0.0
+    errors[:, 28:30] = 0.05
+    for step in range(40):
+        moving.before_step(0.5)
+        for photo in range(2):
+            weights = moving.weights(window_blocks(photo, (0, 0, 64, 64), (64, 64)), errors, mask)
+        moving.after_step(step)
+    assert bool(weights.all())
+    assert float(moving.totals[0] / moving.totals[1]) == pytest.approx((0.02 * 28 + 0.05 * 2) / 30)
+    assert bool((moving.errors.view(2, BLOCKS, BLOCKS)[:, :, 15:] < 0).all())
+
+
+def test_running_errors_and_what_is_left_out_are_part_of_a_checkpoint():
+    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.1)
+    errors[1, :20, :20] = 0.9
+    for step in range(3):
+        seen(moving, errors, step, 0.5)
     again = MovingPixels(True, 2)
     again.load_state_dict(moving.state_dict())
-    assert torch.equal(again.errors, moving.errors)
-    assert float(again.errors.min()) == pytest.approx(0.1)
+    again.before_step(0.5)
+    assert torch.equal(seen(again, errors, 3, 0.5), seen(moving, errors, 3, 0.5))
+    assert not again.moved.all()
+    assert bool(again.moved.any())
+    assert float(again.errors.max()) > 4
+
+
+def test_of_a_checkpoint_that_kept_errors_as_they_were_what_moved_is_found_anew():
+    moving = MovingPixels(True, 3)
+    moving.errors.fill_(2.0)
+    state = {"errors": torch.full((3 * BLOCKS**2,), 0.1), "limit": torch.tensor(0.2)}
+    moving.load_state_dict(state)
+    assert bool((moving.errors < 0).all())
+    assert not moving.moved.any()
 
 
 @pytest.mark.parametrize(("is_on", "photos"), [(False, 5), (True, 0), (True, 1)])
