@@ -141,7 +141,9 @@ class Run:
 
     def __init__(self, variant: str, seed: int, options: argparse.Namespace) -> None:
         name, _, batch = variant.partition(BATCH)
-        changes = VARIANTS[name] + options.option + ([f"pipeline.target_num_samples={batch}"] if batch else [])
+        # Without the correction of exposures, which costs time and has nothing to do with mining.
+        changes = ["exposure=off", *VARIANTS[name], *options.option]
+        changes += [f"pipeline.target_num_samples={batch}"] if batch else []
         config = configure(options.method, options.data, options.parser, options.steps, options.output.parent, changes)
         if name == "two-pass":
             config.pipeline.model._target = TwoPassModel

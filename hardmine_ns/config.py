@@ -11,10 +11,13 @@ from nerfstudio.models.base_model import ModelConfig
 from hardmine_ns.hash_encoding import Backend, HashEncoding
 from hardmine_ns.mining import HardSampleMining, MiningHeads, MiningRule
 from ns_support.concurrency.processes import Processes
+from ns_support.corrections.moving import MovingRule
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import require
 from ns_support.help import documented
 
+MOVING_RULE = MovingRule(start=0.1, outlier=2.0, own=1.3)
+"""Earlier than with Gaussians, and by smaller multiples: errors are larger here, and more alike (docs/corrections.md)."""
 _COUNTS = (
     "eval_num_rays_per_chunk",
     "num_levels",

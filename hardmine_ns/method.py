@@ -77,7 +77,7 @@ instant_ngp_hardmine = MethodSpecification(
     config=_trainer(
         "instant-ngp-hardmine",
         RayDataManagerConfig(dataparser=AutoDataParserConfig()),
-        HardMineModelConfig(**_SIZES),
+        HardMineModelConfig(**_SIZES, exposure="auto"),
         _CPU_SAMPLES["photographs"],
     ),
     description="Instant-NGP that learns from hard samples only: photographs, unbounded scenes; on a CPU or a GPU.",

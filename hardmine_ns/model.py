@@ -18,7 +18,7 @@ from nerfstudio.model_components import renderers
 from torch import Tensor
 from torch.nn import Parameter
 
-from hardmine_ns.config import HardMineModelConfig
+from hardmine_ns.config import MOVING_RULE, HardMineModelConfig
 from hardmine_ns.findings import RayFindings, weighted
 from hardmine_ns.fixed_sizes import FixedSizes
 from hardmine_ns.hash_encoding import check_backend
@@ -56,6 +56,7 @@ _UP = torch.tensor([[0.0, 0.0, 1.0]])
 class HardMineModel(CorrectedModel):
     """Instant-NGP on a CPU or on CUDA, backpropagating hard samples only."""
 
+    moving_rule = MOVING_RULE
     config: HardMineModelConfig
     field: HashField
     grid: OccupancyGrid

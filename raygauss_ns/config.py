@@ -14,6 +14,7 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.models.base_model import ModelConfig
 
 from ns_support.adam import SharedAdam
+from ns_support.corrections.moving import MovingRule
 from ns_support.corrections.settings import CorrectionsConfig
 from ns_support.errors import UserError, require
 from ns_support.help import documented
@@ -27,6 +28,8 @@ Strategy: TypeAlias = Literal["relocation", "published"]
 """Density control."""
 WindowRule: TypeAlias = Literal["uniform", "blocks"]
 """Which windows are trained."""
+MOVING_RULE = MovingRule(start=0.4, outlier=5.0, own=2.0)
+"""What moved stands out late, when everything else fits well, and fine detail has large errors long before."""
 CPU_WINDOW = 128
 """Side of the window that a training step on a CPU sees (pixels)."""
 CPU_GAUSSIANS, GPU_GAUSSIANS, PUBLISHED_GAUSSIANS = 100_000, 1_000_000, 6_000_000

@@ -28,7 +28,7 @@ from raygauss_ns.background import Background
 from raygauss_ns.cameras import flat_rays, observed_view, posed_lenses
 from raygauss_ns.casting import CastSettings, Gaussians, RayOutputs, Rays
 from raygauss_ns.color import ColorBasis
-from raygauss_ns.config import RayGaussModelConfig, check_background, check_config
+from raygauss_ns.config import MOVING_RULE, RayGaussModelConfig, check_background, check_config
 from raygauss_ns.gaussians.density.control import DensityControl
 from raygauss_ns.gaussians.losses import isotropy_loss, photometric_loss
 from raygauss_ns.gaussians.projection import View, pixel_angle, widened
@@ -71,6 +71,7 @@ class RayGaussModel(CorrectedModel):
         kwargs: what nerfstudio hands to every model.
     """
 
+    moving_rule = MOVING_RULE
     config: RayGaussModelConfig
 
     def __init__(

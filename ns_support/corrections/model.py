@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ns_support.corrections.exposure import Exposure
 from ns_support.corrections.matching import FITTED_POSES
-from ns_support.corrections.moving import BLOCKS, MovingPixels, pixel_blocks
+from ns_support.corrections.moving import BLOCKS, MovingPixels, MovingRule, pixel_blocks
 from ns_support.corrections.newton import l1_curvature
 from ns_support.corrections.poses import PoseRefinement
 from ns_support.corrections.settings import CorrectionsConfig
@@ -39,6 +39,8 @@ class CorrectedModel(Model):
     viewer and in `ns-export cameras`. It is there only if poses are refined.
     """
 
+    moving_rule: ClassVar[MovingRule]
+    """Which blocks of photographs are left out."""
     exposure: Exposure
     moving: MovingPixels
 
@@ -57,7 +59,7 @@ class CorrectedModel(Model):
                 self.camera_optimizer.start_at(fitted)
         self._sizes = None if cameras is None else (cameras.height.reshape(-1), cameras.width.reshape(-1))
         self.exposure = Exposure(config.exposure, num_photos)
-        self.moving = MovingPixels(config.ignore_moving, num_photos)
+        self.moving = MovingPixels(config.ignore_moving, num_photos, self.moving_rule)
         self.look = PhotoLook(self.exposure, num_photos)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

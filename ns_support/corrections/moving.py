@@ -11,7 +11,7 @@ a block that was not seen for long would otherwise be taken for one that stayed 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,6 @@ from ns_support.concurrency.processes import Processes
 
 BLOCKS = 32
 """Blocks along each side of a photograph."""
-START = 0.4
-"""Fraction of the training from which blocks may be left out: before, what is hard to learn has large errors too."""
-OUTLIER = 5.0
-"""Multiple of the median from which the mean error of a block and of those around it is too large."""
-OWN = 2.0
-"""Multiple of the median that the block's own error must exceed too, or whatever is beside a person would not count."""
 _NEW = 0.2
 """Weight of a new error in a block's running mean."""
 _NEW_TOTALS = 0.02
@@ -38,21 +32,36 @@ _JUDGED_EVERY = 20
 """Steps between two decisions which blocks count."""
 
 
+class MovingRule(NamedTuple):
+    """From when on what is left out. What fits depends on how soon a method knows what is only hard to learn.
+
+    Attributes:
+        start: fraction of the training from which blocks may be left out.
+        outlier: multiple of the median from which the mean error of a block and of those around it is too large.
+        own: multiple of the median that the block's own error must exceed too: whatever is beside a person counts.
+    """
+
+    start: float
+    outlier: float
+    own: float
+
+
 class MovingPixels(nn.Module):
     """The running errors of all blocks of the training photographs, and which of them count.
 
     Args:
         is_on: whether anything is ever left out; otherwise nothing is computed.
         num_photos: N >= 0.
+        rule: of what is left out.
     """
 
     errors: Tensor
     moved: Tensor
     totals: Tensor
 
-    def __init__(self, is_on: bool, num_photos: int) -> None:
+    def __init__(self, is_on: bool, num_photos: int, rule: MovingRule) -> None:
         super().__init__()
-        self.is_on = is_on and num_photos > 1
+        self.is_on, self.rule = is_on and num_photos > 1, rule
         self.starts = False
         """Whether blocks are left out at the step at hand."""
         if self.is_on:
@@ -86,7 +95,7 @@ class MovingPixels(nn.Module):
 
     def before_step(self, progress: float) -> None:
         """Take note of what fraction of the training is done."""
-        self.starts = progress >= START
+        self.starts = progress >= self.rule.start
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -101,7 +110,7 @@ class MovingPixels(nn.Module):
         self.errors.lerp_(latest, torch.where(self.errors < 0, 1.0, _NEW) * (counts > 0))
         self._sums.zero_()
         if step % _JUDGED_EVERY == 0:
-            self.moved.copy_(outlying(self.errors))
+            self.moved.copy_(outlying(self.errors, self.rule))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # Earlier versions kept errors as they were, and their limit: of such a run, what moved is found anew.
@@ -119,11 +128,12 @@ class MovingPixels(nn.Module):
         return self.moved.float().mean() if self.is_on and self.starts else torch.zeros(())
 
 
-def outlying(errors: Tensor) -> Tensor:
+def outlying(errors: Tensor, rule: MovingRule) -> Tensor:
     """Blocks that with those around them are far above the median.
 
     Args:
         errors: [N * 32 * 32] running errors, negative where nothing has been seen.
+        rule: how far.
 
     Returns:
         [N * 32 * 32] bool.
@@ -135,7 +145,7 @@ def outlying(errors: Tensor) -> Tensor:
     )
     around = torch.where(shares > 0, sums / shares.clamp_min(_TINY), -1.0)
     typical = typical_error(around)
-    return (around > OUTLIER * typical) & (errors > OWN * typical)
+    return (around > rule.outlier * typical) & (errors > rule.own * typical)
 
 
 def typical_error(errors: Tensor) -> Tensor:

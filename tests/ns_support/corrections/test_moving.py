@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from ns_support.corrections.moving import BLOCKS, START, MovingPixels, pixel_blocks, typical_error, window_blocks
+from ns_support.corrections.moving import BLOCKS, MovingPixels, MovingRule, pixel_blocks, typical_error, window_blocks
+
+RULE = MovingRule(0.4, 5.0, 2.0)
 
 
 def test_blocks_of_a_window_are_those_of_its_pixels():
@@ -30,13 +32,13 @@ def seen(moving, errors, step, progress):
 
 
 def test_what_stays_wrong_is_left_out_once_the_rest_is_right():
-    moving, draw = MovingPixels(True, 2), torch.Generator().manual_seed(0)
+    moving, draw = MovingPixels(True, 2, RULE), torch.Generator().manual_seed(0)
     wrong = torch.zeros(2, 64, 64, dtype=torch.bool)
     wrong[1, 20:30, 40:50] = True
     for step in range(60):
         noise = 0.04 * torch.rand(2, 64, 64, generator=draw)
         weights = seen(moving, torch.where(wrong, 0.5, noise), step, step / 100)
-        if step / 100 < START:
+        if step / 100 < RULE.start:
             assert bool(weights.all())
     assert not weights[wrong].any()
     assert bool(weights[~wrong].all())
@@ -45,7 +47,7 @@ def test_what_stays_wrong_is_left_out_once_the_rest_is_right():
 
 def test_an_object_before_a_plain_background_is_not_what_moved():
     """Nine tenths of the blocks have next to no error; of the object's, one photograph has some that stay wrong."""
-    moving, draw = MovingPixels(True, 2), torch.Generator().manual_seed(0)
+    moving, draw = MovingPixels(True, 2, RULE), torch.Generator().manual_seed(0)
     for step in range(60):
         errors = 1e-7 * torch.rand(2, 64, 64, generator=draw)
         errors[:, 20:40, 20:40] = 0.01 + 0.02 * torch.rand(2, 20, 20, generator=draw)
@@ -63,7 +65,7 @@ def test_typical_error():
 
 
 def test_a_block_that_becomes_right_counts_again():
-    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.02)
+    moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.02)
     errors[0, :8, :8] = 0.5
     for step in range(40):
         weights = seen(moving, errors, step, 0.5)
@@ -76,7 +78,7 @@ def test_a_block_that_becomes_right_counts_again():
 
 def test_a_large_error_that_stands_alone_is_learnt():
     """Fine detail: single blocks with ten times the error of the others, in one photograph."""
-    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.02)
+    moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.02)
     errors[0, 1::12, 1::12] = 0.8  # a quarter of each block
     for step in range(40):
         weights = seen(moving, errors, step, 0.5)
@@ -84,7 +86,7 @@ def test_a_large_error_that_stands_alone_is_learnt():
 
 
 def test_a_block_that_was_not_seen_while_errors_fell_counts():
-    moving = MovingPixels(True, 2)
+    moving = MovingPixels(True, 2, RULE)
     for step in range(400):
         moving.before_step(step / 400)
         whole = 0.5 * 0.99**step * torch.ones(64, 64)
@@ -98,7 +100,7 @@ def test_a_block_that_was_not_seen_while_errors_fell_counts():
 
 def test_what_a_mask_hides_is_not_judged():
     """Nor are blocks beside it, whose own errors are large enough to be left out with such neighbours."""
-    moving = MovingPixels(True, 2)
+    moving = MovingPixels(True, 2, RULE)
     errors, mask = torch.full((64, 64), 0.02), torch.ones(64, 64)
     errors[:, 30:], mask[:, 30:] = 0.9, 0.0
     errors[:, 28:30] = 0.05
@@ -113,11 +115,11 @@ def test_what_a_mask_hides_is_not_judged():
 
 
 def test_running_errors_and_what_is_left_out_are_part_of_a_checkpoint():
-    moving, errors = MovingPixels(True, 2), torch.full((2, 64, 64), 0.1)
+    moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.1)
     errors[1, :20, :20] = 0.9
     for step in range(3):
         seen(moving, errors, step, 0.5)
-    again = MovingPixels(True, 2)
+    again = MovingPixels(True, 2, RULE)
     again.load_state_dict(moving.state_dict())
     again.before_step(0.5)
     assert torch.equal(seen(again, errors, 3, 0.5), seen(moving, errors, 3, 0.5))
@@ -127,7 +129,7 @@ def test_running_errors_and_what_is_left_out_are_part_of_a_checkpoint():
 
 
 def test_of_a_checkpoint_that_kept_errors_as_they_were_what_moved_is_found_anew():
-    moving = MovingPixels(True, 3)
+    moving = MovingPixels(True, 3, RULE)
     moving.errors.fill_(2.0)
     state = {"errors": torch.full((3 * BLOCKS**2,), 0.1), "limit": torch.tensor(0.2)}
     moving.load_state_dict(state)
@@ -137,7 +139,7 @@ def test_of_a_checkpoint_that_kept_errors_as_they_were_what_moved_is_found_anew(
 
 @pytest.mark.parametrize(("is_on", "photos"), [(False, 5), (True, 0), (True, 1)])
 def test_nothing_is_left_out_unasked_or_where_nothing_contradicts(is_on, photos):
-    moving = MovingPixels(is_on, photos)
+    moving = MovingPixels(is_on, photos, RULE)
     assert not moving.is_on
     assert not moving.state_dict()
     moving.before_step(1.0)
