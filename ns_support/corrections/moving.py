@@ -109,7 +109,8 @@ class MovingPixels(nn.Module):
         latest = sums * pixels / (counts * error).clamp_min(_TINY)
         self.errors.lerp_(latest, torch.where(self.errors < 0, 1.0, _NEW) * (counts > 0))
         self._sums.zero_()
-        if step % _JUDGED_EVERY == 0:
+        # After the last of several steps whose gradients are averaged, step + 1 is a multiple of their number.
+        if (step + 1) % _JUDGED_EVERY == 0:
             self.moved.copy_(outlying(self.errors, self.rule))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

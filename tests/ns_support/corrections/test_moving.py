@@ -76,6 +76,17 @@ def test_a_block_that_becomes_right_counts_again():
     assert bool(weights.all())
 
 
+@pytest.mark.parametrize("group", [2, 4, 5])
+def test_blocks_are_judged_where_gradients_of_several_steps_are_averaged(group):
+    """The corrections are then told of the last step of each group only."""
+    moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.02)
+    errors[0, :8, :8] = 0.5
+    for step in range(group - 1, 60, group):
+        weights = seen(moving, errors, step, 0.5)
+    assert not weights[0, :8, :8].any()
+    assert float(moving.left_out) == pytest.approx(16 / 2048)
+
+
 def test_a_large_error_that_stands_alone_is_learnt():
     """Fine detail: single blocks with ten times the error of the others, in one photograph."""
     moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.02)
@@ -117,12 +128,12 @@ def test_what_a_mask_hides_is_not_judged():
 def test_running_errors_and_what_is_left_out_are_part_of_a_checkpoint():
     moving, errors = MovingPixels(True, 2, RULE), torch.full((2, 64, 64), 0.1)
     errors[1, :20, :20] = 0.9
-    for step in range(3):
+    for step in range(20):
         seen(moving, errors, step, 0.5)
     again = MovingPixels(True, 2, RULE)
     again.load_state_dict(moving.state_dict())
     again.before_step(0.5)
-    assert torch.equal(seen(again, errors, 3, 0.5), seen(moving, errors, 3, 0.5))
+    assert torch.equal(seen(again, errors, 20, 0.5), seen(moving, errors, 20, 0.5))
     assert not again.moved.all()
     assert bool(again.moved.any())
     assert float(again.errors.max()) > 4
