@@ -17,7 +17,7 @@ from ns_support.errors import require
 from ns_support.help import documented
 
 MOVING_RULE = MovingRule(start=0.1, outlier=2.0, own=1.3)
-"""Earlier than with Gaussians, and by smaller multiples: errors are larger here, and more alike (docs/corrections.md)."""
+"""Earlier than with Gaussians, and by smaller multiples: errors are larger and more alike (docs/corrections.md)."""
 _COUNTS = (
     "eval_num_rays_per_chunk",
     "num_levels",
