@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from nerfstudio.utils import writer
+from nerfstudio.engine.trainer import writer  # imported first, nerfstudio.utils.writer fails: it needs itself
 
 from hardmine_ns.method import instant_ngp_hardmine_bounded
 from hardmine_ns.pipeline import AdaptiveRaysPipelineConfig, next_num_rays
