@@ -174,7 +174,10 @@ class Exposure(nn.Module):
             return f"The photographs differ in brightness by {spread:.0%}: each keeps a colour correction of its own."
         self.in_use.fill_(False)
         self.adjustments.zero_()
-        return ""
+        return (
+            f"The photographs differ in brightness by {spread:.0%} as far as can be told by now, less than "
+            f"{LEAST_SPREAD:.0%}: their exposures are not corrected."
+        )
 
 
 def within_range(rgb: Tensor, image: Tensor) -> Tensor:
