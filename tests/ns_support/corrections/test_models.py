@@ -6,8 +6,18 @@ from nerfstudio.exporter.exporter_utils import collect_camera_poses
 from small_runs import begin, both, configure
 from small_scenes import write_disc
 
+from hardmine_ns.method import instant_ngp_hardmine, instant_ngp_hardmine_bounded
 from ns_support.corrections import poses
 from ns_support.corrections.poses import PoseRefinementConfig
+from raygauss_ns.method import raygauss
+
+
+def test_exposures_are_looked_at_by_default_as_the_page_says():
+    """docs/corrections.md; measured on lego_200 and fox_270."""
+    modes = [
+        one.config.pipeline.model.exposure for one in (raygauss, instant_ngp_hardmine, instant_ngp_hardmine_bounded)
+    ]
+    assert modes == ["auto", "auto", "off"]
 
 
 @pytest.fixture(scope="module")

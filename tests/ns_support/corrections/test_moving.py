@@ -140,11 +140,14 @@ def test_running_errors_and_what_is_left_out_are_part_of_a_checkpoint():
 
 
 def test_of_a_checkpoint_that_kept_errors_as_they_were_what_moved_is_found_anew():
-    moving = MovingPixels(True, 3, RULE)
-    moving.errors.fill_(2.0)
+    """Also if it is of more photographs than there are: the model then makes room for their errors first."""
+    moving = MovingPixels(True, 2, RULE)
+    moving.moved.fill_(True)
     state = {"errors": torch.full((3 * BLOCKS**2,), 0.1), "limit": torch.tensor(0.2)}
+    moving.errors.data = torch.zeros_like(state["errors"])
     moving.load_state_dict(state)
     assert bool((moving.errors < 0).all())
+    assert len(moving.moved) == len(state["errors"])
     assert not moving.moved.any()
 
 
